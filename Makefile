@@ -1,0 +1,45 @@
+# make demo: from a fresh clone to the score table. make test: lint, types, tests. make ui: the graph.
+PYTHON ?= $(shell for v in 3.12 3.11 3.13; do command -v python$$v && break; done || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+export DAGSTER_HOME ?= $(CURDIR)/dagster_home
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint types ui setup lock clean
+demo: $(READY)
+	@$(BIN)/cs336 demo
+
+ui: $(READY)
+	@echo "the graph is at http://127.0.0.1:3000 in a few seconds; Ctrl-C ends it"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(READY)
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# The lock pins every package; `pip check` would object to a torch build other than the one pinned.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.12")'
+	@echo "installing the locked packages into $(VENV) (a minute or two; PyTorch is the large one)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Pin what is installed now. The local part of a version, such as torch's +cpu, is another machine's affair.
+lock:
+	@{ echo "# Every package that the project is developed and tested with; made with \`make lock\`."; \
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cs336 --all | grep -vE '^pip=' | sed 's/+[a-z0-9.]*$$//'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf artifacts dagster_home/storage dagster_home/history dagster_home/schedules dagster_home/logs

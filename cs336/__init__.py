@@ -1,0 +1,1 @@
+"""Train language models from scratch: crawl, filter, deduplicate, tokenize, pretrain, align, evaluate."""

@@ -1,0 +1,230 @@
+"""`cs336 ...`: what a person does by hand.
+
+Commands that need the graph come from packages that announce themselves under the entry point
+`cs336.commands`; this module knows nothing of Dagster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cs336.files import UserError, read_json
+
+DESCRIPTION = """Train language models from scratch, from raw crawl to MMLU and GSM8K scores.
+
+first steps:
+  cs336 demo                       the whole chain at preset `tiny`, on two CPU cores, offline
+  cs336 scores                     the score table of every model there is
+  cs336 look filtered_text         read documents at any stage
+  cs336 generate "def "            let the model write
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a mistake ends with one line and exit code 1."""
+    parser = argparse.ArgumentParser(
+        prog="cs336", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _register(commands)
+    for entry in importlib.metadata.entry_points(group="cs336.commands"):
+        entry.load()(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"cs336: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ncs336: stopped; finished artifacts are kept, run again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def add_preset_option(command: argparse.ArgumentParser) -> None:
+    """`--preset NAME`, as every command about artifacts has it."""
+    command.add_argument("--preset", default="tiny", help="preset (default: %(default)s; see `cs336 presets`)")
+
+
+def _register(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("presets", help="list presets, or show every setting of one")
+    command.add_argument("name", nargs="?", help="preset to show")
+    command.set_defaults(run=_presets)
+
+    command = commands.add_parser("data", help="external data sets and models: what there is, what is here, fetch")
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    action = actions.add_parser("list", help="every entry of the catalogue, and where it was found")
+    action.set_defaults(run=_data_list)
+    action = actions.add_parser("fetch", help="download entries, with resume and checksums")
+    action.add_argument("names", nargs="+", help="entries of `cs336 data list`")
+    action.set_defaults(run=_data_fetch)
+
+    command = commands.add_parser("show", help="an artifact: its manifest in short, and its files")
+    command.add_argument("asset", help="such as tokenizer or token_shards/docs-00000")
+    add_preset_option(command)
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("look", help="read random documents at any stage, with their addresses")
+    command.add_argument("asset", nargs="?", default="deduplicated_text", help="default: %(default)s")
+    command.add_argument("-n", type=int, default=3, help="how many (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=None, help="the same documents again")
+    command.add_argument("--contains", default="", help="only documents with this text")
+    command.add_argument("--characters", type=int, default=1_000, help="of each document (default: %(default)s)")
+    add_preset_option(command)
+    command.set_defaults(run=_look)
+
+    command = commands.add_parser("generate", help="let a model continue a prompt")
+    command.add_argument("prompt", nargs="?", default="", help="text to continue")
+    command.add_argument("--tokens", type=int, default=100, help="at most (default: %(default)s)")
+    command.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--top-p", type=float, default=0.95, help="nucleus (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+    add_preset_option(command)
+    command.set_defaults(run=_generate)
+
+    command = commands.add_parser("scores", help="the score table of every preset's model")
+    command.set_defaults(run=_scores)
+
+    command = commands.add_parser("verify", help="compare every artifact's files with its manifest")
+    add_preset_option(command)
+    command.set_defaults(run=_verify)
+
+
+def _presets(options: argparse.Namespace) -> None:
+    from cs336.presets import find_preset, preset_names, presets_file
+
+    if options.name:
+        _print_settings(find_preset(options.name), indent="")
+        return
+    for name in preset_names():
+        preset = find_preset(name)
+        tokens = preset.train.batch_size * preset.train.num_steps * preset.model.context_length
+        source = type(preset.source).__name__
+        print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {tokens:>16,} training tokens")
+    print(f"\nyour own: {presets_file()} (format: the beginning of cs336/presets.py)")
+
+
+def _print_settings(config: object, indent: str) -> None:
+    import dataclasses
+
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            print(f"{indent}{field.name}: {type(value).__name__}")
+            _print_settings(value, indent + "  ")
+        else:
+            print(f"{indent}{field.name} = {value!r}")
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from cs336 import catalog
+
+    rows = catalog.status_table()
+    columns = list(rows[0])
+    widths = {column: max(len(column), *(len(str(row[column])) for row in rows)) for column in columns}
+    for row in [dict(zip(columns, columns, strict=True)), *rows]:
+        print("  ".join(f"{row[column]!s:<{widths[column]}}" for column in columns).rstrip())
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from cs336 import catalog
+    from cs336.progress import bar
+
+    for name in options.names:
+        print(f"{name}: {catalog.fetch(name, progress=bar)}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from cs336.store import MANIFEST, Store
+
+    folder = Store(options.preset).path(options.asset)
+    if not (folder / MANIFEST).exists():
+        shards = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if shards:
+            raise UserError(f"{folder}: has shards; name one: {', '.join(f'{options.asset}/{s}' for s in shards[:8])}")
+        raise UserError(f"{folder}: not there yet; `cs336 run --preset {options.preset}` makes it")
+    manifest = read_json(folder / MANIFEST)
+    print(folder)
+    for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions"):
+        print(f"  {key}: {manifest[key]}")
+    for name, facts in manifest["files"].items():
+        print(f"  {facts['bytes']:>14,} bytes  {name}  sha256 {facts['sha256'][:12]}")
+    for name, value in manifest["metadata"].items():
+        text = value["markdown"] if isinstance(value, dict) and "markdown" in value else str(value)
+        separator = "\n" if "\n" in text else " "
+        print(f"  {name}:{separator}{text}")
+
+
+def _look(options: argparse.Namespace) -> None:
+    from cs336.documents import DOCUMENTS_FILE, read_documents
+    from cs336.store import Store
+
+    folder = Store(options.preset).path(options.asset)
+    shards = sorted(path.parent for path in folder.glob(f"*/{DOCUMENTS_FILE}"))
+    if not shards:
+        raise UserError(f"{folder}: holds no documents; try extracted_text, filtered_text or deduplicated_text")
+    found = [document for shard in shards for document in read_documents(shard) if options.contains in document.text]
+    print(f"{len(found):,} documents in {folder}")
+    for document in random.Random(options.seed).sample(found, min(options.n, len(found))):
+        print(f"\n--- {document.url}\n--- {document.warc} at byte {document.offset:,}")
+        print(document.text[: options.characters])
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from cs336.generate.engine import generate
+    from cs336.model.transformer import load_model
+    from cs336.store import Store
+    from cs336.tokenizer.bpe import Tokenizer
+
+    store = Store(options.preset)
+    model = load_model(_made(store.path("base_model")))
+    completion = generate(
+        model,
+        Tokenizer.load(_made(store.path("tokenizer"))),
+        [options.prompt],
+        max_new_tokens=min(options.tokens, model.config.context_length - 1),
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )[0]
+    print(options.prompt + completion.text)
+    print(f"[{completion.num_tokens} tokens, ended by {completion.finish}]", file=sys.stderr)
+
+
+def _made(folder: Path) -> Path:
+    if not folder.exists():
+        raise UserError(f"{folder}: not there yet; `cs336 demo` makes it for preset tiny")
+    return folder
+
+
+def _scores(options: argparse.Namespace) -> None:
+    from cs336.evals.leaderboard import collect_scores
+    from cs336.evals.report import text_table
+    from cs336.store import default_root
+
+    rows = collect_scores(default_root())
+    if not rows:
+        raise UserError(f"{default_root()}: no scores yet; `cs336 demo` makes the first")
+    print(text_table(rows))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from cs336.store import MANIFEST, Store, verify
+
+    manifests = sorted(Store(options.preset).folder.glob(f"*/{MANIFEST}"))
+    manifests += sorted(Store(options.preset).folder.glob(f"*/*/{MANIFEST}"))
+    problems = [problem for path in manifests for problem in verify(path.parent)]
+    for problem in problems:
+        print(problem)
+    print(f"{len(manifests)} artifacts, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Ways in: every source becomes WARC files plus a manifest."""

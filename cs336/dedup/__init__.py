@@ -1,0 +1,1 @@
+"""Repeated lines and near-identical documents."""

@@ -1,0 +1,192 @@
+"""HTML bytes to text, and WARC files to documents, with every record accounted for."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import detect_encoding
+
+from cs336.crawl.warc import Record, Skipped, read_records
+from cs336.documents import Document
+from cs336.processes import map_ordered
+from cs336.progress import Progress, silent
+
+_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+# Sent to a worker at once: enough to hide the cost of a message, little enough to stay in memory.
+_BATCH_BYTES = 2 * 2**20
+_BATCH_RECORDS = 64
+# MIME types come from servers and are of any form; the ledger names the common ones.
+_NAMED_TYPES = frozenset(
+    [
+        "application/atom+xml",
+        "application/javascript",
+        "application/json",
+        "application/octet-stream",
+        "application/pdf",
+        "application/rss+xml",
+        "application/x-javascript",
+        "application/xml",
+        "application/x-shockwave-flash",
+        "application/zip",
+        "image/gif",
+        "image/jpeg",
+        "image/png",
+        "image/svg+xml",
+        "image/webp",
+        "image/x-icon",
+        "text/calendar",
+        "text/css",
+        "text/csv",
+        "text/dns",
+        "text/javascript",
+        "text/xml",
+        "video/mp4",
+        "audio/mpeg",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """How text is taken out of pages.
+
+    Attributes:
+        main_content: keep only what resiliparse takes for the main content, without menus and
+            footers. False is the handout's choice: the filters downstream are meant to do that.
+        max_page_bytes: larger pages (decoded) are skipped. Common Crawl's limit is 1 MiB, 5 MiB
+            since 2025; above 10 MB are log files and dumps rather than pages.
+    """
+
+    main_content: bool = False
+    max_page_bytes: int = 10_000_000
+
+
+def extract_text(html: bytes, *, main_content: bool = False) -> str:
+    """The visible text of a page, whatever its bytes; equal to resiliparse's, byte for byte.
+
+    Blocks are set apart by blank lines, white space is collapsed, list items start with "  • ",
+    links lose their address; no newline at the end.
+
+    Args:
+        html: strict UTF-8 is tried first, then the detected encoding with replacement characters.
+        main_content: leave out what looks like menus, headers and footers.
+
+    Source: resiliparse 2.0.1, `extract_plain_text` with default options.
+    """
+    return extract_plain_text(decode_text(html), main_content=main_content)
+
+
+def decode_text(data: bytes) -> str:
+    """Bytes of unknown encoding to text; never raises."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    try:
+        return data.decode(detect_encoding(data) or "utf-8", "replace")
+    except LookupError:  # a name of the WHATWG's list that Python does not know
+        return data.decode("utf-8", "replace")
+
+
+def extract_shard(
+    warc_path: Path,
+    config: ExtractConfig,
+    *,
+    warc_name: str | None = None,
+    num_workers: int = 1,
+    progress: Progress = silent,
+) -> tuple[list[Document], Counter[str]]:
+    """The documents of one WARC file, and why its other records gave none.
+
+    HTML responses are extracted, plain-text responses decoded, `conversion` records (WET) taken as
+    they are. Every record of the file is counted once: the documents and the counted reasons add
+    up to the records seen.
+
+    Args:
+        warc_name: what documents give as their `warc`; by default the file's name.
+        num_workers: processes; never changes the result.
+
+    Returns:
+        Documents in file order, and skipped records by reason (no reason contains an address).
+
+    Raises:
+        UserError: no such file.
+    """
+    name = warc_name or warc_path.name
+    records = progress(
+        read_records(warc_path, max_record_bytes=config.max_page_bytes), unit="records", label=f"extract {name}"
+    )
+    batches = _batches(_slimmed(records))
+    documents: list[Document] = []
+    skipped: Counter[str] = Counter()
+    for outcomes in map_ordered(partial(_extract_batch, config, name), batches, num_workers=num_workers):
+        for outcome in outcomes:
+            if isinstance(outcome, str):
+                skipped[outcome] += 1
+            else:
+                documents.append(outcome)
+    return documents, skipped
+
+
+def _slimmed(records: Iterator[Record | Skipped]) -> Iterator[Record | str]:
+    """Decide here what needs no extraction, so that images and requests do not travel to workers."""
+    for record in records:
+        reason = _reason_to_skip(record)
+        yield reason if reason or isinstance(record, Skipped) else replace(record, http_headers={})
+
+
+def _reason_to_skip(record: Record | Skipped) -> str:
+    """Why a record gives no document; empty if it may."""
+    if isinstance(record, Skipped):
+        return f"unreadable record: {record.reason}"
+    if record.kind == "conversion":
+        return ""
+    if record.kind != "response":
+        return f"{record.kind} record"
+    if record.http_status is None:
+        return "not HTTP"
+    if record.http_status != 200:
+        return f"status {record.http_status}"
+    if record.mime_type in _HTML_TYPES or record.mime_type == "text/plain":
+        return ""
+    if not record.mime_type:
+        return "not HTML: no content type"
+    return f"not HTML: {record.mime_type if record.mime_type in _NAMED_TYPES else 'other'}"
+
+
+def _batches(records: Iterator[Record | str]) -> Iterator[list[Record | str]]:
+    batch: list[Record | str] = []
+    num_bytes = 0
+    # A sentinel None flushes the last batch.
+    for record in itertools.chain(records, [None]):
+        if record is None or len(batch) >= _BATCH_RECORDS or num_bytes >= _BATCH_BYTES:
+            if batch:
+                yield batch
+            batch, num_bytes = [], 0
+        if record is not None:
+            batch.append(record)
+            num_bytes += len(record.payload) if isinstance(record, Record) else 0
+
+
+def _extract_batch(config: ExtractConfig, warc_name: str, batch: list[Record | str]) -> list[Document | str]:
+    return [item if isinstance(item, str) else _extract_record(item, config, warc_name) for item in batch]
+
+
+def _extract_record(record: Record, config: ExtractConfig, warc_name: str) -> Document | str:
+    """The record's document, or the reason why there is none."""
+    if record.mime_type in _HTML_TYPES:
+        try:
+            text = extract_text(record.payload, main_content=config.main_content)
+        except Exception as error:  # whatever a strange page makes the parser do must not end the crawl
+            return f"extraction failed: {type(error).__name__}"
+    else:
+        text = decode_text(record.payload)
+    if not text.strip():
+        return "empty text"
+    return Document(id=record.id, url=record.url or "", warc=warc_name, offset=record.offset, text=text)

@@ -1,0 +1,283 @@
+"""All filters over a shard: measure everything, then decide.
+
+`measure_documents` needs the models and takes the time; `decide` is a table operation, so other
+thresholds are tried on stored measurements within a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from cs336.documents import Document
+from cs336.filters.decontaminate import EvalIndex
+from cs336.filters.harmful import HarmfulModels, harm_score
+from cs336.filters.heuristics import GopherConfig, measure_gopher
+from cs336.filters.language import LanguageModel
+from cs336.filters.pii import mask_pii
+from cs336.filters.quality import QualityModel
+from cs336.processes import map_ordered
+from cs336.progress import Progress, silent
+
+FILTERS = ("language", "nsfw", "toxic", "gopher", "quality", "contaminated", "pii")  # in the order they decide
+OFF = "off, no model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterModels:
+    """Where the models are; None where there is none. Small and picklable: each worker opens its own."""
+
+    language: Path | None = None  # None takes resiliparse's detector
+    nsfw: Path | None = None
+    toxic: Path | None = None
+    quality: Path | None = None
+    evals: Path | None = None  # an EvalIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """What a document must measure to be kept; a value on a bound passes.
+
+    Attributes:
+        languages: codes to keep; () keeps every language.
+        min_language_confidence: 0.65 is FineWeb's bound for English (arXiv:2406.17557).
+        gopher: the bounds of Gopher's rules, on words between spaces; with marks as words, the rules
+            would leave 8 % of the text of Python's docstrings (measured), not 90 %.
+        max_nsfw_score, max_toxic_score: probability of the harmful label; 0.5 is the classifier's own
+            verdict (most harmful pages lie far above it).
+        min_quality_score: None measures only: reference against crawl is reported to be too
+            strict as a hard filter (one author kept 0 of 500 pages).
+        max_eval_hits: n-grams shared with evaluation questions; 0 drops every contaminated document.
+        mask_pii: replace e-mail, IP and phone numbers in what is kept.
+    """
+
+    languages: tuple[str, ...] = ("en",)
+    min_language_confidence: float = 0.65
+    gopher: GopherConfig = field(default_factory=lambda: GopherConfig(marks_are_words=False))
+    max_nsfw_score: float = 0.5
+    max_toxic_score: float = 0.5
+    min_quality_score: float | None = None
+    max_eval_hits: int = 0
+    mask_pii: bool = True
+
+
+MEASUREMENTS = {
+    "id": pl.String,
+    "url": pl.String,
+    "warc": pl.String,
+    "offset": pl.Int64,
+    "num_bytes": pl.Int64,
+    "language": pl.String,
+    "language_confidence": pl.Float64,
+    "nsfw_score": pl.Float64,
+    "toxic_score": pl.Float64,
+    "num_words": pl.Int64,
+    "mean_word_length": pl.Float64,
+    "ellipsis_line_fraction": pl.Float64,
+    "alphabetic_word_fraction": pl.Float64,
+    "num_spaced_words": pl.Int64,
+    "mean_spaced_word_length": pl.Float64,
+    "alphabetic_spaced_word_fraction": pl.Float64,
+    "quality_score": pl.Float64,
+    "num_eval_hits": pl.Int64,
+    "eval_hits": pl.String,
+    "num_emails": pl.Int64,
+    "num_ips": pl.Int64,
+    "num_phones": pl.Int64,
+}
+
+
+def measure_documents(
+    documents: Iterable[Document], models: FilterModels, *, num_workers: int = 1, progress: Progress = silent
+) -> tuple[pl.DataFrame, dict[str, float], dict[str, str]]:
+    """What every filter measures on every document, whatever the other filters say.
+
+    Returns:
+        The measurements, one row a document in its order, null where a filter is off (words are
+        counted with punctuation marks as words, and as spaced words without; `eval_hits`
+        reads "gsm8k: 2, mmlu: 1", and is null without hits); the seconds spent in each filter,
+        summed over the workers; and each filter's state, such as "on: lid.176" or "off, no model".
+    """
+    states = _open(models).states  # a missing or broken model shows before any work
+    seconds = dict.fromkeys(FILTERS, 0.0)
+    rows = []
+    watched = progress(documents, unit="documents", label="filter")
+    # Eight documents a task: a task costs about as much to send as to measure one small page.
+    for row, spent in map_ordered(functools.partial(_measure, models), watched, num_workers=num_workers, per_task=8):
+        rows.append(row)
+        for name, value in zip(FILTERS, spent, strict=True):
+            seconds[name] += value
+    table = pl.DataFrame(rows, schema=MEASUREMENTS, orient="row")
+    return table, seconds, states
+
+
+def decide(measurements: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
+    """Add each filter's verdict and the decision to a table of measurements; needs no model.
+
+    Returns:
+        The measurements with `passes_language`, `passes_nsfw`, `passes_toxic`, `passes_gopher`,
+        `passes_quality`, `passes_contaminated` (true where a filter is off); `kept`; `reason`, null or
+        the first that failed: "language", "harmful:nsfw", "harmful:toxic", "gopher:<rule>", "quality",
+        "contaminated"; and `num_masked`, what will be masked in it (0 unless kept).
+    """
+    failures = _failures(config)
+    reason = pl.coalesce(pl.when(fails).then(pl.lit(name)) for name, fails in failures)
+    verdicts = [
+        (~pl.any_horizontal(fails for name, fails in failures if _filter_of(name) == filter_name)).alias(
+            f"passes_{filter_name}"
+        )
+        for filter_name in FILTERS
+        if filter_name != "pii"
+    ]
+    masked = pl.col("num_emails") + pl.col("num_ips") + pl.col("num_phones") if config.mask_pii else pl.lit(0)
+    return measurements.with_columns(*verdicts, reason=reason).with_columns(
+        kept=pl.col("reason").is_null(),
+        num_masked=pl.when(pl.col("reason").is_null()).then(masked).otherwise(0).cast(pl.Int64),
+    )
+
+
+def ledger(decisions: pl.DataFrame, states: Mapping[str, str], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One row a filter, in the order they decide.
+
+    `seen` are the documents that no earlier filter dropped; `share_of_discards` is of all dropped
+    documents (null when nothing was); `would_drop` is what the filter drops on its own; `num_masked`
+    stands at pii only, which drops nothing.
+    """
+    dropped = Counter(_filter_of(reason) for reason in decisions["reason"].drop_nulls())
+    seen, rows = decisions.height, []
+    for name in FILTERS:
+        is_pii = name == "pii"
+        rows.append(
+            {
+                "filter": name,
+                "state": states[name],
+                "seen": seen,
+                "kept": seen - dropped[name],
+                "dropped": dropped[name],
+                "share_of_discards": dropped[name] / dropped.total() if dropped else None,
+                "would_drop": 0 if is_pii else int((~decisions[f"passes_{name}"]).sum()),
+                "num_masked": int(decisions["num_masked"].sum()) if is_pii else None,
+                "seconds": float(seconds[name]),
+            }
+        )
+        seen -= dropped[name]
+    return rows
+
+
+def apply(documents: Iterable[Document], decisions: pl.DataFrame, config: FilterConfig) -> Iterator[Document]:
+    """The kept documents, in order, with personal data masked; otherwise unchanged.
+
+    Raises:
+        ValueError: the decisions are not about these documents, row by row.
+    """
+    rows = decisions.select("id", "kept").iter_rows()
+    for document, row in itertools.zip_longest(documents, rows):
+        if document is None or row is None or document.id != row[0]:
+            raise ValueError(
+                f"document {document and document.id} stands where the decisions have {row and row[0]};"
+                " decide on the measurements of these documents"
+            )
+        if row[1]:
+            yield document._replace(text=mask_pii(document.text)[0]) if config.mask_pii else document
+
+
+class _Opened(NamedTuple):
+    language: LanguageModel
+    harmful: HarmfulModels
+    quality: QualityModel
+    evals: EvalIndex | None
+    states: dict[str, str]
+
+
+@functools.lru_cache(maxsize=1)
+def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, ...]) -> _Opened:
+    language = LanguageModel(models.language)
+    evals = None if models.evals is None else EvalIndex.load(models.evals)
+    states = {
+        "language": f"on: {language.name}",
+        "nsfw": OFF if models.nsfw is None else "on: fastText",
+        "toxic": OFF if models.toxic is None else "on: fastText",
+        "gopher": "on",
+        "quality": OFF if models.quality is None else "on: fastText",
+        "contaminated": "off, no evals"
+        if evals is None
+        else f"on: {len(evals.evals)} evals, {evals.num_ngrams:,} n-grams",
+        "pii": "on",
+    }
+    return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
+
+
+def _open(models: FilterModels) -> _Opened:
+    """The models of this process, opened at the first document and again only when a file changed."""
+    paths = (models.language, models.nsfw, models.toxic, models.quality, models.evals)
+    stats = [path.stat() if path is not None and path.exists() else None for path in paths]
+    return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...], list[float]]:
+    """One row of the table, and the seconds each filter took, in the order of FILTERS."""
+    opened, text = _open(models), document.text
+    times = [time.perf_counter()]
+    language, confidence = opened.language.identify(text)
+    times.append(time.perf_counter())
+    nsfw = harm_score(opened.harmful.nsfw(text))
+    times.append(time.perf_counter())
+    toxic = harm_score(opened.harmful.toxic(text))
+    times.append(time.perf_counter())
+    gopher = measure_gopher(text)
+    spaced = measure_gopher(text, marks_are_words=False)
+    times.append(time.perf_counter())
+    quality = opened.quality.score(text)
+    times.append(time.perf_counter())
+    num_hits, hits = None, ""
+    if opened.evals is not None:
+        num_hits = opened.evals.num_hits(text)
+        hits = ", ".join(f"{name}: {count}" for name, count in opened.evals.count(text).items()) if num_hits else ""
+    times.append(time.perf_counter())
+    pii = mask_pii(text)[1]
+    times.append(time.perf_counter())
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    gophers = (*gopher, spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction)
+    row = (*document[:4], num_bytes, language, confidence, nsfw, toxic, *gophers, quality, num_hits, hits or None, *pii)
+    return row, [after - before for before, after in itertools.pairwise(times)]
+
+
+def _failures(config: FilterConfig) -> list[tuple[str, pl.Expr]]:
+    """(reason, when it holds) in order; a null measurement, of a filter that is off, never fails."""
+    gopher, column = config.gopher, pl.col
+    confident = column("language").is_in(config.languages) & (
+        column("language_confidence") >= config.min_language_confidence
+    )
+    quality = pl.lit(False) if config.min_quality_score is None else column("quality_score") < config.min_quality_score
+    spaced = "" if gopher.marks_are_words else "spaced_"
+    num_words, length = column(f"num_{spaced}words"), column(f"mean_{spaced}word_length")
+    alphabetic = column(f"alphabetic_{spaced}word_fraction")
+    # The same rules as heuristics.failing_rule, on columns.
+    failures = [
+        ("language", ~confident if config.languages else pl.lit(False)),
+        ("harmful:nsfw", column("nsfw_score") > config.max_nsfw_score),
+        ("harmful:toxic", column("toxic_score") > config.max_toxic_score),
+        ("gopher:too_few_words", num_words < max(1, gopher.min_words)),
+        ("gopher:too_many_words", num_words > gopher.max_words),
+        ("gopher:short_words", length < gopher.min_mean_word_length),
+        ("gopher:long_words", length > gopher.max_mean_word_length),
+        ("gopher:ellipsis_lines", column("ellipsis_line_fraction") > gopher.max_ellipsis_line_fraction),
+        ("gopher:few_alphabetic_words", alphabetic < gopher.min_alphabetic_word_fraction),
+        ("quality", quality),
+        ("contaminated", column("num_eval_hits") > config.max_eval_hits),
+    ]
+    return [(name, fails.fill_null(False)) for name, fails in failures]
+
+
+def _filter_of(reason: str) -> str:
+    """ "gopher:long_words" is gopher's, "harmful:nsfw" nsfw's."""
+    family, _, detail = reason.partition(":")
+    return detail if family == "harmful" else family

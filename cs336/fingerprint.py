@@ -1,0 +1,191 @@
+"""What a result depends on, as hashes: the code it reaches and the settings it reads.
+
+`code_of` hashes syntax trees, so comments, docstrings, formatting and line numbers change nothing,
+and a changed helper changes whatever calls it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOTS = ("cs336",)  # packages whose code counts; everything else is recorded as a version
+
+
+def digest(value: Any) -> str:
+    """Short stable hash of JSON-like settings (dataclasses, paths as text, tuples as lists)."""
+    text = json.dumps(jsonable(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def jsonable(value: Any) -> Any:
+    """Settings as JSON. An object with an `identity()` speaks for itself.
+
+    Raises:
+        TypeError: a value whose text form would not be stable, such as a function.
+    """
+    if hasattr(value, "identity"):
+        return {"kind": type(value).__name__, "identity": jsonable(value.identity())}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{value!r} cannot be part of a fingerprint")
+
+
+def code_of(*objects: Callable[..., Any] | type, roots: Iterable[str] = ROOTS) -> str:
+    """Hash of the library definitions that functions or classes reach by name.
+
+    From each start, every name it mentions is followed: other definitions of its module, names
+    imported from a root package (also inside functions), attributes of imported modules. Classes
+    count as a whole. A start outside the root packages is read for what it reaches, but is not
+    itself part of the hash: asset bodies are glue, the library is what shapes a result.
+
+    Args:
+        roots: packages to follow.
+    """
+    return hashlib.sha256("\n".join(sorted(reached(*objects, roots=roots))).encode()).hexdigest()[:16]
+
+
+def reached(*objects: Callable[..., Any] | type, roots: Iterable[str] = ROOTS) -> dict[str, str]:
+    """The definitions behind `code_of`: qualified name -> hash of its syntax tree."""
+    roots = tuple(roots)
+    found: dict[str, str] = {}
+    waiting = [(inspect.unwrap(item).__module__, item.__qualname__.partition(".")[0]) for item in objects]
+    visited: set[tuple[str, str]] = set()
+    while waiting:
+        module, name = waiting.pop()
+        if (module, name) in visited:
+            continue
+        visited.add((module, name))
+        outline = _outline(module)
+        if outline is None or name not in outline.definitions:
+            continue
+        inside = module.partition(".")[0] in roots
+        if inside:
+            found[f"{module}.{name} {outline.hashes[name]}"] = outline.hashes[name]
+        for other_module, other in outline.uses(name):
+            if other_module.partition(".")[0] in roots or (other_module == module and not inside):
+                waiting.append((other_module, other))
+    return found
+
+
+class _Outline:
+    """Top-level definitions and imports of one module."""
+
+    def __init__(self, module: str, tree: ast.Module):
+        self.module = module
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.imports: dict[str, tuple[str, str | None]] = {}  # name here -> (module, name there or None)
+        for node in tree.body:
+            self._collect(node)
+        self.hashes = {
+            name: hashlib.sha256("".join(_plain(node) for node in nodes).encode()).hexdigest()
+            for name, nodes in self.definitions.items()
+        }
+
+    def _collect(self, node: ast.stmt) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.imports.update(_imported(node, self.module))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self.definitions.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.If | ast.Try):
+            for inner in ast.iter_child_nodes(node):
+                if isinstance(inner, ast.stmt):
+                    self._collect(inner)
+        else:
+            for target in ast.walk(node):
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
+                    self.definitions.setdefault(target.id, []).append(node)
+
+    def uses(self, name: str) -> set[tuple[str, str]]:
+        """Definitions that one definition mentions, here or in other modules."""
+        used: set[tuple[str, str]] = set()
+        for definition in self.definitions[name]:
+            imports = dict(self.imports)
+            for node in ast.walk(definition):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    imports.update(_imported(node, self.module))
+            for node in ast.walk(definition):
+                if isinstance(node, ast.Attribute):
+                    module = _module_named(node.value, imports)
+                    if module:
+                        used.add((module, node.attr))
+                elif not isinstance(node, ast.Name):
+                    continue
+                elif node.id in imports:
+                    module, original = imports[node.id]
+                    if original is not None:
+                        used.add((module, original))
+                elif node.id in self.definitions and node.id != name:
+                    used.add((self.module, node.id))
+        return used
+
+
+@functools.cache
+def _outline(module: str) -> _Outline | None:
+    loaded = sys.modules.get(module)
+    file = getattr(loaded, "__file__", None)
+    if file is None:
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            return None
+        file = spec.origin if spec else None
+    if not file or not file.endswith(".py"):
+        return None
+    return _Outline(module, ast.parse(Path(file).read_text(encoding="utf-8")))
+
+
+def _imported(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, tuple[str, str | None]]:
+    names: dict[str, tuple[str, str | None]] = {}
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            names[alias.asname or alias.name] = (alias.name, None)
+        return names
+    source = node.module or ""
+    if node.level:
+        base = module.split(".")[: -node.level]
+        source = ".".join([*base, source]).rstrip(".")
+    for alias in node.names:
+        inner = f"{source}.{alias.name}"
+        is_module = source.partition(".")[0] in ROOTS and _outline(inner) is not None
+        names[alias.asname or alias.name] = (inner, None) if is_module else (source, alias.name)
+    return names
+
+
+def _module_named(node: ast.expr, imports: dict[str, tuple[str, str | None]]) -> str | None:
+    """The module an expression such as `shards` or `cs336.tokens.shards` stands for."""
+    if isinstance(node, ast.Name | ast.Attribute):
+        module, original = imports.get(ast.unparse(node), ("", ""))
+        return module if original is None else None
+    return None
+
+
+def _plain(node: ast.AST) -> str:
+    """A syntax tree as text, without docstrings; comments and positions are not in it anyway."""
+    return ast.dump(_WithoutDocstrings().visit(ast.parse(ast.unparse(node))))
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def _strip(self, node: Any) -> Any:
+        self.generic_visit(node)
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Module = _strip

@@ -1,0 +1,227 @@
+"""Every number that shapes an artifact, in one place.
+
+A preset combines the configurations that live beside their owners, its source and its filters
+included. Workers, devices and log intervals are not here: they never change an artifact. Presets of
+your own go into `presets.toml` (or the file named by `CS336_PRESETS`):
+
+    [mine]
+    base = "tiny"
+    seed = 1
+    source = {kind = "warc", paths = ["crawl/*.warc.gz"]}
+    train = {num_steps = 200}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cs336.crawl.common_crawl import CommonCrawl
+from cs336.crawl.local_docs import LocalDocs
+from cs336.crawl.local_files import TextFiles, WarcFiles
+from cs336.crawl.source import Source
+from cs336.dedup.exact_lines import LineConfig
+from cs336.dedup.minhash import MinHashConfig
+from cs336.evals.task import EvalConfig
+from cs336.extract.html import ExtractConfig
+from cs336.files import UserError
+from cs336.filters.pipeline import FilterConfig
+from cs336.filters.quality import QualityConfig
+from cs336.model.transformer import ModelConfig
+from cs336.tokenizer.train import BpeConfig
+from cs336.tokens.shards import SplitConfig
+from cs336.train.loop import TrainConfig
+
+SOURCES: dict[str, type] = {
+    "local-docs": LocalDocs,
+    "warc": WarcFiles,
+    "text": TextFiles,
+    "common-crawl": CommonCrawl,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One whole experiment, from where the text comes from to how the model is scored.
+
+    Attributes:
+        fetch: download the external data sets it names; otherwise only what is there is used.
+        max_training_seconds: what a check allows the training to take; changes no artifact.
+    """
+
+    name: str
+    source: Source
+    extract: ExtractConfig
+    quality: QualityConfig
+    filters: FilterConfig
+    lines: LineConfig
+    minhash: MinHashConfig
+    bpe: BpeConfig
+    split: SplitConfig
+    model: ModelConfig
+    train: TrainConfig
+    evals: EvalConfig
+    seed: int = 0
+    fetch: bool = False
+    max_training_seconds: float = float("inf")
+
+
+TINY = Preset(  # two CPU cores, minutes, no network
+    name="tiny",
+    source=LocalDocs(sample=0.4, num_shards=4),
+    extract=ExtractConfig(),
+    quality=QualityConfig(reference_pattern=r"/stdlib/"),  # the standard library's pages are the edited ones
+    filters=FilterConfig(),
+    lines=LineConfig(),
+    minhash=MinHashConfig(),
+    bpe=BpeConfig(vocab_size=4_096),
+    split=SplitConfig(valid_fraction=0.03),
+    model=ModelConfig(context_length=256, d_model=192, num_layers=4, num_heads=6),
+    train=TrainConfig(
+        batch_size=16,
+        num_steps=800,
+        learning_rate=3e-3,
+        min_learning_rate=1e-4,
+        warmup_steps=40,
+        checkpoint_interval=100,
+    ),
+    evals=EvalConfig(),
+    max_training_seconds=240,
+)
+COURSE = replace(  # the first handout's model (spec 1, section 6) on web text; one H100, under an hour
+    TINY,
+    name="course",
+    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=32),
+    quality=QualityConfig(reference_pattern="", reference_list="wikipedia-urls"),
+    bpe=BpeConfig(vocab_size=10_000),
+    split=SplitConfig(valid_fraction=0.005),
+    model=ModelConfig(context_length=256, d_model=512, num_layers=4, num_heads=16, d_ff=1_344),
+    train=TrainConfig(  # 327,680,000 tokens
+        batch_size=256,
+        num_steps=5_000,
+        learning_rate=2e-3,
+        min_learning_rate=2e-4,
+        warmup_steps=250,
+        precision="bfloat16",
+        valid_interval=250,
+        checkpoint_interval=1_000,
+    ),
+    evals=EvalConfig(max_mmlu=0, max_gsm8k=0),
+    fetch=True,
+    max_training_seconds=3_600,
+)
+TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256
+    COURSE,
+    name="2b",
+    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, kind="wet"),  # spec 4, section 3
+    bpe=BpeConfig(vocab_size=32_000),
+    split=SplitConfig(valid_fraction=0.001),
+    model=ModelConfig(context_length=2_048, d_model=2_560, num_layers=24, num_heads=20, d_ff=6_912),
+    train=TrainConfig(  # 20 tokens per parameter: 41.3 B
+        batch_size=512,
+        num_steps=39_427,
+        learning_rate=3e-4,
+        min_learning_rate=3e-5,
+        warmup_steps=1_000,
+        precision="bfloat16",
+        valid_interval=500,
+        checkpoint_interval=500,
+    ),
+    max_training_seconds=float("inf"),
+)
+PRESETS = {preset.name: preset for preset in (TINY, COURSE, TWO_B)}
+
+
+def presets_file() -> Path:
+    """`CS336_PRESETS`, else `presets.toml` beside the packages."""
+    return Path(os.environ.get("CS336_PRESETS") or Path(__file__).resolve().parent.parent / "presets.toml")
+
+
+def preset_names() -> list[str]:
+    """Built-in presets, then those of the user's file."""
+    return [*PRESETS, *(name for name in _user_presets() if name not in PRESETS)]
+
+
+def find_preset(name: str) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        UserError: there is none, or the file that describes it has a mistake.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    described = _user_presets()
+    if name not in described:
+        raise UserError(
+            f"no preset {name!r}; there are {', '.join(preset_names())} (your own go into {presets_file()})"
+        )
+    values = dict(described[name])
+    base = values.pop("base", None)
+    if base is None:
+        raise UserError(f'{presets_file()}: [{name}] needs base = "tiny" (or another preset) to start from')
+    if base == name:
+        raise UserError(f"{presets_file()}: [{name}] is based on itself")
+    try:
+        return _changed(replace(find_preset(base), name=name), values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{presets_file()}: [{name}] {error}") from None
+
+
+def _user_presets() -> dict[str, dict[str, Any]]:
+    path = presets_file()
+    if not path.exists():
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+    taken = sorted(tables.keys() & PRESETS.keys())
+    if taken:
+        raise UserError(f"{path}: [{taken[0]}] is built in; give yours another name")
+    return tables
+
+
+def _changed(config: Any, values: dict[str, Any]) -> Any:
+    """A configuration with some fields replaced, nested ones too."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changes = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(f"has no setting {key!r}; {type(config).__name__} has {', '.join(fields)}")
+        if key == "source":
+            changes[key] = _source(value, fields[key])
+        elif dataclasses.is_dataclass(fields[key]):
+            changes[key] = _changed(fields[key], value)
+        else:
+            changes[key] = _like(fields[key], value, key)
+    return replace(config, **changes)
+
+
+def _source(values: dict[str, Any], old: Any) -> Any:
+    """A source described by `kind` and its fields; without `kind`, changes to the base's source."""
+    values = dict(values)
+    kind = values.pop("kind", None)
+    if kind is None:
+        return _changed(old, values)
+    if kind not in SOURCES:
+        raise ValueError(f"source.kind is one of {', '.join(SOURCES)}, got {kind!r}")
+    # Common Crawl's own `kind` (warc or wet) is written `files`.
+    if kind == "common-crawl" and "files" in values:
+        values["kind"] = values.pop("files")
+    known = {field.name for field in dataclasses.fields(SOURCES[kind])}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(f"source {kind!r} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return SOURCES[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _like(old: Any, value: Any, key: str) -> Any:
+    if isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
+    if old is None or isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int)):
+        return float(value) if isinstance(old, float) and not isinstance(value, bool) else value
+    raise ValueError(f"{key} must be {type(old).__name__}, got {value!r}")

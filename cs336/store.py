@@ -1,0 +1,258 @@
+"""Artifact folders that appear whole or not at all, each with a manifest of how it came to be.
+
+    artifacts/<preset>/<asset>[/<shard>]/        the artifact
+                                manifest.json    fingerprint, inputs, code, files, machine, time
+    artifacts/<preset>/.work/<asset>...          being made; renamed when complete
+
+An artifact is current when its manifest's fingerprint equals that of the code, settings and inputs
+it would be made from now. Fingerprints never hold absolute paths, worker counts or hardware.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, write_json
+from cs336.fingerprint import digest
+
+MANIFEST = "manifest.json"
+RECORDED_PACKAGES = (
+    "dagster",
+    "datasketch",
+    "fasttext-community",
+    "fastwarc",
+    "numpy",
+    "polars",
+    "regex",
+    "resiliparse",
+    "safetensors",
+    "torch",
+    "triton",
+)
+
+
+def default_root() -> Path:
+    """`CS336_ARTIFACTS`, else `artifacts/` beside the packages."""
+    return Path(os.environ.get("CS336_ARTIFACTS") or Path(__file__).resolve().parent.parent / "artifacts")
+
+
+@dataclass(frozen=True)
+class Version:
+    """What decides an artifact's content.
+
+    Attributes:
+        code: hash of the library code it reaches.
+        config: hash of the settings it reads.
+        inputs: input asset -> its data version; external data -> checksum, or "absent".
+    """
+
+    code: str
+    config: str
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([self.code, self.config, self.inputs])
+
+
+class Store:
+    """The artifacts of one preset.
+
+    Args:
+        preset: name of the preset; each has its own folder.
+        root: folder of all presets.
+    """
+
+    def __init__(self, preset: str, root: Path | None = None):
+        self.preset = preset
+        self.root = root or default_root()
+        self.folder = self.root / preset
+
+    def path(self, asset: str, shard: str | None = None) -> Path:
+        """Where an artifact lies, whether or not it exists."""
+        return self.folder / asset / shard if shard else self.folder / asset
+
+    def manifest(self, asset: str, shard: str | None = None) -> dict[str, Any] | None:
+        """The manifest of a finished artifact, or None."""
+        path = self.path(asset, shard) / MANIFEST
+        return read_json(path) if path.exists() else None
+
+    def data_version(self, asset: str, shard: str | None = None) -> str:
+        """Fingerprint of a finished artifact.
+
+        Raises:
+            UserError: it was never made.
+        """
+        manifest = self.manifest(asset, shard)
+        if manifest is None:
+            raise UserError(f"{self.path(asset, shard)}: not there yet; materialize {self.preset}/{asset} first")
+        return manifest["fingerprint"]
+
+    def is_current(self, asset: str, shard: str | None, version: Version) -> bool:
+        """True when the artifact exists, was made from `version`, and its files have their sizes."""
+        manifest = self.manifest(asset, shard)
+        if manifest is None or manifest["fingerprint"] != version.fingerprint:
+            return False
+        folder = self.path(asset, shard)
+        return all(
+            (folder / name).exists() and (folder / name).stat().st_size == facts["bytes"]
+            for name, facts in manifest["files"].items()
+        )
+
+    @contextmanager
+    def staging(
+        self, asset: str, shard: str | None, version: Version, *, resumable: bool = False
+    ) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Give out a folder to fill; on success it becomes the artifact, on failure nothing changes.
+
+        Args:
+            resumable: keep what an interrupted attempt at the same version left, so that the maker
+                can go on from it (training checkpoints); otherwise each attempt starts empty.
+
+        Yields:
+            The folder, and a dictionary of facts to keep in the manifest under "metadata".
+        """
+        target = self.path(asset, shard)
+        name = f"{asset}--{shard}" if shard else asset
+        work = self.folder / ".work" / f"{name}--{version.fingerprint}"
+        metadata: dict[str, Any] = {}
+        start = time.time()
+        with name_full_disk(work), _only_one(self.folder / ".work" / f"{name}.lock"):
+            if not resumable:
+                shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                yield work, metadata
+            except BaseException:
+                if not resumable:
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
+            manifest = {
+                "asset": f"{self.preset}/{asset}",
+                "shard": shard,
+                "fingerprint": version.fingerprint,
+                "code": version.code,
+                "config": version.config,
+                "inputs": version.inputs,
+                "files": describe_files(work),
+                "metadata": metadata,
+                "seconds": round(time.time() - start, 3),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "machine": describe_machine(),
+                "versions": package_versions(),
+            }
+            write_json(work / MANIFEST, manifest)
+            install(work, target)
+            for stale in self.folder.glob(f".work/{name}--*"):  # attempts at versions nobody wants any more
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def remove(self, asset: str, shard: str) -> None:
+        """Delete a shard that the crawl no longer has."""
+        shutil.rmtree(self.path(asset, shard), ignore_errors=True)
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Refuse to make an artifact that another process is making; the kernel frees the lock at any death."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{lock.with_suffix('')}: another run is making this; wait for it, or stop it") from None
+        yield
+
+
+def install(work: Path, target: Path) -> None:
+    """Make a finished folder the artifact, with all bytes on disk before the rename.
+
+    An older artifact is moved away first; killed between the two renames, the store holds neither
+    half, and the next run makes the artifact again.
+    """
+    for path in sorted(work.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(work)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        old = work.with_name(work.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        work.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        work.rename(target)
+    sync_folder(target.parent)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a folder, its manifest left out."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare an artifact's files with its manifest; returns one line per difference."""
+    manifest = read_json(folder / MANIFEST)
+    actual = describe_files(folder)
+    problems = [f"{folder / name}: missing" for name in manifest["files"].keys() - actual.keys()]
+    problems += [f"{folder / name}: not in the manifest" for name in actual.keys() - manifest["files"].keys()]
+    problems += [
+        f"{folder / name}: content differs from the manifest"
+        for name in sorted(manifest["files"].keys() & actual.keys())
+        if manifest["files"][name] != actual[name]
+    ]
+    return sorted(problems)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can shape a result; those installed."""
+    versions = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware, without names or addresses; the GPU is read only where PyTorch is loaded already."""
+    machine: dict[str, Any] = {"system": platform.system(), "cpu": _cpu_model(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        machine["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return machine
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def plain_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON values, so that a skipped asset can report again what its making reported."""
+    return json.loads(json.dumps(metadata))

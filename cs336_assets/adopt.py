@@ -1,0 +1,115 @@
+"""Runs made elsewhere become materializations here, marked so, with their weights or without."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cs336.files import UserError, read_json, read_jsonl, write_json
+from cs336.presets import find_preset
+from cs336.store import MANIFEST, Store, describe_files, install
+from cs336_assets.asset import STAGES, version_of
+from cs336_assets.binding import to_dagster
+from cs336_assets.crawl import table
+
+ELSEWHERE = "measured_elsewhere"
+
+
+def adopt(source: Path, instance: dg.DagsterInstance) -> str:
+    """Check a run folder or a file of benchmark rows, and report it; returns one line about it.
+
+    A file that the manifest lists and the folder lacks counts as left behind, with its SHA-256:
+    whatever needs it will say so. A file that differs from its manifest is an error.
+
+    Raises:
+        UserError: no manifest, a changed file, an unknown preset or asset.
+    """
+    if source.suffix == ".jsonl":
+        return _adopt_rows(source, instance)
+    manifest = read_json(source / MANIFEST)
+    preset_name, _, asset = str(manifest["asset"]).partition("/")
+    if asset not in STAGES:
+        raise UserError(f"{source / MANIFEST}: {manifest['asset']} is no asset of this graph")
+    preset = find_preset(preset_name)
+    store = Store(preset_name)
+    left_behind = _check_files(source, manifest)
+    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in left_behind}
+    manifest[ELSEWHERE] = {
+        "hardware": ", ".join(manifest["machine"].get("gpu") or [manifest["machine"]["cpu"]]),
+        "left_behind": left_behind,
+    }
+    work = store.folder / ".work" / f"adopt--{asset}--{manifest['fingerprint']}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for name in manifest["files"]:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, work / name)
+    write_json(work / MANIFEST, manifest)
+    shard = manifest["shard"]
+    install(work, store.path(asset, shard))
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(
+            asset_key=dg.AssetKey([preset_name, asset]),
+            partition=shard,
+            metadata=to_dagster(manifest["metadata"], store.path(asset, shard))
+            | {"unchanged": False, "fingerprint": manifest["fingerprint"], **_where(manifest)},
+            tags={"dagster/data_version": manifest["fingerprint"]},
+        )
+    )
+    return f"{manifest['asset']}: adopted, {_agreement(asset, preset, store, shard, manifest)}"
+
+
+def _check_files(source: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Files of the manifest that are not there; a file that differs ends the adoption."""
+    here = describe_files(source)
+    for name, facts in manifest["files"].items():
+        if name in here and here[name] != facts:
+            raise UserError(
+                f"{source / name}: differs from its manifest (sha256 {facts['sha256'][:12]}...); copy it again"
+            )
+    return {name: facts for name, facts in manifest["files"].items() if name not in here}
+
+
+def _where(manifest: dict[str, Any]) -> dict[str, Any]:
+    left_behind = manifest[ELSEWHERE]["left_behind"]
+    return {
+        ELSEWHERE: manifest[ELSEWHERE]["hardware"],
+        "commit": manifest.get("commit") or "unknown",
+        "left_behind": table(["file", "sha256"], [[name, facts["sha256"]] for name, facts in left_behind.items()]),
+    }
+
+
+def _agreement(asset: str, preset: Any, store: Store, shard: str | None, manifest: dict[str, Any]) -> str:
+    """Whether the run stands in this machine's lineage, or only beside it."""
+    try:
+        wanted = version_of(STAGES[asset], preset, store, shard).fingerprint
+    except UserError:
+        return "its inputs are not on this machine, so the next run would make it again"
+    if wanted == manifest["fingerprint"]:
+        return "same code, settings and inputs as here"
+    return "made from other code, settings or inputs than those here, so the next run would make it again"
+
+
+def _adopt_rows(source: Path, instance: dg.DagsterInstance) -> str:
+    rows = list(read_jsonl(source))
+    if not rows:
+        raise UserError(f"{source}: holds no rows")
+    columns = [
+        name for name in ("case", "contender", "figure", "unit", "spread", "hardware", "commit") if name in rows[-1]
+    ]
+    instance.report_runless_asset_event(
+        dg.AssetMaterialization(
+            asset_key=dg.AssetKey(["benchmarks", source.stem]),
+            metadata={
+                "num_rows": len(rows),
+                ELSEWHERE: True,
+                "rows": dg.MetadataValue.md(
+                    table(columns, [[row.get(name, "") for name in columns] for row in rows[-60:]])["markdown"]
+                ),
+            },
+        )
+    )
+    return f"benchmarks/{source.stem}: {len(rows)} rows adopted"

@@ -1,0 +1,235 @@
+"""How a plain function becomes an asset: its parameters are its lineage and its settings.
+
+    @asset(group="tokens", kinds={"numpy"}, per_shard=True)
+    def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: SplitConfig) -> Metadata:
+        \"\"\"Training text as one flat array of token ids per crawl shard.\"\"\"
+        stats = write_shard(step.folder, ...)
+        return {"num_tokens": stats.num_tokens}
+
+A parameter annotated `Path` is the folder of the upstream asset of that name (of the same shard,
+when both are per shard); `list[Path]` is all its shards in order. Any other parameter is the field
+of that name of the preset, and exactly these fields enter the fingerprint. The function fills
+`step.folder`, which becomes the artifact when it returns, and returns what the UI shows. It stays a
+plain function: tests and notebooks call it with a `Step` of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cs336 import catalog
+from cs336.files import read_json
+from cs336.fingerprint import code_of, digest
+from cs336.presets import Preset
+from cs336.progress import Progress, silent
+from cs336.store import Store, Version, plain_metadata
+
+Metadata = dict[str, Any]
+PLAN_ASSET = "crawl_plan"
+PLAN_FILE = "plan.json"
+
+
+@dataclass
+class Step:
+    """What an asset function is given besides its inputs and settings.
+
+    Attributes:
+        folder: to be filled; becomes the artifact.
+        preset: name of the preset.
+        shard: the crawl shard, for assets that are per shard.
+        num_workers, device, compile_model: of this machine; they never change an artifact.
+        progress: wraps long loops.
+        context: Dagster's, where the asset runs under it.
+    """
+
+    folder: Path
+    preset: str = "tiny"
+    shard: str | None = None
+    num_workers: int = 1
+    device: str = "auto"
+    compile_model: bool = False
+    progress: Progress = silent
+    context: Any = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset of the graph, before it is bound to a preset."""
+
+    function: Callable[..., Metadata]
+    group: str
+    kinds: frozenset[str]
+    owner: str
+    per_shard: bool
+    datasets: tuple[str, ...]
+    resumable: bool
+    pool: str | None
+    watches: Callable[[Path], str] | None
+    inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its shards?
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def description(self) -> str:
+        return inspect.cleandoc(self.function.__doc__ or "")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A statement about a finished asset, before it is bound to a preset."""
+
+    function: Callable[..., tuple[bool, Metadata]]
+    asset: str
+    blocking: bool
+    inputs: Mapping[str, bool]
+    settings: tuple[str, ...]
+
+
+STAGES: dict[str, Stage] = {}
+CHECKS: dict[str, Check] = {}
+
+
+def asset(
+    *,
+    group: str,
+    kinds: set[str],
+    owner: str,
+    per_shard: bool = False,
+    datasets: tuple[str, ...] = (),
+    resumable: bool = False,
+    pool: str | None = None,
+    watches: Callable[[Path], str] | None = None,
+) -> Callable[[Callable[..., Metadata]], Callable[..., Metadata]]:
+    """Declare a function as an asset; see the module's description.
+
+    Args:
+        per_shard: made once for each crawl shard.
+        datasets: catalogue entries it reads when present; their checksums enter the fingerprint.
+        resumable: an interrupted attempt at the same version is continued, not thrown away.
+        pool: Dagster concurrency pool, such as "gpu".
+        watches: the root of all artifacts -> version of what it reads there besides its inputs.
+    """
+
+    def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
+        inputs, settings = _parameters(function, first="step")
+        STAGES[function.__name__] = Stage(
+            function, group, frozenset(kinds), owner, per_shard, datasets, resumable, pool, watches, inputs, settings
+        )
+        return function
+
+    return declare
+
+
+def check(*, asset: str, blocking: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a check: a function of finished artifacts that returns (passed, metadata).
+
+    Args:
+        asset: the asset it speaks of.
+        blocking: a failure stops everything downstream.
+    """
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        inputs, settings = _parameters(function, first=None)
+        CHECKS[function.__name__] = Check(function, asset, blocking, inputs, settings)
+        return function
+
+    return declare
+
+
+def _parameters(function: Callable[..., Any], *, first: str | None) -> tuple[dict[str, bool], tuple[str, ...]]:
+    hints = typing.get_type_hints(function)
+    names = list(inspect.signature(function).parameters)
+    assert first is None or names[0] == first, f"{function.__name__}: the first parameter is `{first}: Step`"
+    inputs: dict[str, bool] = {}
+    settings = []
+    for name in names if first is None else names[1:]:
+        if hints[name] == Path:
+            inputs[name] = False
+        elif hints[name] == list[Path]:
+            inputs[name] = True
+        else:
+            settings.append(name)
+    return inputs, tuple(settings)
+
+
+def shard_names(store: Store) -> list[str]:
+    """Shards of the preset's crawl, in order.
+
+    Raises:
+        UserError: the crawl is not planned yet.
+    """
+    return [shard["name"] for shard in read_json(store.path(PLAN_ASSET) / PLAN_FILE)["shards"]]
+
+
+def code_version(stage: Stage, preset: Preset) -> str:
+    """Version of everything but the inputs: library code, settings, external data."""
+    settings = {name: getattr(preset, name) for name in stage.settings}
+    external = {f"data:{name}": catalog.checksum(name) or "absent" for name in stage.datasets}
+    return digest([_code(stage, settings), digest(settings), external])
+
+
+def version_of(stage: Stage, preset: Preset, store: Store, shard: str | None) -> Version:
+    """The version an artifact would have if it were made now.
+
+    Raises:
+        UserError: an input is not there.
+    """
+    settings = {name: getattr(preset, name) for name in stage.settings}
+    inputs = {name: _input_version(name, everything, stage, store, shard) for name, everything in stage.inputs.items()}
+    inputs |= {f"data:{name}": catalog.checksum(name) or "absent" for name in stage.datasets}
+    if stage.watches:
+        inputs["watched"] = stage.watches(store.root)
+    return Version(code=_code(stage, settings), config=digest(settings), inputs=inputs)
+
+
+def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
+    # A source's methods are reached through its class: the function only knows the protocol.
+    kinds = [type(value) for value in settings.values() if type(value).__module__.startswith("cs336.")]
+    return code_of(stage.function, *kinds)
+
+
+def _input_version(name: str, everything: bool, stage: Stage, store: Store, shard: str | None) -> str:
+    if everything:
+        return digest([[key, store.data_version(name, key)] for key in shard_names(store)])
+    return store.data_version(name, shard if STAGES[name].per_shard else None)
+
+
+def input_folders(inputs: Mapping[str, bool], store: Store, shard: str | None = None) -> dict[str, Path | list[Path]]:
+    """Where the inputs of a stage or check lie."""
+    return {
+        name: [store.path(name, key) for key in shard_names(store)]
+        if everything
+        else store.path(name, shard if STAGES[name].per_shard else None)
+        for name, everything in inputs.items()
+    }
+
+
+def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Version, Metadata, bool]:
+    """Bring one artifact up to date.
+
+    Args:
+        step: as the function gets it; its folder is set here.
+
+    Returns:
+        Its version, its metadata (as first reported, when it was current already), and whether it
+        was current.
+    """
+    version = version_of(stage, preset, store, step.shard)
+    if store.is_current(stage.name, step.shard, version):
+        manifest = store.manifest(stage.name, step.shard)
+        assert manifest is not None
+        return version, manifest["metadata"], True
+    with store.staging(stage.name, step.shard, version, resumable=stage.resumable) as (folder, kept):
+        step.folder = folder
+        settings = {name: getattr(preset, name) for name in stage.settings}
+        result = stage.function(step, **input_folders(stage.inputs, store, step.shard), **settings)
+        kept |= plain_metadata(result)
+    return version, kept, False

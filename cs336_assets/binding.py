@@ -1,0 +1,172 @@
+"""From declared stages and checks to Dagster assets of one preset."""
+
+# No `from __future__ import annotations` here: Dagster reads the types of `context` and `runtime`.
+import base64
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cs336.files import UserError
+from cs336.hardware import available_cores
+from cs336.presets import Preset
+from cs336.progress import Progress, bar, both, log_lines
+from cs336.store import Store
+from cs336_assets.asset import (
+    PLAN_ASSET,
+    STAGES,
+    Check,
+    Metadata,
+    Stage,
+    Step,
+    code_version,
+    input_folders,
+    make,
+    shard_names,
+)
+from cs336_assets.resources import Runtime
+
+# Backfill policies and code references are "beta" in the pinned version; nothing a user could do.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+
+def partitions_of(preset: Preset) -> dg.DynamicPartitionsDefinition:
+    """Crawl shards of a preset; `crawl_plan` registers them."""
+    return dg.DynamicPartitionsDefinition(name=f"{preset.name}_shards")
+
+
+def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
+    """One stage as an asset of one preset."""
+
+    @dg.asset(
+        name=stage.name,
+        key_prefix=[preset.name],
+        group_name=stage.group,
+        kinds=set(stage.kinds),
+        owners=[stage.owner],
+        description=stage.description,
+        code_version=code_version(stage, preset),
+        deps=[dg.AssetKey([preset.name, name]) for name in stage.inputs],
+        partitions_def=partitions_of(preset) if stage.per_shard else None,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=_code_reference(stage),
+        pool=stage.pool,
+    )
+    def compute(context: dg.AssetExecutionContext, runtime: Runtime) -> dg.MaterializeResult:
+        return _compute(context, runtime, stage, preset)
+
+    return compute
+
+
+def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, preset: Preset) -> dg.MaterializeResult:
+    """Make each shard that is asked for, or the one artifact of an unpartitioned asset."""
+    store = Store(preset.name)
+    shards: list[str | None] = list(context.partition_keys) if stage.per_shard else [None]
+    skipped = 0
+    for shard in shards:
+        step = Step(
+            folder=Path(),
+            preset=preset.name,
+            shard=shard,
+            num_workers=runtime.num_workers or available_cores(),
+            device=runtime.device,
+            compile_model=runtime.compile_model,
+            progress=_progress(context, runtime),
+            context=context,
+        )
+        try:
+            version, metadata, current = make(stage, preset, store, step)
+        except UserError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        skipped += current
+        label = f"{stage.name}[{shard}]" if shard else stage.name
+        context.log.info(f"{label}: unchanged, skipped" if current else f"{label}: made")
+        folder = store.path(stage.name, shard)
+        shown = to_dagster(metadata, folder) | {
+            "unchanged": current,
+            "fingerprint": version.fingerprint,
+            "folder": dg.MetadataValue.path(str(folder)),
+        }
+        context.add_asset_metadata(shown, partition_key=shard) if shard else context.add_asset_metadata(shown)
+    if stage.name == PLAN_ASSET:
+        register_shards(context.instance, preset, store)
+    # Dagster allows one data version a step: for shards it derives one from code, settings and inputs.
+    return dg.MaterializeResult(data_version=None if stage.per_shard else dg.DataVersion(version.fingerprint))
+
+
+def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
+    """One check as an asset check of one preset."""
+
+    @dg.asset_check(
+        asset=dg.AssetKey([preset.name, check.asset]),
+        name=check.function.__name__,
+        description=inspect.cleandoc(check.function.__doc__ or ""),
+        blocking=check.blocking,
+        additional_deps=[dg.AssetKey([preset.name, name]) for name in check.inputs if name != check.asset],
+    )
+    def compute(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        store = Store(preset.name)
+        settings = {name: getattr(preset, name) for name in check.settings}
+        passed, metadata = check.function(**input_folders(check.inputs, store), **settings)
+        return dg.AssetCheckResult(
+            passed=bool(passed),
+            severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
+            metadata=to_dagster(metadata, store.path(check.asset)),
+        )
+
+    return compute
+
+
+def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) -> None:
+    """Make Dagster's partitions, and the folders of shards, those of the plan."""
+    name = partitions_of(preset).name
+    assert name is not None
+    planned = shard_names(store)
+    known = instance.get_dynamic_partitions(name)
+    if known != planned:  # deleting all first keeps the plan's order
+        for key in known:
+            instance.delete_dynamic_partition(name, key)
+        instance.add_dynamic_partitions(name, planned)
+    for stage in STAGES.values():
+        if stage.per_shard and store.path(stage.name).exists():
+            for folder in store.path(stage.name).iterdir():
+                if folder.name not in planned:
+                    store.remove(stage.name, folder.name)
+
+
+def to_dagster(metadata: Metadata, folder: Path) -> dict[str, Any]:
+    """Plain metadata as Dagster shows it: {"markdown": text} and {"image": file} are drawn."""
+    return {name: _metadata_value(value, folder) for name, value in metadata.items()}
+
+
+def _metadata_value(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict) and value.keys() == {"markdown"}:
+        return dg.MetadataValue.md(value["markdown"])
+    if isinstance(value, dict) and value.keys() == {"image"}:
+        image = base64.b64encode((folder / value["image"]).read_bytes()).decode()
+        return dg.MetadataValue.md(f"![{value['image']}](data:image/png;base64,{image})")
+    if isinstance(value, dict | list):
+        return dg.MetadataValue.json(value)
+    return value
+
+
+def _progress(context: dg.AssetExecutionContext, runtime: Runtime) -> Progress:
+    lines = log_lines(context.log.info)
+    return both(bar, lines) if runtime.bars else lines
+
+
+def _code_reference(stage: Stage) -> dict[str, Any]:
+    function = stage.function
+    source = inspect.getsourcefile(function)
+    assert source is not None
+    return {
+        "dagster/code_references": dg.CodeReferencesMetadataValue(
+            code_references=[
+                dg.LocalFileCodeReference(
+                    file_path=source, line_number=function.__code__.co_firstlineno, label=stage.name
+                )
+            ]
+        )
+    }

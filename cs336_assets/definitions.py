@@ -1,0 +1,56 @@
+"""What Dagster loads: `build_definitions(preset)`, and one attribute per preset.
+
+`dagster dev` reads `workspace.yaml`, which lists `tiny` and `course`; `-m cs336_assets.definitions`
+takes `defs`, the preset named by `CS336_PRESET` (tiny by default).
+"""
+
+from __future__ import annotations
+
+import os
+
+import dagster as dg
+
+from cs336.presets import Preset, find_preset, preset_names
+from cs336_assets import benchmarks
+from cs336_assets.asset import CHECKS, STAGES
+from cs336_assets.binding import bind_check, bind_stage
+from cs336_assets.jobs import build_jobs
+from cs336_assets.resources import Runtime
+
+# The import order is the flow; each module declares its assets and checks.
+# isort: off
+from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokens, pretrain, evals  # noqa: F401
+# isort: on
+
+MAX_STEPS = 2  # of one run at a time: a laptop's memory, not its cores, is what runs out
+
+
+def build_definitions(preset: str | Preset, *, runtime: Runtime | None = None) -> dg.Definitions:
+    """The whole graph of one preset; asset keys start with its name.
+
+    Args:
+        preset: a preset, or the name of one (built in, or from `presets.toml`).
+        runtime: this machine's choices; from the environment by default.
+
+    Raises:
+        UserError: no preset has that name.
+    """
+    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    assets = [bind_stage(stage, chosen) for stage in STAGES.values()]
+    return dg.Definitions(
+        assets=[*assets, *benchmarks.result_assets()],
+        asset_checks=[bind_check(check, chosen) for check in CHECKS.values()],
+        jobs=build_jobs(chosen),
+        resources={"runtime": runtime or Runtime.from_environment()},
+        executor=dg.multiprocess_executor.configured({"max_concurrent": MAX_STEPS}),
+    )
+
+
+defs = build_definitions(os.environ.get("CS336_PRESET", "tiny"))
+
+
+def __getattr__(name: str) -> dg.Definitions:
+    """`workspace.yaml` names presets as attributes; each is built when asked for."""
+    if name.startswith("__") or name not in preset_names():
+        raise AttributeError(f"module {__name__!r} has no attribute or preset {name!r}")
+    return build_definitions(name)

@@ -1,0 +1,163 @@
+"""Scores of the base model, and the leaderboard of every preset's models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cs336 import catalog
+from cs336.documents import read_documents
+from cs336.evals.byte_ngram import WittenBellByteModel
+from cs336.evals.gsm8k import evaluate_gsm8k
+from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
+from cs336.evals.mmlu import evaluate_mmlu
+from cs336.evals.perplexity import evaluate_perplexity
+from cs336.evals.report import ScoreRow, markdown_table, score_rows
+from cs336.evals.task import SAMPLES, EvalConfig, EvalResult, Example, pick_rows
+from cs336.files import read_json, read_jsonl, write_json, write_jsonl
+from cs336.generate.engine import continuation_logprobs, generate
+from cs336.hardware import pick_device
+from cs336.model.transformer import load_model
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out, read_index
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.crawl import table
+
+
+@asset(group="evals", kinds={"numpy"}, owner="team:evals")
+def byte_ngram_baseline(step: Step, deduplicated_text: list[Path], split: SplitConfig) -> Metadata:
+    """What a model must beat: interpolated Witten-Bell byte n-grams of orders 1 to 5.
+
+    Trained on the same training documents, measured in bits per byte on the same held-out ones.
+    """
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for folder in deduplicated_text:
+        for document in read_documents(folder):
+            texts[is_held_out(document_key(document.url, document.id), split)].append(document.text)
+    bits_per_byte = WittenBellByteModel(texts[False], max_order=5).bits_per_byte(texts[True])
+    facts = {
+        "bits_per_byte": bits_per_byte,
+        "num_training_bytes": sum(len(text.encode()) for text in texts[False]),
+        "num_held_out_bytes": sum(len(text.encode()) for text in texts[True]),
+    }
+    write_json(step.folder / "baseline.json", facts)
+    return facts
+
+
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", pool="gpu")
+def perplexity(step: Step, base_model: Path, tokenizer: Path, token_shards: list[Path]) -> Metadata:
+    """Loss on all held-out documents: nats per token, perplexity, bits per byte.
+
+    Each held-out token is predicted once. Bits per byte do not depend on the tokenizer, so models
+    with different vocabularies compare.
+    """
+    model = load_model(base_model, device=pick_device(step.device))
+    num_bytes = sum(
+        document.num_text_bytes
+        for folder in token_shards
+        for document in read_index(folder)
+        if document.split == "valid"
+    )
+    valid = concatenate(token_shards, "valid")
+    metrics = evaluate_perplexity(
+        model,
+        valid[: len(valid)],
+        context_length=model.config.context_length,
+        num_bytes=num_bytes,
+        end_of_text=Tokenizer.load(tokenizer).end_of_text_id,
+        device=pick_device(step.device),
+        progress=step.progress,
+    )
+    return _write_scores(step, metrics, task="perplexity", set_name="held-out documents")
+
+
+@check(asset="perplexity")
+def model_beats_byte_ngrams(perplexity: Path, byte_ngram_baseline: Path) -> tuple[bool, Metadata]:
+    """The model has learnt: fewer bits per byte on held-out documents than Witten-Bell byte n-grams."""
+    rows: list[ScoreRow] = read_json(perplexity / SCORES_FILE)
+    ours = next(row["value"] for row in rows if row["metric"] == "bits_per_byte")
+    theirs = read_json(byte_ngram_baseline / "baseline.json")["bits_per_byte"]
+    return ours < theirs, {"model_bits_per_byte": ours, "ngram_bits_per_byte": theirs, "ratio": theirs / ours}
+
+
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("mmlu",), pool="gpu")
+def mmlu(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
+    """Knowledge: multiple-choice questions, answered in words and by the likeliest letter.
+
+    MMLU's test split where it is found; else the project's own questions, named *mmlu sample*.
+    """
+    found = catalog.find("mmlu")
+    examples = catalog.read_mmlu(found, "test") if found else list(read_jsonl(SAMPLES / "mmlu_sample.jsonl"))
+    few_shot = catalog.read_mmlu(found, "dev") if found and evals.mmlu_few_shot else []
+    answer = _Answerer(step, base_model, tokenizer)
+    result = evaluate_mmlu(
+        examples,
+        generate=answer.generate,
+        choose=answer.choose,
+        config=evals,
+        few_shot=few_shot,
+        name="mmlu" if found else "mmlu sample",
+    )
+    return _write_result(step, result, task="mmlu")
+
+
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("gsm8k",), pool="gpu")
+def gsm8k(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
+    """Reasoning: grade-school word problems, the last number of the output counts.
+
+    GSM8K's test split where it is found; else the project's own problems, named *gsm8k sample*.
+    """
+    found = catalog.find("gsm8k")
+    examples: list[Example] = (
+        catalog.read_gsm8k(found, "test") if found else list(read_jsonl(SAMPLES / "gsm8k_sample.jsonl"))
+    )
+    answer = _Answerer(step, base_model, tokenizer)
+    result = evaluate_gsm8k(examples, generate=answer.generate, config=evals, name="gsm8k" if found else "gsm8k sample")
+    return _write_result(step, result, task="gsm8k")
+
+
+@asset(group="evals", kinds={"python"}, owner="team:evals", watches=scores_version)
+def leaderboard(step: Step, perplexity: Path, mmlu: Path, gsm8k: Path) -> Metadata:
+    """Scores of every preset's models side by side, those measured elsewhere included.
+
+    Reads the manifests in the artifact folders of all presets, so it also changes when another
+    preset's scores do.
+    """
+    rows = collect_scores(perplexity.parents[1])
+    write_json(step.folder / "leaderboard.json", rows)
+    return {"num_scores": len(rows), "table": {"markdown": markdown_table(rows)}}
+
+
+class _Answerer:
+    """A loaded model behind the plain callables that tasks ask for."""
+
+    def __init__(self, step: Step, base_model: Path, tokenizer: Path):
+        model = load_model(base_model, device=pick_device(step.device))
+        codec = Tokenizer.load(tokenizer)
+        self.generate = functools.partial(generate, model, codec, progress=step.progress)
+        self.choose = functools.partial(continuation_logprobs, model, codec, progress=step.progress)
+
+
+def _write_result(step: Step, result: EvalResult, *, task: str) -> Metadata:
+    write_jsonl(step.folder / "generations.jsonl", result.rows)
+    shown = _write_scores(step, result.metrics, task=task, set_name=result.name)
+    failures = pick_rows(result.rows, lambda row: not row["correct"], count=5)
+    return shown | {
+        "wrong_answers": table(
+            ["question", "output", "parsed as"],
+            [
+                [row["example"]["question"][:160], row["output"][:160] or "*nothing*", row["prediction"]]
+                for row in failures
+            ],
+        )
+    }
+
+
+def _write_scores(step: Step, metrics: Mapping[str, Any], *, task: str, set_name: str) -> Metadata:
+    """Write what the leaderboard reads; wall-clock figures go to the metadata alone."""
+    rows = score_rows(metrics, preset=step.preset, model="base_model", task=task, set_name=set_name)
+    write_json(step.folder / SCORES_FILE, rows)
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {"set": set_name, "scores": {"markdown": markdown_table(rows)}, **numbers}

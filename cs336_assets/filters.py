@@ -1,0 +1,180 @@
+"""Which documents are worth training on: measure everything, then decide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cs336 import catalog
+from cs336.documents import Document, read_documents, read_table, write_documents, write_table
+from cs336.evals.task import SAMPLES
+from cs336.files import read_json, read_jsonl, write_json
+from cs336.filters.decontaminate import EvalIndex
+from cs336.filters.pipeline import FilterConfig, FilterModels, apply, decide, ledger, measure_documents
+from cs336.filters.quality import QualityConfig, hosts_of, is_reference, read_url_list, train_quality
+from cs336.store import MANIFEST
+from cs336_assets import plots
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.crawl import table
+
+QUALITY_FILE = "quality.ftz"
+INDEX_FILE = "evals.npz"
+SCORES_FILE = "scores.parquet"
+DECISIONS_FILE = "decisions.parquet"
+
+
+@asset(group="filters", kinds={"fasttext"}, owner="team:data", datasets=("wikipedia-urls",))
+def quality_classifier(step: Step, extracted_text: list[Path], quality: QualityConfig) -> Metadata:
+    """fastText that tells reference pages from ordinary ones.
+
+    Positives are pages of this crawl that a reference names (a list of addresses such as those
+    Wikipedia cites, or a pattern), negatives all others, both through the same extractor. Without
+    enough of either there is no model, and the filter is recorded as off.
+    """
+    references = catalog.find(quality.reference_list) if quality.reference_list else None
+    hosts = hosts_of(read_url_list(references)) if references else frozenset()
+
+    def texts(reference: bool) -> Iterator[str]:
+        for document in _all_documents(extracted_text):
+            if is_reference(document.url, quality, hosts) == reference:
+                yield document.text
+
+    report = train_quality(texts(True), texts(False), step.folder / QUALITY_FILE, quality)
+    write_json(step.folder / "report.json", report._asdict())
+    rows = [
+        [t.threshold, "-" if t.precision is None else round(t.precision, 3), round(t.recall, 3)]
+        for t in report.thresholds
+    ]
+    return {
+        "state": report.state,
+        "num_positives": report.num_positives,
+        "num_negatives": report.num_negatives,
+        "held_out": table(["threshold", "precision", "recall"], rows),
+    }
+
+
+@asset(group="filters", kinds={"numpy"}, owner="team:data", datasets=("mmlu", "gsm8k"))
+def eval_index(step: Step) -> Metadata:
+    """13-word n-grams of every evaluation question, against which all text is checked.
+
+    The data sets found on this machine, and always the project's own sample questions.
+    """
+    texts = {
+        "mmlu sample": [_question(row) for row in read_jsonl(SAMPLES / "mmlu_sample.jsonl")],
+        "gsm8k sample": [_question(row) for row in read_jsonl(SAMPLES / "gsm8k_sample.jsonl")],
+    }
+    if mmlu := catalog.find("mmlu"):
+        texts["mmlu"] = [_question(row) for row in catalog.read_mmlu(mmlu, "test")]
+    if gsm8k := catalog.find("gsm8k"):
+        texts["gsm8k"] = [_question(row) for row in catalog.read_gsm8k(gsm8k, "test")]
+    index = EvalIndex.build(texts)
+    index.save(step.folder / INDEX_FILE)
+    return {
+        "num_ngrams": index.num_ngrams,
+        "evals": table(["eval", "questions"], [[name, len(questions)] for name, questions in texts.items()]),
+    }
+
+
+@asset(
+    group="filters",
+    kinds={"polars", "fasttext"},
+    owner="team:data",
+    per_shard=True,
+    datasets=("lid176", "dolma-nsfw", "dolma-toxic"),
+)
+def document_scores(step: Step, extracted_text: Path, quality_classifier: Path, eval_index: Path) -> Metadata:
+    """What every filter measures on every document, whatever the other filters say.
+
+    Language and confidence, NSFW and toxicity scores, Gopher's figures, quality, overlap with
+    evaluations, personal data. A filter whose model is not there is recorded as *off, no model*.
+    """
+    quality = quality_classifier / QUALITY_FILE
+    models = FilterModels(
+        language=catalog.find("lid176"),
+        nsfw=catalog.find("dolma-nsfw"),
+        toxic=catalog.find("dolma-toxic"),
+        quality=quality if quality.exists() else None,
+        evals=eval_index / INDEX_FILE,
+    )
+    scores, seconds, states = measure_documents(
+        read_documents(extracted_text), models, num_workers=step.num_workers, progress=step.progress
+    )
+    write_table(step.folder / SCORES_FILE, scores)
+    write_json(step.folder / "states.json", states)
+    languages = scores["language"].value_counts(sort=True).head(8)
+    return {
+        "num_documents": scores.height,
+        "filters": table(["filter", "state"], list(states.items())),
+        "languages": table(["language", "documents"], list(languages.iter_rows())),
+        "filter_seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+@asset(group="filters", kinds={"polars"}, owner="team:data", per_shard=True)
+def filtered_text(step: Step, extracted_text: Path, document_scores: Path, filters: FilterConfig) -> Metadata:
+    """The documents that pass every filter, with e-mail, IP and phone numbers masked.
+
+    Decides on the stored measurements, so another threshold needs no model and takes seconds. The
+    decision on each document, kept or not, is stored with its reason.
+    """
+    decisions = decide(read_table(document_scores / SCORES_FILE), filters)
+    write_table(step.folder / DECISIONS_FILE, decisions)
+    kept = write_documents(step.folder, apply(read_documents(extracted_text), decisions, filters))
+    reasons = Counter(decisions["reason"].drop_nulls())
+    dropped = decisions.filter(~pl.col("kept")).sample(n=min(5, decisions.height - kept), seed=0)
+    return {
+        "num_seen": decisions.height,
+        "num_documents": kept,
+        "share_kept": round(kept / max(1, decisions.height), 4),
+        "num_masked": int(decisions["num_masked"].sum()),
+        "dropped": table(["reason", "documents"], reasons.most_common()),
+        "dropped_examples": table(["reason", "url"], list(dropped.select("reason", "url").iter_rows())),
+    }
+
+
+@check(asset="filtered_text", blocking=True)
+def filters_leave_text(filtered_text: list[Path]) -> tuple[bool, Metadata]:
+    """The filters left something of the crawl: nothing at all means a wrong language or threshold."""
+    left = {folder.name: read_table(folder / "documents.parquet").height for folder in filtered_text}
+    return sum(left.values()) > 0, {
+        "num_documents": sum(left.values()),
+        "empty_shards": [n for n, c in left.items() if not c],
+    }
+
+
+@asset(group="filters", kinds={"polars"}, owner="team:data")
+def filter_ledger(step: Step, filtered_text: list[Path], document_scores: list[Path]) -> Metadata:
+    """For each filter, over all shards: seen, kept, dropped, its share of all drops, seconds."""
+    decisions = pl.concat([read_table(folder / DECISIONS_FILE) for folder in filtered_text])
+    states = read_json(document_scores[0] / "states.json")
+    seconds: Counter[str] = Counter()
+    for folder in document_scores:
+        seconds.update(read_json(folder / MANIFEST)["metadata"]["filter_seconds"])
+    rows = ledger(decisions, states, seconds)
+    # Seconds vary from run to run: they are shown, but are no part of the artifact.
+    write_json(step.folder / "ledger.json", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    plots.ledger_bars(rows, step.folder / "ledger.png")
+    columns = ["filter", "state", "seen", "kept", "dropped", "share_of_discards", "would_drop", "num_masked", "seconds"]
+    return {
+        "num_seen": decisions.height,
+        "num_kept": int(decisions["kept"].sum()),
+        "ledger": table(columns, [[_cell(row[column]) for column in columns] for row in rows]),
+        "dropped": {"image": "ledger.png"},
+    }
+
+
+def _all_documents(folders: list[Path]) -> Iterator[Document]:
+    for folder in folders:
+        yield from read_documents(folder)
+
+
+def _question(row: dict[str, Any]) -> str:
+    return "\n".join([row["question"], *row.get("options", [])])
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,42 @@
+"""Named selections of a preset's graph."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from cs336.presets import Preset
+from cs336_assets.asset import PLAN_ASSET, STAGES
+
+GROUPS = {
+    "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
+    "pretrain": ("pretrain",),
+    "evals": ("evals",),
+    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"),
+}
+PLAN_JOB = "plan"
+
+
+def job_assets(job: str) -> list[str]:
+    """Assets of a job; the plan has its own, since it decides which shards the others have."""
+    if job == PLAN_JOB:
+        return [PLAN_ASSET]
+    return [stage.name for stage in STAGES.values() if stage.group in GROUPS[job] and stage.name != PLAN_ASSET]
+
+
+def build_jobs(preset: Preset) -> list:
+    """`plan`, then `data`, `pretrain`, `evals`, or `all` of them."""
+    descriptions = {
+        PLAN_JOB: "Decide what to crawl; makes the shards that the other jobs are partitioned by.",
+        "data": "From the crawl to token arrays.",
+        "pretrain": "Train the base model.",
+        "evals": "Score the base model, and the leaderboard.",
+        "all": "Everything after the plan.",
+    }
+    return [
+        dg.define_asset_job(
+            f"{preset.name}_{job}",
+            selection=[dg.AssetKey([preset.name, name]) for name in job_assets(job)],
+            description=description,
+        )
+        for job, description in descriptions.items()
+    ]

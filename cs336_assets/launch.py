@@ -1,0 +1,51 @@
+"""Train in a child process under `torchrun`, its progress relayed into the event log by Dagster Pipes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cs336.files import UserError, read_jsonl, write_json
+from cs336.train.loop import METRICS_FILE
+from cs336_assets.asset import Step
+
+FAILURE_FILE = "failure.txt"
+RUN_FILE = "run.json"
+
+
+def train_in_child(step: Step, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the training worker on `run`; returns its metrics, one row a step.
+
+    The paths of the artifact folders reach the worker through its environment, not through
+    `run.json`, which stays in the artifact and must be the same on every machine.
+
+    Raises:
+        UserError: the worker failed; the line is its own.
+    """
+    write_json(step.folder / RUN_FILE, run)
+    (step.folder / FAILURE_FILE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone", "--nproc-per-node", "1"]
+    command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
+    environment = {
+        "CS336_TRAIN_THREADS": str(step.num_workers),
+        "CS336_TRAIN_DEVICE": step.device,
+        "CS336_TRAIN_COMPILE": str(int(step.compile_model)),
+    }
+    try:
+        if step.context is None:
+            subprocess.run(command, check=True, env={**os.environ, **environment})
+        else:
+            dg.PipesSubprocessClient().run(context=step.context, command=command, env={**os.environ, **environment})
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = step.folder / FAILURE_FILE
+        if reason.exists():
+            raise UserError(reason.read_text(encoding="utf-8").strip()) from error
+        raise
+    return list(read_jsonl(Path(step.folder) / METRICS_FILE))

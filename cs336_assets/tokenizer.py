@@ -1,0 +1,46 @@
+"""The byte-level BPE vocabulary, learnt from the deduplicated text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cs336.documents import read_documents
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
+from cs336.tokens.shards import SplitConfig, document_key, is_held_out
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.crawl import table
+
+
+@asset(group="tokenizer", kinds={"python"}, owner="team:tokens")
+def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig) -> Metadata:
+    """Byte-level BPE: 256 bytes, the special tokens, and merges of the most frequent pairs.
+
+    Learnt from the training documents alone; held-out documents are not looked at.
+    """
+    texts = [
+        document.text
+        for folder in deduplicated_text
+        for document in read_documents(folder)
+        if not is_held_out(document_key(document.url, document.id), split)
+    ]
+    vocab, merges = train_bpe_from_documents(texts, bpe, num_workers=step.num_workers, progress=step.progress)
+    learnt = Tokenizer(vocab, merges, list(bpe.special_tokens))
+    learnt.save(step.folder)
+    longest = sorted(vocab.values(), key=len, reverse=True)[:10]
+    return {
+        "vocab_size": learnt.vocab_size,
+        "num_merges": len(merges),
+        "num_training_bytes": sum(len(text.encode()) for text in texts),
+        "longest_tokens": table(["token", "bytes"], [[f"`{token!r}`", len(token)] for token in longest]),
+        "first_merges": table(["left", "right"], [[f"`{left!r}`", f"`{right!r}`"] for left, right in merges[:15]]),
+    }
+
+
+@check(asset="tokenizer", blocking=True)
+def text_survives_a_round_trip(tokenizer: Path, deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
+    """Decoding what was encoded gives the same text, for the first 100 documents."""
+    codec = Tokenizer.load(tokenizer)
+    texts = [document.text for document in list(read_documents(deduplicated_text[0]))[:100]]
+    broken = sum(codec.decode(codec.encode(text)) != text for text in texts)
+    return broken == 0, {"num_documents": len(texts), "num_broken": broken}

@@ -1,0 +1,43 @@
+"""Token ids on disk, ready to be memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cs336.documents import read_documents
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens.shards import SplitConfig, largest_token_id, write_shard
+from cs336_assets.asset import Metadata, Step, asset, check
+
+
+@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True)
+def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: SplitConfig) -> Metadata:
+    """Training and held-out text as flat arrays of uint16 token ids, one pair per crawl shard.
+
+    Every document ends with `<|endoftext|>`; input order is kept, so a shard rebuilt alone comes
+    out byte for byte the same. The index beside the arrays leads from a token to its document.
+    Whole documents are held out, chosen by a hash of their address.
+    """
+    stats = write_shard(
+        step.folder,
+        read_documents(deduplicated_text),
+        Tokenizer.load(tokenizer),
+        split=split,
+        num_workers=step.num_workers,
+        progress=step.progress,
+    )
+    return {
+        "num_documents": stats.num_documents,
+        "num_tokens": stats.num_tokens,
+        "num_valid_documents": stats.num_valid_documents,
+        "num_valid_tokens": stats.num_valid_tokens,
+        "num_skipped": sum(stats.num_skipped.values()),
+        "bytes_per_token": round(stats.num_text_bytes / max(1, stats.num_tokens), 3),
+    }
+
+
+@check(asset="token_shards", blocking=True)
+def token_ids_are_in_vocabulary(token_shards: list[Path], tokenizer: Path) -> tuple[bool, Metadata]:
+    """No stored id reaches the vocabulary size (re-read from disk, all shards)."""
+    largest_id = largest_token_id(token_shards)
+    return largest_id < Tokenizer.load(tokenizer).vocab_size, {"largest_id": largest_id}

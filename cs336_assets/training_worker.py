@@ -1,0 +1,60 @@
+"""The training worker as a child of the graph: the library's worker, talking to Dagster Pipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from cs336.files import UserError, read_json
+from cs336.processes import die_with_parent
+from cs336.progress import bar
+from cs336.train.worker import run_training
+
+REPORT_EVERY_SECONDS = 5.0
+
+
+def main(run_file: Path) -> int:
+    """Train, and report a line of metrics every few seconds."""
+    die_with_parent()
+    run = read_json(run_file) | {
+        "folder": str(run_file.parent),
+        "num_threads": int(os.environ["CS336_TRAIN_THREADS"]),
+        "device": os.environ["CS336_TRAIN_DEVICE"],
+        "compile": os.environ["CS336_TRAIN_COMPILE"] == "1",
+    }
+    store = run_file.parent.parent.parent  # artifacts/<preset>, two above .work/<attempt>
+    run["token_shards"] = [str(store / folder) for folder in run["token_shards"]]
+    with open_dagster_pipes() as pipes:
+        try:
+            run_training(run, report=_reporter(pipes, run["train"]["num_steps"]), progress=bar)
+        except UserError as error:
+            (run_file.parent / "failure.txt").write_text(f"{error}\n", encoding="utf-8")
+            return 1
+    return 0
+
+
+def _reporter(pipes: PipesContext, num_steps: int) -> Any:
+    last = time.monotonic()
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal last
+        if "valid_loss" not in row and time.monotonic() - last < REPORT_EVERY_SECONDS:
+            return
+        last = time.monotonic()
+        left = row["seconds"] / row["step"] * (num_steps - row["step"])
+        valid = f", valid loss {row['valid_loss']:.3f}" if "valid_loss" in row else ""
+        pipes.log.info(
+            f"step {row['step']:,} of {num_steps:,}: loss {row['train_loss']:.3f}{valid},"
+            f" {row['tokens_per_second']:,} tokens/s, {left:,.0f} s left"
+        )
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

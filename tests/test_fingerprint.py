@@ -1,0 +1,110 @@
+"""Code hashes follow what is reached, and only that."""
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+
+from cs336 import fingerprint
+from cs336.fingerprint import code_of, digest
+
+MAIN = """
+    from cs336_probe.helpers import helper, Thing
+    from cs336_probe import values
+
+    def start(x):
+        '''A docstring.'''
+        return helper(x) + values.LIMIT  # a comment
+
+    def unrelated():
+        return 1
+"""
+HELPERS = """
+    FACTOR = 2
+
+    def helper(x):
+        return _inner(x)
+
+    def _inner(x):
+        return FACTOR * x
+
+    class Thing:
+        def method(self):
+            return 1
+"""
+
+
+@pytest.fixture
+def version(tmp_path, monkeypatch):
+    """Hash of `start` with some of its package's text replaced."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(fingerprint, "ROOTS", ("cs336_probe",))
+    package = tmp_path / "cs336_probe"
+    package.mkdir()
+
+    def of(*, name="start", **changes):
+        files = {"__init__": "", "main": MAIN, "helpers": HELPERS, "values": "LIMIT = 3\nOTHER = 4\n"}
+        for file, (old, new) in changes.items():
+            assert old in files[file]
+            files[file] = files[file].replace(old, new)
+        for file, text in files.items():
+            (package / f"{file}.py").write_text(textwrap.dedent(text))
+        for module in [m for m in sys.modules if m.startswith("cs336_probe")]:
+            del sys.modules[module]
+        importlib.invalidate_caches()
+        fingerprint._outline.cache_clear()
+        main = importlib.import_module("cs336_probe.main")
+        return code_of(getattr(main, name), roots=("cs336_probe",))
+
+    yield of
+    fingerprint._outline.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"main": ("'''A docstring.'''", "'''Another.'''")},
+        {"main": ("# a comment", "# other words")},
+        {"main": ("return 1", "return 2")},
+        {"helpers": ("return 1", "return 2")},  # Thing is imported but not used
+        {"values": ("OTHER = 4", "OTHER = 5")},
+        {"helpers": ("return FACTOR * x", "return (FACTOR *\n            x)")},
+    ],
+)
+def test_what_is_not_reached_or_not_code_changes_nothing(version, change):
+    assert version() == version(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"main": ("helper(x) +", "helper(x) -")},
+        {"helpers": ("return _inner(x)", "return _inner(x + 1)")},
+        {"helpers": ("return FACTOR * x", "return FACTOR + x")},  # two calls away
+        {"helpers": ("FACTOR = 2", "FACTOR = 3")},
+        {"values": ("LIMIT = 3", "LIMIT = 4")},  # an attribute of an imported module
+    ],
+)
+def test_a_change_in_anything_reached_changes_the_hash(version, change):
+    assert version() != version(**change)
+
+
+def test_imports_inside_functions_are_followed(version):
+    inside = {"main": ("return 1", "from cs336_probe.helpers import Thing\n        return Thing")}
+    both = {"helpers": ("return 1", "return 2")}
+    assert version(name="unrelated", **inside) != version(name="unrelated", **inside, **both)
+
+
+def test_settings_hash_by_value_and_objects_by_their_identity():
+    class Source:
+        def __init__(self, path):
+            self.path = path
+
+        def identity(self):
+            return {"files": 2}
+
+    assert digest({"a": (1, 2)}) == digest({"a": [1, 2]})
+    assert digest(Source("/here")) == digest(Source("/there"))
+    with pytest.raises(TypeError):
+        digest({"f": len})

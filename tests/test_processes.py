@@ -1,0 +1,53 @@
+"""Parallel maps keep order and errors; children die with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cs336.processes import map_ordered
+
+
+def _square(x):
+    if x == 13:
+        raise ValueError("unlucky")
+    return x * x
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_results_come_in_the_order_of_the_items(num_workers):
+    assert list(map_ordered(abs, range(-50, 0), num_workers=num_workers, per_task=7)) == list(range(50, 0, -1))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_in_a_worker_reaches_the_caller(num_workers):
+    with pytest.raises(ValueError, match="13"):
+        list(map_ordered(int, ["1", "x13"], num_workers=num_workers))
+
+
+def test_workers_die_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from cs336.processes import map_ordered\n"
+        "if __name__ == '__main__':\n"
+        "    tasks = ['__import__(\"os\").getpid()', '__import__(\"time\").sleep(60)']\n"
+        "    for pid in map_ordered(eval, tasks, num_workers=2):\n"
+        "        print(pid, flush=True)\n"
+    )
+    root = Path(__file__).parents[1]
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
