@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import random
 import tempfile
@@ -101,12 +102,12 @@ def generated_text(num_bytes: int, *, seed: int = 0) -> str:
     generator = random.Random(seed)
     letters, weights = "etaoinshrdlucmfwypvbgkjqxzéüñ", [30 - place for place in range(29)]
     words = ["".join(generator.choices(letters, weights, k=generator.randint(2, 10))) for _ in range(20_000)]
-    frequencies = [1 / place for place in range(1, len(words) + 1)]
+    frequencies = list(itertools.accumulate(1 / place for place in range(1, len(words) + 1)))
     ends = [".", ".", ".", "!", "?", ":", "...", ".\n", ".\n\n", " (1,024)", "'s", " — 42 %", " 中文"]
     parts: list[str] = []
     size = 0
     while size < num_bytes:
-        sentence = " ".join(generator.choices(words, frequencies, k=generator.randint(4, 20))).capitalize()
+        sentence = " ".join(generator.choices(words, cum_weights=frequencies, k=generator.randint(4, 20))).capitalize()
         part = sentence + generator.choice(ends) + (END_OF_TEXT if generator.random() < 0.05 else " ")
         parts.append(part)
         size += len(part.encode())

@@ -273,8 +273,8 @@ def _one_line(wanted: Entry) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{wanted.name}: {page} could not be read ({reason}); check the network, run again") from None
     except Exception as error:
-        # Its HTTP client's own errors: httpx in newer versions, requests in older ones.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
+        # Its HTTP client's own errors; which client that is (requests, httpx, httpx2) depends on its version.
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
         raise UserError(f"{wanted.name}: {page} could not be reached ({error}); check the network, run again") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ first steps:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a mistake ends with one line and exit code 1."""
+    # Read when PyTorch loads: threads that spin while they wait stall each other on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = argparse.ArgumentParser(
         prog="cs336", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cs336 import catalog
-from cs336.files import read_json
+from cs336.files import read_json, sha256_of_file
 from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
@@ -67,6 +67,7 @@ class Stage:
     owner: str
     per_shard: bool
     datasets: tuple[str, ...]
+    files: tuple[Path, ...]
     resumable: bool
     pool: str | None
     watches: Callable[[Path], str] | None
@@ -104,6 +105,7 @@ def asset(
     owner: str,
     per_shard: bool = False,
     datasets: tuple[str, ...] = (),
+    files: tuple[Path, ...] = (),
     resumable: bool = False,
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
@@ -113,6 +115,7 @@ def asset(
     Args:
         per_shard: made once for each crawl shard.
         datasets: catalogue entries it reads when present; their checksums enter the fingerprint.
+        files: data files of this project that it reads; their bytes enter the fingerprint.
         resumable: an interrupted attempt at the same version is continued, not thrown away.
         pool: Dagster concurrency pool, such as "gpu".
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
@@ -121,7 +124,18 @@ def asset(
     def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
         inputs, settings = _parameters(function, first="step")
         STAGES[function.__name__] = Stage(
-            function, group, frozenset(kinds), owner, per_shard, datasets, resumable, pool, watches, inputs, settings
+            function=function,
+            group=group,
+            kinds=frozenset(kinds),
+            owner=owner,
+            per_shard=per_shard,
+            datasets=datasets,
+            files=files,
+            resumable=resumable,
+            pool=pool,
+            watches=watches,
+            inputs=inputs,
+            settings=settings,
         )
         return function
 
@@ -166,14 +180,17 @@ def shard_names(store: Store) -> list[str]:
     Raises:
         UserError: the crawl is not planned yet.
     """
-    return [shard["name"] for shard in read_json(store.path(PLAN_ASSET) / PLAN_FILE)["shards"]]
+    return [shard["name"] for shard in _plan(store)]
+
+
+def _plan(store: Store) -> list[dict[str, Any]]:
+    return read_json(store.path(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 
 def code_version(stage: Stage, preset: Preset) -> str:
     """Version of everything but the inputs: library code, settings, external data."""
-    settings = {name: getattr(preset, name) for name in stage.settings}
-    external = {f"data:{name}": catalog.checksum(name) or "absent" for name in stage.datasets}
-    return digest([_code(stage, settings), digest(settings), external])
+    settings = _settings(stage, preset)
+    return digest([_code(stage, settings), digest(_hashed(stage, settings)), _external(stage)])
 
 
 def version_of(stage: Stage, preset: Preset, store: Store, shard: str | None) -> Version:
@@ -182,12 +199,29 @@ def version_of(stage: Stage, preset: Preset, store: Store, shard: str | None) ->
     Raises:
         UserError: an input is not there.
     """
-    settings = {name: getattr(preset, name) for name in stage.settings}
+    settings = _settings(stage, preset)
     inputs = {name: _input_version(name, everything, stage, store, shard) for name, everything in stage.inputs.items()}
-    inputs |= {f"data:{name}": catalog.checksum(name) or "absent" for name in stage.datasets}
+    inputs |= _external(stage)
     if stage.watches:
         inputs["watched"] = stage.watches(store.root)
-    return Version(code=_code(stage, settings), config=digest(settings), inputs=inputs)
+    return Version(code=_code(stage, settings), config=digest(_hashed(stage, settings)), inputs=inputs)
+
+
+def _settings(stage: Stage, preset: Preset) -> dict[str, Any]:
+    return {name: getattr(preset, name) for name in stage.settings}
+
+
+def _hashed(stage: Stage, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they enter the fingerprint: of the source, a shard depends on less than the whole plan does."""
+    if stage.per_shard and "source" in settings:
+        return settings | {"source": settings["source"].shard_identity()}
+    return settings
+
+
+def _external(stage: Stage) -> dict[str, str]:
+    """Checksums of what a stage reads besides its inputs."""
+    found = {f"data:{name}": catalog.checksum(name) or "absent" for name in stage.datasets}
+    return found | {f"file:{path.name}": sha256_of_file(path) for path in stage.files}
 
 
 def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
@@ -197,6 +231,8 @@ def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
 
 
 def _input_version(name: str, everything: bool, stage: Stage, store: Store, shard: str | None) -> str:
+    if name == PLAN_ASSET and shard:  # a longer plan leaves the shards that it had as they are
+        return digest([entry for entry in _plan(store) if entry["name"] == shard])
     if everything:
         return digest([[key, store.data_version(name, key)] for key in shard_names(store)])
     return store.data_version(name, shard if STAGES[name].per_shard else None)
@@ -222,6 +258,9 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         Its version, its metadata (as first reported, when it was current already), and whether it
         was current.
     """
+    if preset.fetch:
+        for name in stage.datasets:
+            catalog.fetch(name, progress=step.progress)
     version = version_of(stage, preset, store, step.shard)
     if store.is_current(stage.name, step.shard, version):
         manifest = store.manifest(stage.name, step.shard)
@@ -229,7 +268,6 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         return version, manifest["metadata"], True
     with store.staging(stage.name, step.shard, version, resumable=stage.resumable) as (folder, kept):
         step.folder = folder
-        settings = {name: getattr(preset, name) for name in stage.settings}
-        result = stage.function(step, **input_folders(stage.inputs, store, step.shard), **settings)
+        result = stage.function(step, **input_folders(stage.inputs, store, step.shard), **_settings(stage, preset))
         kept |= plain_metadata(result)
     return version, kept, False

@@ -3,6 +3,8 @@
 # No `from __future__ import annotations` here: Dagster reads the types of `context` and `runtime`.
 import base64
 import inspect
+import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,8 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
     """Make each shard that is asked for, or the one artifact of an unpartitioned asset."""
     store = Store(preset.name)
     shards: list[str | None] = list(context.partition_keys) if stage.per_shard else [None]
-    skipped = 0
     for shard in shards:
+        start = time.monotonic()
         step = Step(
             folder=Path(),
             preset=preset.name,
@@ -80,9 +82,12 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
             version, metadata, current = make(stage, preset, store, step)
         except UserError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from error
-        skipped += current
-        label = f"{stage.name}[{shard}]" if shard else stage.name
-        context.log.info(f"{label}: unchanged, skipped" if current else f"{label}: made")
+        said = f"{preset.name}/{stage.name}{f'[{shard}]' if shard else ''}: " + (
+            "unchanged, skipped" if current else f"made in {time.monotonic() - start:,.1f} s"
+        )
+        context.log.info(said)
+        if runtime.terminal:
+            print(said, flush=True)
         folder = store.path(stage.name, shard)
         shown = to_dagster(metadata, folder) | {
             "unchanged": current,
@@ -154,7 +159,7 @@ def _metadata_value(value: Any, folder: Path) -> Any:
 
 def _progress(context: dg.AssetExecutionContext, runtime: Runtime) -> Progress:
     lines = log_lines(context.log.info)
-    return both(bar, lines) if runtime.bars else lines
+    return both(bar, lines) if runtime.terminal and sys.stderr.isatty() else lines
 
 
 def _code_reference(stage: Stage) -> dict[str, Any]:

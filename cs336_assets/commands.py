@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ def run(preset: str, job: str) -> None:
     from cs336_assets.resources import Runtime
 
     chosen = find_preset(preset)
-    definitions = build_definitions(chosen, runtime=Runtime.from_environment(bars=sys.stderr.isatty()))
+    definitions = build_definitions(chosen, runtime=Runtime.from_environment(terminal=True))
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
         if job in (PLAN_JOB, "data", "all"):
@@ -75,7 +74,10 @@ def run(preset: str, job: str) -> None:
 
 def _execute(definitions: dg.Definitions, job: str, instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
     result = definitions.resolve_job_def(job).execute_in_process(
-        instance=instance, tags=tags | {"cs336/pid": str(os.getpid())}, raise_on_error=False
+        instance=instance,
+        tags=tags | {"cs336/pid": str(os.getpid())},
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},  # the event log has it all
+        raise_on_error=False,
     )
     made = skipped = 0
     for event in result.get_asset_materialization_events():

@@ -15,8 +15,8 @@ from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.evals.mmlu import evaluate_mmlu
 from cs336.evals.perplexity import evaluate_perplexity
 from cs336.evals.report import ScoreRow, markdown_table, score_rows
-from cs336.evals.task import SAMPLES, EvalConfig, EvalResult, Example, pick_rows
-from cs336.files import read_json, read_jsonl, write_json, write_jsonl
+from cs336.evals.task import EvalConfig, EvalResult, Example, pick_rows, read_sample, sample_path
+from cs336.files import read_json, write_json, write_jsonl
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.hardware import pick_device
 from cs336.model.transformer import load_model
@@ -24,6 +24,8 @@ from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out, read_index
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
+
+MMLU_SAMPLE, GSM8K_SAMPLE = sample_path("mmlu"), sample_path("gsm8k")
 
 
 @asset(group="evals", kinds={"numpy"}, owner="team:evals")
@@ -82,14 +84,14 @@ def model_beats_byte_ngrams(perplexity: Path, byte_ngram_baseline: Path) -> tupl
     return ours < theirs, {"model_bits_per_byte": ours, "ngram_bits_per_byte": theirs, "ratio": theirs / ours}
 
 
-@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("mmlu",), pool="gpu")
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("mmlu",), files=(MMLU_SAMPLE,), pool="gpu")
 def mmlu(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
     """Knowledge: multiple-choice questions, answered in words and by the likeliest letter.
 
     MMLU's test split where it is found; else the project's own questions, named *mmlu sample*.
     """
     found = catalog.find("mmlu")
-    examples = catalog.read_mmlu(found, "test") if found else list(read_jsonl(SAMPLES / "mmlu_sample.jsonl"))
+    examples = catalog.read_mmlu(found, "test") if found else read_sample("mmlu")
     few_shot = catalog.read_mmlu(found, "dev") if found and evals.mmlu_few_shot else []
     answer = _Answerer(step, base_model, tokenizer)
     result = evaluate_mmlu(
@@ -103,16 +105,14 @@ def mmlu(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Me
     return _write_result(step, result, task="mmlu")
 
 
-@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("gsm8k",), pool="gpu")
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("gsm8k",), files=(GSM8K_SAMPLE,), pool="gpu")
 def gsm8k(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
     """Reasoning: grade-school word problems, the last number of the output counts.
 
     GSM8K's test split where it is found; else the project's own problems, named *gsm8k sample*.
     """
     found = catalog.find("gsm8k")
-    examples: list[Example] = (
-        catalog.read_gsm8k(found, "test") if found else list(read_jsonl(SAMPLES / "gsm8k_sample.jsonl"))
-    )
+    examples: list[Example] = catalog.read_gsm8k(found, "test") if found else read_sample("gsm8k")
     answer = _Answerer(step, base_model, tokenizer)
     result = evaluate_gsm8k(examples, generate=answer.generate, config=evals, name="gsm8k" if found else "gsm8k sample")
     return _write_result(step, result, task="gsm8k")

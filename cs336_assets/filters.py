@@ -11,8 +11,8 @@ import polars as pl
 
 from cs336 import catalog
 from cs336.documents import Document, read_documents, read_table, write_documents, write_table
-from cs336.evals.task import SAMPLES
-from cs336.files import read_json, read_jsonl, write_json
+from cs336.evals.task import read_sample, sample_path
+from cs336.files import read_json, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig, FilterModels, apply, decide, ledger, measure_documents
 from cs336.filters.quality import QualityConfig, hosts_of, is_reference, read_url_list, train_quality
@@ -57,15 +57,21 @@ def quality_classifier(step: Step, extracted_text: list[Path], quality: QualityC
     }
 
 
-@asset(group="filters", kinds={"numpy"}, owner="team:data", datasets=("mmlu", "gsm8k"))
+@asset(
+    group="filters",
+    kinds={"numpy"},
+    owner="team:data",
+    datasets=("mmlu", "gsm8k"),
+    files=(sample_path("mmlu"), sample_path("gsm8k")),
+)
 def eval_index(step: Step) -> Metadata:
     """13-word n-grams of every evaluation question, against which all text is checked.
 
     The data sets found on this machine, and always the project's own sample questions.
     """
     texts = {
-        "mmlu sample": [_question(row) for row in read_jsonl(SAMPLES / "mmlu_sample.jsonl")],
-        "gsm8k sample": [_question(row) for row in read_jsonl(SAMPLES / "gsm8k_sample.jsonl")],
+        "mmlu sample": [_question(row) for row in read_sample("mmlu")],
+        "gsm8k sample": [_question(row) for row in read_sample("gsm8k")],
     }
     if mmlu := catalog.find("mmlu"):
         texts["mmlu"] = [_question(row) for row in catalog.read_mmlu(mmlu, "test")]

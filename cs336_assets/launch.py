@@ -32,6 +32,7 @@ def train_in_child(step: Step, run: dict[str, Any]) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone", "--nproc-per-node", "1"]
     command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
     environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other when cores are shared
         "CS336_TRAIN_THREADS": str(step.num_workers),
         "CS336_TRAIN_DEVICE": step.device,
         "CS336_TRAIN_COMPILE": str(int(step.compile_model)),

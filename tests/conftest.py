@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Tests must not touch the real project's artifacts, downloads or Dagster home.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # test processes share the cores
 
 
 @pytest.fixture(scope="session")

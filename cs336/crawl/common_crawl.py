@@ -74,6 +74,10 @@ class CommonCrawl:
         settings = {"num_files": self.num_files, "seed": self.seed, "first_file": self.first_file}
         return {**choice, **settings, "base_url": self.base_url.rstrip("/")}
 
+    def shard_identity(self) -> Any:
+        """Nothing more: the items pin the file."""
+        return {"source": "common-crawl"}
+
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """Choose the files, and ask for their sizes and ETags.
 

@@ -107,7 +107,7 @@ class _Session:
     stats: CrawlStats
     info_id: str
     connections: dict[str, http.client.HTTPConnection] = field(default_factory=dict)
-    robots: dict[str, urllib.robotparser.RobotFileParser] = field(default_factory=dict)
+    robots: dict[str, _Rules] = field(default_factory=dict)
     last_request_seconds: dict[str, float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
@@ -165,11 +165,18 @@ def _follow(url: str, session: _Session) -> None:
     session.stats.num_fetches["too many redirects"] += 1
 
 
-def _robots_of(url: str, session: _Session) -> urllib.robotparser.RobotFileParser:
+class _Rules(urllib.robotparser.RobotFileParser):
+    """A host's robots.txt, with names for what its type stubs leave out."""
+
+    allow_all: bool
+    disallow_all: bool
+
+
+def _robots_of(url: str, session: _Session) -> _Rules:
     """The rules of the address's host, fetched once (RFC 9309: none if absent, closed if failing)."""
     host = urllib.parse.urlsplit(url).netloc
     if host not in session.robots:
-        rules = session.robots[host] = urllib.robotparser.RobotFileParser()
+        rules = session.robots[host] = _Rules()
         try:
             answer = _request(urllib.parse.urljoin(url, "/robots.txt"), session, session.politeness.delay_seconds)
         except (OSError, http.client.HTTPException):

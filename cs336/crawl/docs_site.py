@@ -11,6 +11,7 @@ import ast
 import contextlib
 import csv
 import functools
+import gc
 import html
 import importlib.metadata
 import os
@@ -81,12 +82,14 @@ class Site:
         modules: by page address.
         links: page address by folder address.
         indexes: modules by index address, in order.
+        families: modules by distribution and parent package, in order.
         ready: answers made ahead, by address.
     """
 
     modules: dict[str, Module]
     links: dict[str, str]
     indexes: dict[str, tuple[Module, ...]]
+    families: dict[tuple[str, str], list[Module]]
     ready: dict[str, Response]
 
     def respond(self, address: str) -> Response:
@@ -106,8 +109,7 @@ class Site:
     def siblings(self, address: str) -> tuple[tuple[str, str], ...]:
         """Neighbours of a module in its parent package: the name and address of each, a dozen at most."""
         module = self.modules[address]
-        parent = module.name.rpartition(".")[0]
-        family = _families(self.indexes[f"/{module.distribution}/"]).get(parent, [])
+        family = self.families[_family_of(module)]
         at = family.index(module)
         first = max(0, min(at - _MAX_SIBLINGS // 2, len(family) - _MAX_SIBLINGS))
         return tuple((one.name, one.link) for one in family[first : first + _MAX_SIBLINGS])
@@ -116,13 +118,16 @@ class Site:
 def build_site(modules: tuple[Module, ...], ready: dict[str, Response] | None = None) -> Site:
     """The site that documents these modules."""
     indexes: dict[str, list[Module]] = {"/": []}
+    families: dict[tuple[str, str], list[Module]] = {}
     for module in modules:
         indexes.setdefault(f"/{module.distribution}/", []).append(module)
+        families.setdefault(_family_of(module), []).append(module)
     indexes["/"] = [members[0] for address, members in indexes.items() if address != "/"]
     return Site(
         modules={module.page: module for module in modules},
         links={module.link: module.page for module in modules if module.is_package},
         indexes={address: tuple(members) for address, members in indexes.items()},
+        families=families,
         ready=ready or {},
     )
 
@@ -151,7 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     pages: Site
     protocol_version = "HTTP/1.1"  # keep-alive
-    wbufsize = -1  # header and body in one packet: sent apart, each page waits 40 ms for an acknowledgement
+    # Header and body sent apart would wait for each other's acknowledgement, up to 40 ms a page.
+    wbufsize = 2**20
+    disable_nagle_algorithm = True
     timeout = 30
 
     def do_GET(self) -> None:
@@ -237,13 +244,8 @@ def _is_test(name: str) -> bool:
     return any(part in _TEST_PARTS or part.startswith("test_") or part.endswith("_test") for part in parts)
 
 
-@functools.cache
-def _families(modules: tuple[Module, ...]) -> dict[str, list[Module]]:
-    """Modules by the name of their parent package."""
-    families: dict[str, list[Module]] = {}
-    for module in modules:
-        families.setdefault(module.name.rpartition(".")[0], []).append(module)
-    return families
+def _family_of(module: Module) -> tuple[str, str]:
+    return module.distribution, module.name.rpartition(".")[0]
 
 
 # ---- pages -------------------------------------------------------------------------------------
@@ -252,14 +254,11 @@ def _families(modules: tuple[Module, ...]) -> dict[str, list[Module]]:
 def module_response(module: Module, siblings: tuple[tuple[str, str], ...]) -> Response:
     """A module's page: 200; 404 if its file is gone or has no docstring; 500 if it does not parse."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in other people's strings
-            tree = ast.parse(module.path.read_bytes())
+        sections = list(_sections(_parse(module.path.read_bytes())))
     except OSError:
         return not_found()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Response(500, "text/html; charset=utf-8", _message("Internal Server Error"))
-    sections = list(_sections(tree))
     if not sections:
         return not_found()
     page = _layout(
@@ -270,6 +269,20 @@ def module_response(module: Module, siblings: tuple[tuple[str, str], ...]) -> Re
     )
     # Some docstrings hold lone surrogates, which UTF-8 cannot encode.
     return Response(200, "text/html; charset=utf-8", page.encode("utf-8", "xmlcharrefreplace"))
+
+
+def _parse(source: bytes) -> ast.Module:
+    """The syntax tree; without warnings about old escapes in other people's strings."""
+    # A tree is many objects and no garbage: looking for some doubles the time.
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def index_page(address: str, modules: tuple[Module, ...]) -> bytes:
@@ -343,7 +356,9 @@ def _layout(*, title: str, crumbs: tuple[tuple[str, str], ...], links: tuple[tup
 <style>body {{ font-family: sans-serif; max-width: 60em; margin: auto }} pre {{ background: #eee }}</style>
 </head>
 <body>
-<header><a href="/">Package documentation</a> | <a href="/stdlib/">Standard library</a> | <a href="/about">About</a></header>
+<header>
+<a href="/">Package documentation</a> | <a href="/stdlib/">Standard library</a> | <a href="/about">About</a>
+</header>
 <nav>{trail}</nav>
 <main>
 {body}

@@ -215,7 +215,7 @@ def _definitions(block: list[str], depth: int) -> list[str]:
     """Google's sections: `name (type): text` with deeper continuation lines; else ordinary blocks."""
     starts = [line for line in block if line.strip() and not line[0].isspace()]
     pairs = [re.match(r"(\*{0,2}[\w.]+(?: ?\([^)]*\))?)\s*:\s+(\S.*)$", line) for line in starts]
-    if not starts or not all(pairs):
+    if not block or block[0][0].isspace() or not all(pairs):
         return _blocks(block, depth)
     items: list[list[str]] = []
     for line in block:

@@ -75,6 +75,10 @@ class LocalDocs:
             "packages": locked_versions(self._lock_path()),
         }
 
+    def shard_identity(self) -> Any:
+        """Versions of what the pages are rendered from."""
+        return {"date": self.date, "python": platform.python_version(), "packages": locked_versions(self._lock_path())}
+
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """Choose pages and spread them; only addresses and a glance at each chosen file are needed.
 

@@ -48,6 +48,10 @@ class WarcFiles:
         """Name, size and checksum of each file, or its address; never a folder."""
         return {"source": "warc-files", "files": _identities(_inputs(self.paths, _warc_name))}
 
+    def shard_identity(self) -> Any:
+        """Nothing more: the items pin the file."""
+        return {"source": "warc-files"}
+
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """One shard per file, by name.
 
@@ -114,6 +118,10 @@ class TextFiles:
         files = _identities(_inputs(self.paths, _text_name))
         return {"source": "text-files", "files": files, "text_field": self.text_field, "separator": self.separator}
 
+    def shard_identity(self) -> Any:
+        """How documents are read from the files that the items pin."""
+        return {"source": "text-files", "text_field": self.text_field, "separator": self.separator}
+
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """One shard per file, by name.
 
@@ -177,7 +185,11 @@ class TextFiles:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file: Any = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+            is_blank = False
             for piece in split_stream(file, separator, max_bytes=MAX_DOCUMENT_BYTES):
+                if is_blank:
+                    yield "empty document"  # but a line break after the last separator is none
+                    is_blank = False
                 if isinstance(piece, str):
                     yield piece
                     continue
@@ -189,9 +201,10 @@ class TextFiles:
                 if is_json and text.strip():
                     yield self._from_json(text)
                 elif not is_json:
-                    # The line breaks around a separator belong to it.
-                    text = text.strip("\r\n")
-                    yield ("", text) if text.strip() else "empty document"
+                    text = text.strip("\r\n")  # the line breaks around a separator belong to it
+                    is_blank = not text.strip()
+                    if not is_blank:
+                        yield "", text
 
     def _from_json(self, line: str) -> tuple[str, str] | str:
         try:

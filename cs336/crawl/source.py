@@ -58,6 +58,13 @@ class Source(Protocol):
         """
         ...
 
+    def shard_identity(self) -> Any:
+        """The part of it that decides a shard's bytes beyond the shard's own items.
+
+        A crawl that grows by more files must not fetch again what it has.
+        """
+        ...
+
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """Find what there is, and split it into shards, in a fixed order."""
         ...

@@ -239,8 +239,10 @@ def _frames_in_stream(
     """
     previous: _Frame | Skipped | None = None
     while True:
-        start = stream.tell() if member_offset is None else member_offset
+        start = 0 if member_offset is None else member_offset
         try:
+            _skip_blank_lines(stream)
+            start = stream.tell() if member_offset is None else member_offset
             item = _read_frame(stream, start, seekable=member_offset is None, limit=limit)
         except _BrokenError as broken:
             if previous is not None and broken.in_previous:
@@ -258,20 +260,24 @@ def _frames_in_stream(
         previous = item
 
 
+def _skip_blank_lines(stream: io.BufferedReader) -> None:
+    """Move to what follows a record's end, two line breaks by the standard, more or fewer in the wild."""
+    try:
+        for _ in range(_MAX_HEADER_BYTES):
+            if stream.peek(1)[:1] not in (b"\r", b"\n"):
+                return
+            stream.read(1)
+    except BadGzipError as error:
+        raise _BrokenError(str(error), in_previous=True) from None
+    raise _BrokenError("damaged record: only blank lines after it", in_previous=True)
+
+
 def _read_frame(stream: io.BufferedReader, offset: int, *, seekable: bool, limit: int) -> _Frame | Skipped | None:
     """The next record, or None at the end of the stream."""
     url = None
     in_header = True
     try:
-        line = b"\n"
-        num_blank_bytes = 0
-        while line in (b"\r\n", b"\n"):
-            if seekable:
-                offset = stream.tell()
-            num_blank_bytes += len(line)
-            if num_blank_bytes > _MAX_HEADER_BYTES:
-                raise _BrokenError("damaged record: only blank lines after it", in_previous=True)
-            line = stream.readline(_MAX_HEADER_BYTES)
+        line = stream.readline(_MAX_HEADER_BYTES)
         if not line:
             return None
         if not _starts_record(line):

@@ -118,7 +118,7 @@ class EvalIndex:
         if len(self._short):
             lengths = np.array([len(line.split()) for line in words.split("\n")])
             ends = np.cumsum(lengths)
-            is_short = (lengths > 0) & (lengths < self.n)
+            is_short = lengths < self.n  # an empty line matches nothing: no question is empty
             spans = span_hashes(hashes, (ends - lengths)[is_short], ends[is_short])
             if 0 < len(hashes) < self.n and np.count_nonzero(lengths) > 1:  # a short whole, over several lines
                 spans = np.append(spans, ngram_hashes(hashes, len(hashes)))
@@ -181,8 +181,9 @@ def _with_bits(hashes_by_eval: list[list[NDArray[np.uint64]]]) -> tuple[NDArray[
 
 
 def _look_up(hashes: NDArray[np.uint64], table: NDArray[np.uint64], bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Bits of those hashes that the sorted table holds."""
+    """Bits of those hashes that the sorted table holds, in no particular order."""
     if not len(table) or not len(hashes):
         return np.zeros(0, dtype=np.uint64)
+    hashes = np.sort(hashes)  # neighbours then search the same part of the table: fewer cache misses
     places = np.minimum(np.searchsorted(table, hashes), len(table) - 1)
     return bits[places[table[places] == hashes]]

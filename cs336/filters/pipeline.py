@@ -103,7 +103,7 @@ def measure_documents(
     Returns:
         The measurements, one row a document in its order, null where a filter is off (words are
         counted with punctuation marks as words, and as spaced words without; `eval_hits`
-        reads "gsm8k: 2, mmlu: 1", and is null without hits); the seconds spent in each filter,
+        reads "gsm8k: 2, mmlu: 1", and is null without hits); the CPU seconds spent in each filter,
         summed over the workers; and each filter's state, such as "on: lid.176" or "off, no model".
     """
     states = _open(models).states  # a missing or broken model shows before any work
@@ -223,27 +223,27 @@ def _open(models: FilterModels) -> _Opened:
 
 
 def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...], list[float]]:
-    """One row of the table, and the seconds each filter took, in the order of FILTERS."""
+    """One row of the table, and the CPU seconds each filter took, in the order of FILTERS."""
     opened, text = _open(models), document.text
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     language, confidence = opened.language.identify(text)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     nsfw = harm_score(opened.harmful.nsfw(text))
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     toxic = harm_score(opened.harmful.toxic(text))
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     gopher = measure_gopher(text)
     spaced = measure_gopher(text, marks_are_words=False)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     quality = opened.quality.score(text)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     num_hits, hits = None, ""
     if opened.evals is not None:
         num_hits = opened.evals.num_hits(text)
         hits = ", ".join(f"{name}: {count}" for name, count in opened.evals.count(text).items()) if num_hits else ""
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     pii = mask_pii(text)[1]
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     num_bytes = len(text.encode("utf-8", "surrogatepass"))
     gophers = (*gopher, spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction)
     row = (*document[:4], num_bytes, language, confidence, nsfw, toxic, *gophers, quality, num_hits, hits or None, *pii)

@@ -26,7 +26,8 @@ def scaled_dot_product_attention(
     Args:
         mask: True where a query may attend to a key; None allows all.
     """
-    scores = Q @ K.transpose(-2, -1) / math.sqrt(Q.shape[-1])
+    # Scaling the queries instead of the scores touches d_k numbers a query, not one for every key.
+    scores = (Q / math.sqrt(Q.shape[-1])) @ K.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return softmax(scores, dim=-1) @ V

@@ -169,6 +169,19 @@ def test_the_heap_merges_as_the_plain_loop_does_even_for_merges_no_training_give
         assert apply_merges_with_heap(list(ids), ranks, merged) == expected
 
 
+def test_the_heap_merges_as_the_plain_loop_does_with_learnt_merges():
+    generator = random.Random(6)
+    words = ["".join(generator.choices("abc", [4, 2, 1], k=600)) for _ in range(5)]
+    vocab, merges = train_bpe_from_documents(words, BpeConfig(vocab_size=400, special_tokens=()))
+    id_of = {token: number for number, token in vocab.items()}
+    ranks = {(id_of[left], id_of[right]): rank for rank, (left, right) in enumerate(merges)}
+    merged = [id_of[left + right] for left, right in merges]
+    for word in ["".join(generator.choices("abc", [2, 2, 1], k=600)), *words]:
+        expected = apply_merges([id_of[letter.encode()] for letter in word], ranks, merged)
+        assert apply_merges_with_heap([id_of[letter.encode()] for letter in word], ranks, merged) == expected
+        assert len(expected) < 300
+
+
 def test_a_very_long_run_takes_little_time(small: Tokenizer):
     text = "thecatsat" * 20_000
     assert small.decode(small.encode(text)) == text
@@ -255,8 +268,9 @@ with open(sys.argv[2], newline="") as file:
 def test_streaming_5_megabytes_needs_no_more_than_1_megabyte(small: Tokenizer, tmp_path: Path):
     generator = random.Random(5)
     words = ["".join(generator.choices("etaoinshrdlu", k=generator.randint(1, 9))) for _ in range(30_000)]
-    lines = [" ".join(generator.choices(words, k=15)) + "\n" for _ in range(65_000)]
-    text = "".join(lines)
+    frequencies = [1 / place for place in range(1, len(words) + 1)]
+    drawn = generator.choices(words, frequencies, k=1_000_000)
+    text = "".join(" ".join(drawn[i : i + 10]) + "\n" for i in range(0, len(drawn), 10))
     assert len(text) > 5_000_000
     small.save(tmp_path)
     (tmp_path / "text.txt").write_text(text)

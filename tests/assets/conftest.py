@@ -1,0 +1,87 @@
+"""A project of its own for each test: artifacts, Dagster home and the `micro` preset."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Project:
+    """Where a test's artifacts lie, and how to run things on them."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts" / "micro"
+
+    def python(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            **options,
+        )
+
+    def run(self, job: str = "all", preset: str = "micro") -> str:
+        """`cs336 run`; returns what it printed, and fails with it when it fails."""
+        done = self.python("-m", "cs336", "run", "--preset", preset, "--job", job)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+def make_project(folder: Path, **variables: str) -> Project:
+    home = folder / "dagster_home"
+    home.mkdir(parents=True)
+    shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
+    environment = {key: value for key, value in os.environ.items() if key != "CS336_DATA"}
+    environment |= {
+        "DAGSTER_HOME": str(home),
+        "CS336_ARTIFACTS": str(folder / "artifacts"),
+        "CS336_DOWNLOADS": str(folder / "downloads"),
+        "CS336_PRESETS": str(ROOT / "tests" / "presets.toml"),
+        "CS336_PRESET": "micro",
+        "CS336_WORKERS": "1",  # tests run side by side
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **variables,
+    }
+    return Project(folder, environment)
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    """An empty project."""
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A project whose whole graph was made once; tests only read it, or copy it."""
+    made = make_project(tmp_path_factory.mktemp("finished"))
+    made.run()
+    return made
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Project:
+    """A copy of the finished project that a test may change."""
+    shutil.copytree(finished.folder / "artifacts", tmp_path / "artifacts", symlinks=True)
+    shutil.copytree(finished.folder / "dagster_home", tmp_path / "dagster_home")
+    environment = finished.environment | {
+        "DAGSTER_HOME": str(tmp_path / "dagster_home"),
+        "CS336_ARTIFACTS": str(tmp_path / "artifacts"),
+    }
+    return Project(tmp_path, environment)

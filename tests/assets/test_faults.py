@@ -1,0 +1,72 @@
+"""What `kill -9`, a full disk and another number of workers do to the graph: nothing."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests import kill_graph
+from tests.assets.conftest import make_project
+
+UP_TO_TOKENS = ("crawl", "extracted_text", "quality_classifier", "document_scores", "filtered_text", "filter_ledger")
+UP_TO_TOKENS += ("repeated_lines", "unique_lines", "minhash_signatures", "near_duplicates", "deduplicated_text")
+UP_TO_TOKENS += ("tokenizer", "token_shards")
+
+
+def test_killed_runs_end_as_undisturbed_ones(tmp_path, monkeypatch, project):
+    for key in ("CS336_PRESETS", "CS336_PRESET", "CS336_WORKERS", "CS336_DOWNLOADS"):
+        monkeypatch.setenv(key, project.environment[key])
+    monkeypatch.delenv("CS336_DATA", raising=False)
+    assert kill_graph.kill_and_compare(tmp_path / "kills", preset="micro", kills=2, seed=1) == []
+
+
+def test_equal_inputs_give_equal_bytes_whatever_the_number_of_workers(finished, tmp_path):
+    other = make_project(tmp_path, CS336_WORKERS="2")
+    other.run()
+    differences = kill_graph.compare(finished.artifacts, other.artifacts)
+    assert not [name for name in differences if name.split("/")[0] in UP_TO_TOKENS]
+
+
+def test_an_equal_run_has_the_same_loss_curve_and_scores(finished, tmp_path):
+    other = make_project(tmp_path)
+    other.run()
+    assert kill_graph.compare(finished.artifacts, other.artifacts) == []
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_finished(project, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(size, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        project.environment["CS336_ARTIFACTS"] = str(disk)
+        done = project.python("-m", "cs336", "run", "--preset", "micro", "--job", "data")
+        assert done.returncode == 1
+        last = done.stderr.strip().splitlines()[-1]
+        assert "the disk is full" in last and str(disk) in last and "Traceback" not in done.stderr
+        assert kill_graph._half_made(disk / "micro") == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
+    run = tmp_path / "run"
+    shutil.move(copied.artifacts / "base_model", run)
+    (run / "model.safetensors").unlink()
+    done = copied.python("-m", "cs336", "adopt", str(run))
+    assert done.returncode == 0, done.stderr
+    assert "same code, settings and inputs as here" in done.stdout
+    shutil.rmtree(copied.artifacts / "perplexity")
+    again = copied.python("-m", "cs336", "run", "--preset", "micro", "--job", "evals")
+    assert again.returncode == 1
+    assert "model.safetensors: not here" in again.stderr.strip().splitlines()[-1]
+
+
+def test_a_changed_file_is_not_adopted(copied, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(copied.artifacts / "base_model", run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    done = copied.python("-m", "cs336", "adopt", str(run))
+    assert done.returncode == 1 and "metrics.jsonl: differs from its manifest" in done.stderr

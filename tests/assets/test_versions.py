@@ -1,0 +1,105 @@
+"""What a change re-makes: exactly what depends on it."""
+
+import json
+import shutil
+
+import pytest
+
+from cs336_assets.asset import STAGES
+from tests.assets.conftest import ROOT
+
+PRINT_VERSIONS = """
+import json
+from cs336.presets import find_preset
+from cs336_assets.asset import STAGES, code_version
+import cs336_assets.definitions
+print(json.dumps({name: code_version(stage, find_preset("micro")) for name, stage in STAGES.items()}))
+"""
+
+
+def downstream(*names):
+    found = set(names)
+    for name, stage in STAGES.items():  # upstream assets come first
+        if found & set(stage.inputs):
+            found.add(name)
+    return found
+
+
+def made(printed):
+    lines = [line for line in printed.splitlines() if ": made in" in line]
+    return {line.partition("/")[2].partition(":")[0].partition("[")[0] for line in lines}
+
+
+def change_preset(project, text):
+    presets = project.folder / "presets.toml"
+    presets.write_text((ROOT / "tests" / "presets.toml").read_text() + text)
+    project.environment["CS336_PRESETS"] = str(presets)
+
+
+def test_a_filter_threshold_remakes_what_is_downstream_and_nothing_else(copied):
+    change_preset(copied, "filters = {min_language_confidence = 0.9}\n")
+    assert made(copied.run()) == downstream("filtered_text")
+
+
+def test_a_learning_rate_remakes_the_model_and_its_scores(copied):
+    presets = (ROOT / "tests" / "presets.toml").read_text()
+    changed = copied.folder / "presets.toml"
+    changed.write_text(presets.replace("num_steps = 30", "num_steps = 30, learning_rate = 0.001"))
+    copied.environment["CS336_PRESETS"] = str(changed)
+    assert made(copied.run()) == downstream("base_model")
+
+
+def test_a_longer_crawl_keeps_the_shards_it_has(copied, tmp_path):
+    documents = [" ".join(f"word{i * j % 97}" for j in range(60)) for i in range(1, 30)]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("<|endoftext|>".join(text + name for text in documents))
+    presets = tmp_path / "presets.toml"
+
+    def use(*files):
+        paths = json.dumps([str(tmp_path / file) for file in files])
+        presets.write_text(f'[more]\nbase = "tiny"\nsource = {{kind = "text", paths = {paths}}}\n')
+
+    copied.environment["CS336_PRESETS"] = str(presets)
+    select = ["-m", "dagster", "asset", "materialize", "-m", "cs336_assets.definitions", "--select"]
+    copied.environment["CS336_PRESET"] = "more"
+    use("a.txt")
+    assert copied.python(*select, "more/crawl_plan").returncode == 0
+    assert copied.python(*select, "more/crawl,more/extracted_text", "--partition", "a").returncode == 0
+    use("a.txt", "b.txt")
+    assert copied.python(*select, "more/crawl_plan").returncode == 0
+    again = copied.python(*select, "more/crawl,more/extracted_text", "--partition", "a")
+    assert again.stderr.count("unchanged, skipped") >= 2, again.stderr
+    other = copied.python(*select, "more/crawl,more/extracted_text", "--partition", "b")
+    assert "extracted_text[b]: made" in other.stderr, other.stderr
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory, finished):
+    """Code versions of a copy of the project's code, with some of its text replaced."""
+    copy = tmp_path_factory.mktemp("code")
+
+    def of(file=None, old="", new=""):
+        for name in ("cs336", "cs336_assets"):
+            shutil.rmtree(copy / name, ignore_errors=True)
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "requirements.lock", copy)
+        if file:
+            text = (copy / file).read_text()
+            assert old in text
+            (copy / file).write_text(text.replace(old, new))
+        code = f"import sys; sys.path.insert(0, {str(copy)!r})\n{PRINT_VERSIONS}"
+        done = finished.python("-c", code)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return of
+
+
+def test_comments_and_docstrings_change_no_version_and_helpers_change_their_callers(versions):
+    before = versions()
+    assert before == versions("cs336/dedup/minhash.py", '"""', '"""Reworded. ')
+    assert before == versions("cs336/tokens/shards.py", "import numpy as np\n", "import numpy as np\n# a remark\n")
+
+    after = versions("cs336/dedup/exact_lines.py", "digest_size=8", "digest_size=16")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"repeated_lines", "unique_lines"}

@@ -1,0 +1,93 @@
+"""Overlap with evaluation questions."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from cs336.files import UserError
+from cs336.filters.decontaminate import EvalIndex
+
+LONG = "Natalia sold clips to forty eight of her friends in April and then half as many in May, how many clips?"
+SHORT = "What is the boiling point of water?"
+
+
+@pytest.fixture
+def index() -> EvalIndex:
+    return EvalIndex.build({"gsm8k": [LONG], "mmlu": [SHORT, LONG, "..."]})
+
+
+def test_a_question_copied_into_a_page_hits_once_for_each_of_its_ngrams(index: EvalIndex):
+    words = LONG.split()
+    assert len(words) == 21
+    text = f"Here is a task.\n{LONG.upper().replace(' ', '  ')}\nWell?"
+    assert index.num_hits(text) == 21 - 13 + 1
+    assert index.count(text) == {"gsm8k": 9, "mmlu": 9}
+
+
+def test_thirteen_words_in_a_row_hit_and_twelve_do_not(index: EvalIndex):
+    words = LONG.split()
+    assert index.num_hits("so " + " ".join(words[3:16]) + " so") == 1
+    assert index.num_hits("so " + " ".join(words[3:15]) + " so") == 0
+
+
+def test_a_short_question_hits_only_as_a_whole_line_or_document(index: EvalIndex):
+    assert index.count("Quiz\n\n  * what is the BOILING point of water\nEnd") == {"mmlu": 1}
+    assert index.count("What is the\nboiling point of water?") == {"mmlu": 1}
+    assert index.count("Some ask: what is the boiling point of water? It depends.") == {}
+    assert index.count("What is the boiling point of water at sea level?") == {}
+
+
+def test_empty_texts_neither_hit_nor_are_lost_silently(index: EvalIndex):
+    assert index.num_empty == 1
+    assert index.num_hits("") == index.num_hits("\n ... \n") == 0
+    assert EvalIndex.build({}).num_hits("any text") == 0
+
+
+def test_counts_agree_with_sets_of_words_on_random_texts():
+    generator = random.Random(0)
+    vocabulary = ["ein", "zwei", "drei", "Vier", "fünf"]
+    questions = [" ".join(generator.choices(vocabulary, k=generator.randint(1, 9))) for _ in range(60)]
+    index = EvalIndex.build({"q": questions}, n=4)
+    asked = [question.lower().split() for question in questions]
+    ngrams = {tuple(words[i : i + 4]) for words in asked for i in range(len(words) - 3)}
+    short = {tuple(words) for words in asked if len(words) < 4}
+    for _ in range(200):
+        lines = [" ".join(generator.choices(vocabulary, k=generator.randint(0, 6))) for _ in range(3)]
+        words = " ".join(lines).lower().split()
+        expected = sum(tuple(words[i : i + 4]) in ngrams for i in range(len(words) - 3))
+        expected += sum(tuple(line.lower().split()) in short for line in lines if line)
+        if sum(map(bool, lines)) > 1 and len(words) < 4:
+            expected += tuple(words) in short
+        assert index.num_hits("\n".join(lines)) == expected
+        assert index.num_hits("\n".join(lines) + "\n") == expected
+
+
+def test_a_saved_index_gives_the_same_answers_and_the_same_bytes(tmp_path: Path, index: EvalIndex):
+    index.save(tmp_path / "a.npz")
+    index.save(tmp_path / "b.npz")
+    again = EvalIndex.load(tmp_path / "a.npz")
+    assert again.count(LONG) == index.count(LONG)
+    assert (again.n, again.evals, again.num_ngrams, again.num_short) == (13, ("gsm8k", "mmlu"), 9, 1)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_the_index_does_not_depend_on_the_order_of_the_questions(tmp_path: Path):
+    EvalIndex.build({"a": [LONG, SHORT], "b": [SHORT]}).save(tmp_path / "a.npz")
+    EvalIndex.build({"b": [SHORT], "a": [SHORT, LONG]}).save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_missing_or_broken_index_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="not found"):
+        EvalIndex.load(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match=r"bad\.npz"):
+        EvalIndex.load(tmp_path / "bad.npz")
+
+
+def test_wrong_arguments_are_errors():
+    with pytest.raises(ValueError, match="at least 1"):
+        EvalIndex.build({}, n=0)
+    with pytest.raises(ValueError, match="64"):
+        EvalIndex.build({str(number): [] for number in range(65)})

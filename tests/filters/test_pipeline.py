@@ -1,0 +1,175 @@
+"""Measuring, deciding, the ledger, and what is kept."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from cs336.documents import Document
+from cs336.files import UserError
+from cs336.filters.decontaminate import EvalIndex
+from cs336.filters.heuristics import GopherConfig, GopherMeasures, failing_rule
+from cs336.filters.pipeline import FILTERS, MEASUREMENTS, FilterConfig, FilterModels, apply, decide, ledger
+from cs336.filters.pipeline import measure_documents as measure
+
+ENGLISH = (
+    "The harbour was quiet when the first boats came in, and nobody had expected them before noon. "
+    "The women who mend the nets were still at breakfast when the bell rang over the old town. "
+    "They shook their heads and went on unloading the crates until the market opened at last. "
+)
+FRENCH = (
+    "Le port était calme quand les premiers bateaux arrivèrent, et personne ne les attendait avant midi. "
+    "Les femmes qui réparent les filets prenaient encore leur repas quand la cloche sonna sur la vieille ville. "
+) * 2
+QUESTION = "How many crates of herring did the third boat bring home if each of the nine men carried four?"
+
+
+def document(name: str, text: str) -> Document:
+    return Document(id=name, url=f"http://x/{name}", warc="a.warc.gz", offset=len(name), text=text)
+
+
+DOCUMENTS = [
+    document("good", ENGLISH + ENGLISH),
+    document("french", FRENCH),
+    document("short", "The harbour was quiet when the first boats came in."),
+    document("leaked", ENGLISH + ENGLISH + QUESTION),
+    document("personal", ENGLISH + ENGLISH + "Write to ann@x.com or call 283-182-3829."),
+    document("empty", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> FilterModels:
+    path = tmp_path_factory.mktemp("evals") / "evals.npz"
+    EvalIndex.build({"sums": [QUESTION]}).save(path)
+    return FilterModels(evals=path)
+
+
+@pytest.fixture(scope="module")
+def measured(models: FilterModels) -> tuple[pl.DataFrame, dict[str, float], dict[str, str]]:
+    return measure(DOCUMENTS, models)
+
+
+def test_every_document_is_measured_by_every_filter(measured):
+    table, seconds, states = measured
+    assert table.schema == pl.Schema(MEASUREMENTS)
+    assert table.columns[:4] == ["id", "url", "warc", "offset"]
+    assert table["id"].to_list() == [document.id for document in DOCUMENTS]
+    assert table["language"].to_list()[:5] == ["en", "fr", "en", "en", "en"]
+    assert table["num_eval_hits"].to_list() == [0, 0, 0, 7, 0, 0]
+    assert table["eval_hits"].to_list()[3] == "sums: 7"
+    assert table.row(4, named=True)["num_emails"] == table.row(4, named=True)["num_phones"] == 1
+    assert table["nsfw_score"].null_count() == table["quality_score"].null_count() == len(DOCUMENTS)
+    assert list(seconds) == list(states) == list(FILTERS)
+    assert all(value > 0 for value in seconds.values())
+    assert states["language"] == "on: resiliparse"
+    assert states["nsfw"] == states["toxic"] == states["quality"] == "off, no model"
+    assert states["contaminated"] == "on: 1 evals, 7 n-grams"
+
+
+def test_two_workers_measure_what_one_does(measured, models: FilterModels):
+    table, _, states = measure(DOCUMENTS * 5, models, num_workers=2)
+    assert table.equals(pl.concat([measured[0]] * 5))
+    assert states == measured[2]
+
+
+def test_the_first_failing_filter_is_the_reason(measured):
+    decisions = decide(measured[0], FilterConfig())
+    reasons = [None, "language", "gopher:too_few_words", "contaminated", None, "language"]
+    assert decisions["reason"].to_list() == reasons
+    assert decisions["kept"].to_list() == [reason is None for reason in reasons]
+    assert decisions["passes_gopher"].to_list() == [True, True, False, True, True, False]
+    assert decisions["passes_nsfw"].to_list() == [True] * 6  # off: nothing fails, and the ledger says off
+
+
+def test_other_thresholds_need_no_models(measured):
+    relaxed = replace(FilterConfig(), languages=(), gopher=GopherConfig(min_words=5), max_eval_hits=7)
+    assert decide(measured[0], relaxed)["reason"].to_list() == [None] * 5 + ["gopher:too_few_words"]
+    both = replace(FilterConfig(), languages=("en", "fr"))
+    assert decide(measured[0], both)["kept"].to_list()[:2] == [True, True]
+
+
+def test_scores_on_the_bound_pass_and_scores_beyond_do_not(measured):
+    row = measured[0].head(1)
+    table = pl.concat(
+        row.with_columns(nsfw_score=pl.lit(nsfw), toxic_score=pl.lit(toxic), quality_score=pl.lit(quality))
+        for nsfw, toxic, quality in [(0.5, 0.5, 0.2), (0.51, 0.51, 0.1), (0.1, 0.51, 0.1), (0.1, 0.1, 0.1)]
+    )
+    strict = replace(FilterConfig(), min_quality_score=0.2)
+    assert decide(table, strict)["reason"].to_list() == [None, "harmful:nsfw", "harmful:toxic", "quality"]
+    assert decide(table, FilterConfig())["reason"].to_list() == [None, "harmful:nsfw", "harmful:toxic", None]
+
+
+@pytest.mark.parametrize("marks_are_words", [True, False])
+def test_the_rules_on_columns_agree_with_the_rules_on_one_text(measured, marks_are_words: bool):
+    generator = random.Random(0)
+    pick = generator.choice
+    measures = [
+        GopherMeasures(
+            num_words=pick([0, 1, 49, 50, 100_000, 100_001]),
+            mean_word_length=pick([2.9, 3.0, 10.0, 10.1]),
+            ellipsis_line_fraction=pick([0.3, 0.31]),
+            alphabetic_word_fraction=pick([0.79, 0.8]),
+        )
+        for _ in range(300)
+    ]
+    spaced = "" if marks_are_words else "spaced_"
+    columns = {
+        f"num_{spaced}words": [m.num_words for m in measures],
+        f"mean_{spaced}word_length": [m.mean_word_length for m in measures],
+        "ellipsis_line_fraction": [m.ellipsis_line_fraction for m in measures],
+        f"alphabetic_{spaced}word_fraction": [m.alphabetic_word_fraction for m in measures],
+    }
+    table = pl.concat([measured[0].head(1)] * 300).with_columns(pl.DataFrame(columns))
+    config = GopherConfig(marks_are_words=marks_are_words)
+    expected = [failing_rule(m, config) for m in measures]
+    actual = decide(table, replace(FilterConfig(), gopher=config))["reason"].to_list()
+    assert actual == [rule and f"gopher:{rule}" for rule in expected]
+    assert len(set(expected)) == 7
+
+
+def test_the_ledger_adds_up(measured):
+    table, seconds, states = measured
+    rows = ledger(decide(table, FilterConfig()), states, seconds)
+    assert [row["filter"] for row in rows] == list(FILTERS)
+    assert [(row["seen"], row["kept"], row["dropped"]) for row in rows] == [
+        *((6, 4, 2), (4, 4, 0), (4, 4, 0), (4, 3, 1), (3, 3, 0), (3, 2, 1), (2, 2, 0)),
+    ]
+    assert [row["share_of_discards"] for row in rows] == [0.5, 0.0, 0.0, 0.25, 0.0, 0.25, 0.0]
+    assert [row["would_drop"] for row in rows] == [2, 0, 0, 2, 0, 1, 0]
+    assert rows[-1]["num_masked"] == 2
+    assert rows[1]["state"] == "off, no model"
+
+
+def test_a_ledger_of_nothing_divides_by_nothing(models: FilterModels):
+    table, seconds, states = measure([], models)
+    rows = ledger(decide(table, FilterConfig()), states, seconds)
+    assert {row["seen"] for row in rows} == {0}
+    assert {row["share_of_discards"] for row in rows} == {None}
+
+
+def test_kept_documents_are_masked_and_otherwise_unchanged(measured):
+    decisions = decide(measured[0], FilterConfig())
+    kept = list(apply(DOCUMENTS, decisions, FilterConfig()))
+    assert kept[0] == DOCUMENTS[0]
+    assert kept[1] == DOCUMENTS[4]._replace(
+        text=ENGLISH + ENGLISH + "Write to |||EMAIL_ADDRESS||| or call |||PHONE_NUMBER|||."
+    )
+    assert len(kept) == 2
+    unmasked = replace(FilterConfig(), mask_pii=False)
+    assert list(apply(DOCUMENTS, decide(measured[0], unmasked), unmasked))[1] == DOCUMENTS[4]
+    assert decide(measured[0], unmasked)["num_masked"].sum() == 0
+    assert decide(measured[0], replace(FilterConfig(), languages=("fr",)))["num_masked"].sum() == 0  # none is kept
+
+
+@pytest.mark.parametrize("documents", [DOCUMENTS[:-1], [*DOCUMENTS, DOCUMENTS[0]], DOCUMENTS[::-1]])
+def test_decisions_about_other_documents_are_an_error(measured, documents: list[Document]):
+    with pytest.raises(ValueError, match="decide on the measurements of these documents"):
+        list(apply(documents, decide(measured[0], FilterConfig()), FilterConfig()))
+
+
+def test_a_missing_model_shows_before_any_work(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none\.bin"):
+        measure(iter(DOCUMENTS), FilterModels(quality=tmp_path / "none.bin"))
