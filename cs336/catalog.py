@@ -66,6 +66,12 @@ def find(name: str) -> Path | None:
     return located[0] if located else None
 
 
+def has_address(name: str) -> bool:
+    """Whether `fetch` knows where an entry is, and needs nobody's consent."""
+    wanted = entry(name)
+    return not wanted.gated and (wanted.hub or (bool(wanted.files) and all(file.url for file in wanted.files)))
+
+
 def require(name: str) -> Path:
     """As `find`, for callers that cannot do without.
 

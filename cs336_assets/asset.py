@@ -259,7 +259,7 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         was current.
     """
     if preset.fetch:
-        for name in stage.datasets:
+        for name in filter(catalog.has_address, stage.datasets):  # the others can only be placed by hand
             catalog.fetch(name, progress=step.progress)
     version = version_of(stage, preset, store, step.shard)
     if store.is_current(stage.name, step.shard, version):
