@@ -30,7 +30,7 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with name_full_disk(path), open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with name_full_disk(path), open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

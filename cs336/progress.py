@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -31,10 +31,14 @@ def bar(items: Iterable[T], *, total: int | None = None, unit: str = "items", la
     """A terminal bar on standard error, with rate and time left."""
     from tqdm import tqdm
 
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
     yield from tqdm(
-        items, total=total, unit=f" {unit}", desc=label or None, file=sys.stderr, leave=True, mininterval=0.5
+        items,
+        total=_total(items, total),
+        unit=f" {unit}",
+        desc=label or None,
+        file=sys.stderr,
+        leave=True,
+        mininterval=0.5,
     )
 
 
@@ -47,8 +51,7 @@ def log_lines(write: Callable[[str], None], *, every_seconds: float = 10.0) -> P
     """
 
     def wrap(items: Iterable[T], *, total: int | None = None, unit: str = "items", label: str = "") -> Iterator[T]:
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)
+        total = _total(items, total)
         start = last = time.monotonic()
         for count, item in enumerate(items, 1):
             yield item
@@ -67,9 +70,12 @@ def both(first: Progress, second: Progress) -> Progress:
     """Two watchers at once, such as a bar and the event log."""
 
     def wrap(items: Iterable[T], *, total: int | None = None, unit: str = "items", label: str = "") -> Iterator[T]:
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)
+        total = _total(items, total)
         inner = first(items, total=total, unit=unit, label=label)
         yield from second(inner, total=total, unit=unit, label=label)
 
     return wrap
+
+
+def _total(items: Iterable[object], total: int | None) -> int | None:
+    return len(items) if total is None and isinstance(items, Sized) else total

@@ -11,9 +11,10 @@ import dagster as dg
 from cs336.files import UserError, read_json, read_jsonl, write_json
 from cs336.presets import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
-from cs336_assets.asset import STAGES, version_of
+from cs336_assets.asset import version_of
 from cs336_assets.binding import to_dagster
 from cs336_assets.crawl import table
+from cs336_assets.flow import STAGES
 
 ELSEWHERE = "measured_elsewhere"
 

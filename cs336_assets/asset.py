@@ -68,6 +68,7 @@ class Stage:
     per_shard: bool
     datasets: tuple[str, ...]
     files: tuple[Path, ...]
+    runs: tuple[Callable[..., Any], ...]
     resumable: bool
     pool: str | None
     watches: Callable[[Path], str] | None
@@ -106,6 +107,7 @@ def asset(
     per_shard: bool = False,
     datasets: tuple[str, ...] = (),
     files: tuple[Path, ...] = (),
+    runs: tuple[Callable[..., Any], ...] = (),
     resumable: bool = False,
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
@@ -116,6 +118,7 @@ def asset(
         per_shard: made once for each crawl shard.
         datasets: catalogue entries it reads when present; their checksums enter the fingerprint.
         files: data files of this project that it reads; their bytes enter the fingerprint.
+        runs: library functions that it runs in a child process, so that their code counts too.
         resumable: an interrupted attempt at the same version is continued, not thrown away.
         pool: Dagster concurrency pool, such as "gpu".
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
@@ -131,6 +134,7 @@ def asset(
             per_shard=per_shard,
             datasets=datasets,
             files=files,
+            runs=runs,
             resumable=resumable,
             pool=pool,
             watches=watches,
@@ -227,7 +231,7 @@ def _external(stage: Stage) -> dict[str, str]:
 def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
     # A source's methods are reached through its class: the function only knows the protocol.
     kinds = [type(value) for value in settings.values() if type(value).__module__.startswith("cs336.")]
-    return code_of(stage.function, *kinds)
+    return code_of(stage.function, *stage.runs, *kinds)
 
 
 def _input_version(name: str, everything: bool, stage: Stage, store: Store, shard: str | None) -> str:
@@ -239,9 +243,9 @@ def _input_version(name: str, everything: bool, stage: Stage, store: Store, shar
 
 
 def input_folders(inputs: Mapping[str, bool], store: Store, shard: str | None = None) -> dict[str, Path | list[Path]]:
-    """Where the inputs of a stage or check lie."""
+    """Where the inputs of a stage or check lie; of an asset's shards, those that are there."""
     return {
-        name: [store.path(name, key) for key in shard_names(store)]
+        name: [store.path(name, key) for key in shard_names(store) if store.manifest(name, key)]
         if everything
         else store.path(name, shard if STAGES[name].per_shard else None)
         for name, everything in inputs.items()

@@ -49,9 +49,9 @@ def run(preset: str, job: str) -> None:
     import dagster as dg
 
     from cs336.presets import find_preset
-    from cs336_assets.asset import STAGES
     from cs336_assets.binding import partitions_of
     from cs336_assets.definitions import build_definitions
+    from cs336_assets.flow import STAGES
     from cs336_assets.jobs import PLAN_JOB, job_assets
     from cs336_assets.resources import Runtime
 

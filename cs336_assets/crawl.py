@@ -59,7 +59,7 @@ def every_shard_has_a_warc_file(crawl: list[Path]) -> tuple[bool, Metadata]:
 def planned_shard(crawl_plan: Path, name: str | None) -> Shard:
     """A shard of the plan by its name."""
     shards = {shard["name"]: shard for shard in read_json(crawl_plan / PLAN_FILE)["shards"]}
-    assert name in shards, f"shard {name} is not in the plan"
+    assert name is not None and name in shards, f"shard {name} is not in the plan"
     return Shard(name=name, items=tuple(shards[name]["items"]))
 
 

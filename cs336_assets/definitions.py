@@ -12,15 +12,10 @@ import dagster as dg
 
 from cs336.presets import Preset, find_preset, preset_names
 from cs336_assets import benchmarks
-from cs336_assets.asset import CHECKS, STAGES
 from cs336_assets.binding import bind_check, bind_stage
+from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.jobs import build_jobs
 from cs336_assets.resources import Runtime
-
-# The import order is the flow; each module declares its assets and checks.
-# isort: off
-from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokens, pretrain, evals  # noqa: F401
-# isort: on
 
 MAX_STEPS = 2  # of one run at a time: a laptop's memory, not its cores, is what runs out
 

@@ -15,7 +15,7 @@ from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.evals.mmlu import evaluate_mmlu
 from cs336.evals.perplexity import evaluate_perplexity
 from cs336.evals.report import ScoreRow, markdown_table, score_rows
-from cs336.evals.task import EvalConfig, EvalResult, Example, pick_rows, read_sample, sample_path
+from cs336.evals.task import EvalConfig, EvalResult, pick_rows, read_sample, sample_path
 from cs336.files import read_json, write_json, write_jsonl
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.hardware import pick_device
@@ -112,7 +112,7 @@ def gsm8k(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> M
     GSM8K's test split where it is found; else the project's own problems, named *gsm8k sample*.
     """
     found = catalog.find("gsm8k")
-    examples: list[Example] = catalog.read_gsm8k(found, "test") if found else read_sample("gsm8k")
+    examples = catalog.read_gsm8k(found, "test") if found else read_sample("gsm8k")
     answer = _Answerer(step, base_model, tokenizer)
     result = evaluate_gsm8k(examples, generate=answer.generate, config=evals, name="gsm8k" if found else "gsm8k sample")
     return _write_result(step, result, task="gsm8k")

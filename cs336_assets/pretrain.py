@@ -16,7 +16,7 @@ from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.launch import train_in_child
 
 
-@asset(group="pretrain", kinds={"pytorch"}, owner="team:models", resumable=True, pool="gpu")
+@asset(group="pretrain", kinds={"pytorch"}, owner="team:models", resumable=True, pool="gpu", runs=(run_training,))
 def base_model(
     step: Step, token_shards: list[Path], tokenizer: Path, model: ModelConfig, train: TrainConfig, seed: int
 ) -> Metadata:
@@ -25,7 +25,6 @@ def base_model(
     AdamW with warm-up and cosine decay, in a child process under `torchrun`; it checkpoints as it
     goes, and an interrupted training continues from its last checkpoint to the same weights.
     """
-    assert run_training  # the worker runs it; named here so that its code counts in the fingerprint
     vocab_size = Tokenizer.load(tokenizer).vocab_size
     shape = dataclasses.replace(model, vocab_size=vocab_size)
     store = token_shards[0].parents[1]

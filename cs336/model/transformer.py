@@ -165,7 +165,7 @@ class TransformerLM(nn.Module):
             x = self.ln_final(x)
         return self.lm_head(x)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):  # type: ignore[override]
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As PyTorch's, but takes checkpoints of compiled models too (`_orig_mod.` prefixes)."""
         cleaned = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
         return super().load_state_dict(cleaned, strict=strict, assign=assign)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cs336.presets import TINY
-from cs336_assets.asset import CHECKS, STAGES
 from cs336_assets.definitions import build_definitions
+from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.jobs import GROUPS
 
 FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"]

@@ -9,9 +9,10 @@ from cs336.presets import TINY
 from cs336.store import MANIFEST, Store, verify
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
-from cs336_assets.asset import STAGES, Step
+from cs336_assets.asset import Step
 from cs336_assets.crawl import crawl, crawl_plan
 from cs336_assets.definitions import build_definitions
+from cs336_assets.flow import STAGES
 from cs336_assets.tokenizer import tokenizer
 from tests.assets.conftest import ROOT
 
