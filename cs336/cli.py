@@ -140,6 +140,8 @@ def _data_fetch(options: argparse.Namespace) -> None:
     from cs336.progress import bar
 
     for name in options.names:
+        if name not in catalog.ENTRIES:
+            raise UserError(f"the catalogue has no {name!r}; `cs336 data list` shows what it has")
         print(f"{name}: {catalog.fetch(name, progress=bar)}")
 
 

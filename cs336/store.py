@@ -11,11 +11,13 @@ it would be made from now. Fingerprints never hold absolute paths, worker counts
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -151,6 +153,7 @@ class Store:
                 "seconds": round(time.time() - start, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "machine": describe_machine(),
+                "commit": describe_commit(),
                 "versions": package_versions(),
             }
             write_json(work / MANIFEST, manifest)
@@ -241,6 +244,18 @@ def describe_machine() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         machine["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return machine
+
+
+@functools.cache
+def describe_commit() -> str:
+    """Commit of this checkout, with "+changes" when files differ from it; `CS336_COMMIT` where git is not there."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("CS336_COMMIT", "unknown")
+    return commit + ("+changes" if changed else "")
 
 
 def _cpu_model() -> str:

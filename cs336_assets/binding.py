@@ -93,7 +93,10 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
             "unchanged": current,
             "fingerprint": version.fingerprint,
             "folder": dg.MetadataValue.path(str(folder)),
+            "artifact_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         }
+        if "num_documents" in metadata:
+            shown["dagster/row_count"] = metadata["num_documents"]  # what Dagster draws as the asset's size
         context.add_asset_metadata(shown, partition_key=shard) if shard else context.add_asset_metadata(shown)
     if stage.name == PLAN_ASSET:
         register_shards(context.instance, preset, store)

@@ -1,0 +1,94 @@
+"""Built-in presets are complete; a user's own change what they name, and mistakes are named."""
+
+import pytest
+
+from cs336.crawl.common_crawl import CommonCrawl
+from cs336.crawl.local_files import WarcFiles
+from cs336.files import UserError
+from cs336.fingerprint import digest
+from cs336.presets import COURSE, PRESETS, TINY, TWO_B, find_preset, preset_names
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    path = tmp_path / "presets.toml"
+    monkeypatch.setenv("CS336_PRESETS", str(path))
+    return path.write_text
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_prompts_and_answers_share_the_context(preset):
+    assert preset.evals.max_new_tokens < preset.model.context_length
+    assert preset.bpe.vocab_size <= 65_536  # token ids are uint16
+
+
+def test_course_is_the_first_handouts_model_and_budget():
+    model, train = COURSE.model, COURSE.train
+    assert (model.d_model, model.num_layers, model.num_heads, model.d_ff, model.context_length) == (
+        512,
+        4,
+        16,
+        1344,
+        256,
+    )
+    assert train.batch_size * train.num_steps * model.context_length == 327_680_000
+    assert COURSE.bpe.vocab_size == 10_000
+
+
+def test_two_b_has_two_billion_parameters_and_twenty_tokens_for_each():
+    model, vocab = TWO_B.model, TWO_B.bpe.vocab_size
+    d = model.d_model
+    parameters = 2 * vocab * d + model.num_layers * (4 * d * d + 3 * d * model.d_ff + 2 * d) + d
+    assert parameters == pytest.approx(2.07e9, rel=0.005)
+    tokens = TWO_B.train.batch_size * TWO_B.train.num_steps * model.context_length
+    assert tokens == pytest.approx(20 * parameters, rel=0.001)
+
+
+def test_settings_of_a_preset_can_all_be_part_of_a_fingerprint():
+    for preset in PRESETS.values():
+        for name in ("extract", "quality", "filters", "lines", "minhash", "bpe", "split", "model", "train", "evals"):
+            assert digest(getattr(preset, name))
+
+
+def test_a_users_preset_changes_what_it_names_and_nothing_else(presets):
+    presets(
+        '[mine]\nbase = "tiny"\nseed = 3\nsource = {kind = "warc", paths = ["a/*.warc.gz"]}\n'
+        "train = {num_steps = 7, learning_rate = 1}\nfilters = {languages = ['en', 'de'], gopher = {min_words = 9}}\n"
+    )
+    mine = find_preset("mine")
+    assert mine.source == WarcFiles(paths=("a/*.warc.gz",))
+    assert (mine.name, mine.seed, mine.train.num_steps, mine.train.learning_rate) == ("mine", 3, 7, 1.0)
+    assert mine.filters.languages == ("en", "de") and mine.filters.gopher.min_words == 9
+    assert mine.model == TINY.model and mine.train.batch_size == TINY.train.batch_size
+    assert preset_names() == ["tiny", "course", "2b", "mine"]
+
+
+def test_presets_build_on_each_other_and_on_common_crawl(presets):
+    presets(
+        '[a]\nbase = "tiny"\n'
+        'source = {kind = "common-crawl", snapshot = "CC-MAIN-2025-18", num_files = 2, files = "wet"}\n'
+        '[b]\nbase = "a"\nsource = {num_files = 3}\n'
+    )
+    assert find_preset("b").source == CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=3, kind="wet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[mine]\nseed = 1\n", "needs base"),
+        ('[mine]\nbase = "mine"\n', "based on itself"),
+        ('[mine]\nbase = "tiny"\ntrain = {steps = 1}\n', "no setting 'steps'"),
+        ('[mine]\nbase = "tiny"\nseed = "x"\n', "seed must be int"),
+        ('[mine]\nbase = "tiny"\nsource = {kind = "ftp"}\n', "source.kind is one of local-docs"),
+        ('[mine]\nbase = "tiny"\nsource = {kind = "warc", path = "x"}\n', "no setting 'path'"),
+        ('[mine]\nbase = "tiny"\ntrain = {num_steps = 0}\n', "at least one step"),
+        ('[tiny]\nbase = "course"\n', "built in"),
+        ("[mine\n", "not valid TOML"),
+        ('[other]\nbase = "tiny"\n', "no preset 'mine'"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_them(presets, text, message):
+    presets(text)
+    with pytest.raises(UserError, match=message) as caught:
+        find_preset("mine")
+    assert "\n" not in str(caught.value)
