@@ -72,7 +72,7 @@ class Preset:
 
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
-    source=LocalDocs(sample=0.4, num_shards=4),  # 12 MB reach the tokenizer
+    source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
     extract=ExtractConfig(),
     quality=QualityConfig(reference_pattern=r"/stdlib/"),  # the standard library's pages are the edited ones
     filters=FilterConfig(),
