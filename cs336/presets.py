@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,6 +163,8 @@ def find_preset(name: str) -> Preset:
         raise UserError(
             f"no preset {name!r}; there are {', '.join(preset_names())} (your own go into {presets_file()})"
         )
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise UserError(f"{presets_file()}: [{name}] names assets and folders; use letters, digits and _ only")
     values = dict(described[name])
     base = values.pop("base", None)
     if base is None:

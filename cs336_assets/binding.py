@@ -45,7 +45,7 @@ def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
     @dg.asset(
         name=stage.name,
         key_prefix=[preset.name],
-        group_name=stage.group,
+        group_name=group_name(stage.group, preset),
         kinds=set(stage.kinds),
         owners=[stage.owner],
         description=stage.description,
@@ -60,6 +60,12 @@ def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
         return _compute(context, runtime, stage, preset)
 
     return compute
+
+
+def group_name(group: str, preset: Preset) -> str:
+    """Groups are listed by name, so a number keeps them in flow order, and the preset keeps them apart."""
+    order = list(dict.fromkeys(stage.group for stage in STAGES.values()))
+    return f"{preset.name}_{order.index(group) + 1}_{group}"
 
 
 def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, preset: Preset) -> dg.MaterializeResult:

@@ -29,7 +29,7 @@ MMLU_SAMPLE, GSM8K_SAMPLE = sample_path("mmlu"), sample_path("gsm8k")
 
 
 @asset(group="evals", kinds={"numpy"}, owner="team:evals")
-def byte_ngram_baseline(step: Step, deduplicated_text: list[Path], split: SplitConfig) -> Metadata:
+def byte_ngrams(step: Step, deduplicated_text: list[Path], split: SplitConfig) -> Metadata:
     """What a model must beat: interpolated Witten-Bell byte n-grams of orders 1 to 5.
 
     Trained on the same training documents, measured in bits per byte on the same held-out ones.
@@ -76,11 +76,11 @@ def perplexity(step: Step, base_model: Path, tokenizer: Path, token_shards: list
 
 
 @check(asset="perplexity")
-def model_beats_byte_ngrams(perplexity: Path, byte_ngram_baseline: Path) -> tuple[bool, Metadata]:
+def model_beats_byte_ngrams(perplexity: Path, byte_ngrams: Path) -> tuple[bool, Metadata]:
     """The model has learnt: fewer bits per byte on held-out documents than Witten-Bell byte n-grams."""
     rows: list[ScoreRow] = read_json(perplexity / SCORES_FILE)
     ours = next(row["value"] for row in rows if row["metric"] == "bits_per_byte")
-    theirs = read_json(byte_ngram_baseline / "baseline.json")["bits_per_byte"]
+    theirs = read_json(byte_ngrams / "baseline.json")["bits_per_byte"]
     return ours < theirs, {"model_bits_per_byte": ours, "ngram_bits_per_byte": theirs, "ratio": theirs / ours}
 
 

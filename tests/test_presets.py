@@ -85,6 +85,7 @@ def test_presets_build_on_each_other_and_on_common_crawl(presets):
         ('[tiny]\nbase = "course"\n', "built in"),
         ("[mine\n", "not valid TOML"),
         ('[other]\nbase = "tiny"\n', "no preset 'mine'"),
+        ('[mine]\nbase = "a-b"\n["a-b"]\nbase = "tiny"\n', "letters, digits and _ only"),
     ],
 )
 def test_mistakes_are_one_line_that_names_them(presets, text, message):

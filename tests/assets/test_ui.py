@@ -1,0 +1,134 @@
+"""The UI in a real browser: lineage, an asset's figures and plot, and an asset made by clicks.
+
+Needs Chromium and its driver; skipped without them unless CS336_REQUIRE_BROWSER=1. Screenshots go to
+the folder named by CS336_SCREENSHOTS, for people to look at.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cs336.store import MANIFEST
+from cs336_assets.flow import STAGES
+from tests.assets.conftest import ROOT, Project
+
+FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --window-size=1600,1100"
+PATIENCE_SECONDS = 90
+
+
+@pytest.fixture
+def ui(copied: Project) -> Iterator[str]:
+    """Address of `dagster dev` on a copy of the finished project."""
+    workspace = copied.folder / "workspace.yaml"
+    workspace.write_text(
+        "load_from:\n"
+        "  - python_module: {module_name: cs336_assets.definitions, attribute: micro, location_name: micro}\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (copied.folder / "dev.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "--host", "127.0.0.1", "-p", str(port)],
+        cwd=ROOT,
+        env=copied.environment,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: urllib.request.urlopen(f"{address}/server_info").status == 200)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+        log.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path):
+    """Headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        if os.environ.get("CS336_REQUIRE_BROWSER") == "1":
+            pytest.fail("CS336_REQUIRE_BROWSER=1, but there is no chromium or no chromedriver")
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(flag)
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something to become true; what it raises meanwhile counts as not yet."""
+    deadline, problem = time.monotonic() + PATIENCE_SECONDS, None
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except Exception as error:
+            problem = error
+        time.sleep(0.5)
+    raise AssertionError("waited in vain") from problem
+
+
+def test_lineage_metadata_plot_and_materializing_by_clicks(ui: str, browser, copied: Project):
+    def text() -> str:
+        return browser.execute_script("return document.body.textContent")
+
+    def click(label: str) -> None:
+        found = browser.execute_script(
+            "return [...document.querySelectorAll('button, a, span, div')]"
+            ".filter(e => e.textContent.trim() === arguments[0] && e.offsetParent !== null).pop()",
+            label,
+        )
+        browser.execute_script("arguments[0].click()", found)
+
+    def screenshot(name: str) -> None:
+        folder = Path(os.environ.get("CS336_SCREENSHOTS", copied.folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        assert browser.save_screenshot(str(folder / f"{name}.png"))
+
+    # The lineage, seen from both of its ends, shows every asset.
+    seen = set()
+    for name, scope in (("crawl_plan", "downstream"), ("leaderboard", "upstream")):
+        browser.get(f"{ui}/assets/micro/{name}?view=lineage&lineageScope={scope}&lineageDepth=20")
+        until(lambda: "token_shards" in text() and "micro_7_pretrain" in text())
+        time.sleep(1)
+        seen |= {stage for stage in STAGES if stage in text()}
+        screenshot(f"lineage-{scope}")
+    assert seen == set(STAGES)
+
+    # An asset explains itself, and draws its training curve.
+    browser.get(f"{ui}/assets/micro/base_model")
+    for words in ("trained from scratch", "num_parameters", "PyTorch", "[Show Markdown]"):
+        until(lambda words=words: words in text())
+    screenshot("base-model")
+    click("[Show Markdown]")
+    loaded = "return [...document.images].some(i => i.src.startsWith('data:image/png') && i.naturalWidth > 300)"
+    until(lambda: browser.execute_script(loaded))
+    screenshot("training-curve")
+
+    # Clicking Materialize makes an asset.
+    artifact = copied.artifacts / "eval_index"
+    shutil.rmtree(artifact)
+    browser.get(f"{ui}/assets/micro/eval_index")
+    until(lambda: "num_ngrams" in text())
+    click("Materialize")
+    until((artifact / MANIFEST).exists)
+    screenshot("materialized")
