@@ -40,7 +40,7 @@ $(READY): requirements.lock pyproject.toml
 # Pin what is installed now. The local part of a version, such as torch's +cpu, is another machine's affair.
 lock:
 	@{ echo "# Every package that the project is developed and tested with; made with \`make lock\`."; \
-	$(BIN)/python -m pip freeze --exclude-editable --exclude cs336 --all | grep -vE '^pip=' | sed 's/+[a-z0-9.]*$$//'; } > requirements.lock.new
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cs336 --all | grep -vE '^pip=' | sed -e 's/+[a-z0-9.]*$$//' -e "s/^triton==.*/&; sys_platform == 'linux' and platform_machine == 'x86_64'/"; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 clean:

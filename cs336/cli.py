@@ -68,6 +68,11 @@ def _register(commands: argparse._SubParsersAction) -> None:
     action.add_argument("names", nargs="+", help="entries of `cs336 data list`")
     action.set_defaults(run=_data_fetch)
 
+    command = commands.add_parser("pin", help="write a manifest of the Common Crawl files taken, to be replayed")
+    command.add_argument("file", type=Path, help="JSON to write; name it in a preset's source: manifest = FILE")
+    add_preset_option(command)
+    command.set_defaults(run=_pin)
+
     command = commands.add_parser("show", help="an artifact: its manifest in short, and its files")
     command.add_argument("asset", help="such as tokenizer or token_shards/docs-00000")
     add_preset_option(command)
@@ -145,6 +150,24 @@ def _data_fetch(options: argparse.Namespace) -> None:
         print(f"{name}: {catalog.fetch(name, progress=bar)}")
 
 
+def _pin(options: argparse.Namespace) -> None:
+    from cs336.crawl.common_crawl import CommonCrawl, pin_shard, write_manifest
+    from cs336.crawl.source import Shard
+    from cs336.presets import find_preset
+    from cs336.store import Store
+
+    source = find_preset(options.preset).source
+    if not isinstance(source, CommonCrawl):
+        raise UserError(
+            f"preset {options.preset}: its source is {type(source).__name__}; only Common Crawl is pinned so"
+        )
+    store = Store(options.preset)
+    planned = read_json(store.path("crawl_plan") / "plan.json")["shards"]
+    shards = [Shard(each["name"], tuple(each["items"])) for each in planned]
+    write_manifest(options.file, source, [pin_shard(shard, store.path("crawl", shard.name)) for shard in shards])
+    print(f"{options.file}: {len(shards)} files with size and SHA-256")
+
+
 def _show(options: argparse.Namespace) -> None:
     from cs336.store import MANIFEST, Store
 
@@ -189,15 +212,22 @@ def _generate(options: argparse.Namespace) -> None:
 
     store = Store(options.preset)
     model = load_model(_made(store.path("base_model")))
-    completion = generate(
-        model,
-        Tokenizer.load(_made(store.path("tokenizer"))),
-        [options.prompt],
-        max_new_tokens=min(options.tokens, model.config.context_length - 1),
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-    )[0]
+    codec = Tokenizer.load(_made(store.path("tokenizer")))
+    room = model.config.context_length - len(codec.encode(options.prompt))
+    if room < 1 or options.tokens < 1:
+        raise UserError(f"prompt and completion share {model.config.context_length} tokens; shorten the prompt")
+    try:
+        completion = generate(
+            model,
+            codec,
+            [options.prompt],
+            max_new_tokens=min(options.tokens, room - 1 or 1),
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )[0]
+    except ValueError as error:
+        raise UserError(str(error)) from None
     print(options.prompt + completion.text)
     print(f"[{completion.num_tokens} tokens, ended by {completion.finish}]", file=sys.stderr)
 

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -43,16 +44,33 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def name_full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left on device" into one line that names the folder and the remedy."""
+    """Turn "no space left on device" into one line that names the folder and the remedy.
+
+    Libraries wrap that error in many ways (NumPy, PyTorch, safetensors and polars each their own),
+    so whatever fails on a disk without space counts as that.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = full or "no space left on device" in str(error).lower()
+        if full or _free_bytes(path) < _FULL_BELOW_BYTES:
             raise UserError(
                 f"{path}: the disk is full; free some space, or set CS336_ARTIFACTS to a folder on a larger disk,"
                 " and run again (finished artifacts are kept)"
             ) from error
         raise
+
+
+_FULL_BELOW_BYTES = 8_192  # two blocks: what a writer may leave unused when it gives up
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,8 +53,8 @@ def code_of(*objects: Callable[..., Any] | type, roots: Iterable[str] = ROOTS) -
 
     From each start, every name it mentions is followed: other definitions of its module, names
     imported from a root package (also inside functions), attributes of imported modules. Classes
-    count as a whole. A start outside the root packages is read for what it reaches, but is not
-    itself part of the hash: asset bodies are glue, the library is what shapes a result.
+    count as a whole. A start outside the root packages, such as an asset's body, counts too, with
+    the helpers of its own module.
 
     Args:
         roots: packages to follow.
@@ -74,14 +74,20 @@ def reached(*objects: Callable[..., Any] | type, roots: Iterable[str] = ROOTS) -
             continue
         visited.add((module, name))
         outline = _outline(module)
-        if outline is None or name not in outline.definitions:
+        if outline is None:
             continue
-        inside = module.partition(".")[0] in roots
-        if inside:
-            found[f"{module}.{name} {outline.hashes[name]}"] = outline.hashes[name]
-        for other_module, other in outline.uses(name):
-            if other_module.partition(".")[0] in roots or (other_module == module and not inside):
-                waiting.append((other_module, other))
+        if name in outline.imports:  # a name passed on from where it is defined
+            original, there = outline.imports[name]
+            if there is not None and original.partition(".")[0] in roots:
+                waiting.append((original, there))
+        if name not in outline.definitions:
+            continue
+        found[f"{module}.{name} {outline.hashes[name]}"] = outline.hashes[name]
+        waiting += [
+            (other_module, other)
+            for other_module, other in outline.uses(name)
+            if other_module.partition(".")[0] in roots or other_module == module
+        ]
     return found
 
 
@@ -121,13 +127,11 @@ class _Outline:
             for node in ast.walk(definition):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     imports.update(_imported(node, self.module))
-            for node in ast.walk(definition):
+            for node in _mentions(definition, frozenset()):
                 if isinstance(node, ast.Attribute):
                     module = _module_named(node.value, imports)
                     if module:
                         used.add((module, node.attr))
-                elif not isinstance(node, ast.Name):
-                    continue
                 elif node.id in imports:
                     module, original = imports[node.id]
                     if original is not None:
@@ -177,17 +181,42 @@ def _module_named(node: ast.expr, imports: dict[str, tuple[str, str | None]]) ->
     return None
 
 
-def _plain(node: ast.AST) -> str:
-    """A syntax tree as text, without docstrings; comments and positions are not in it anyway."""
-    return ast.dump(_WithoutDocstrings().visit(ast.parse(ast.unparse(node))))
+def _mentions(node: ast.AST, parameters: frozenset[str]) -> Iterable[ast.Name | ast.Attribute]:
+    """Names and attributes below a node, without those that are parameters of a function around them."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        arguments = node.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        inner = parameters | {argument.arg for argument in named if argument}
+        # Decorators, defaults and annotations are evaluated outside.
+        for outside in (*node.decorator_list, arguments, *([node.returns] if node.returns else [])):
+            yield from _mentions(outside, parameters)
+        for statement in node.body:
+            yield from _mentions(statement, inner)
+        return
+    if isinstance(node, ast.Attribute) or (isinstance(node, ast.Name) and node.id not in parameters):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _mentions(child, parameters)
 
 
-class _WithoutDocstrings(ast.NodeTransformer):
-    def _strip(self, node: Any) -> Any:
-        self.generic_visit(node)
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            node.body = node.body[1:] or [ast.Pass()]
-        return node
+def _plain(node: Any) -> str:
+    """A syntax tree as text: no comments, docstrings or positions, and the same on every Python version."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_plain, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name in _VERSION_DEPENDENT or value is None or value == []:
+            continue
+        if name == "body" and isinstance(value, list) and _is_docstring(value[0]):
+            value = value[1:]
+        fields.append(f"{name}={_plain(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
 
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Module = _strip
+
+_VERSION_DEPENDENT = ("type_params", "type_comment", "kind", "ctx")
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -117,7 +117,7 @@ COURSE = replace(  # the first handout's model (spec 1, section 6) on web text; 
     fetch=True,
     max_training_seconds=3_600,
 )
-TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256
+TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256; needs more than one GPU
     COURSE,
     name="2b",
     source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, kind="wet"),  # spec 4, section 3
@@ -166,13 +166,19 @@ def find_preset(name: str) -> Preset:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
         raise UserError(f"{presets_file()}: [{name}] names assets and folders; use letters, digits and _ only")
     values = dict(described[name])
+    if "name" in values:
+        raise UserError(f"{presets_file()}: [{name}] is the preset's name; take `name` out")
     base = values.pop("base", None)
     if base is None:
         raise UserError(f'{presets_file()}: [{name}] needs base = "tiny" (or another preset) to start from')
-    if base == name:
+    chain = [name]
+    while base not in PRESETS and base in described and base not in chain:
+        chain.append(base)
+        base = described[base].get("base")
+    if base in chain:
         raise UserError(f"{presets_file()}: [{name}] is based on itself")
     try:
-        return _changed(replace(find_preset(base), name=name), values)
+        return _changed(replace(find_preset(described[name]["base"]), name=name), values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{presets_file()}: [{name}] {error}") from None
 
@@ -211,6 +217,8 @@ def _source(values: dict[str, Any], old: Any) -> Any:
     """A source described by `kind` and its fields; without `kind`, changes to the base's source."""
     values = dict(values)
     kind = values.pop("kind", None)
+    if kind is None and "files" in values:
+        values["kind"] = values.pop("files")
     if kind is None:
         return _changed(old, values)
     if kind not in SOURCES:

@@ -19,15 +19,19 @@ B = TypeVar("B")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies, even by `kill -9`.
 
     Without this, orphans would go on writing into folders that the next run believes its own.
     Linux only; elsewhere it does nothing.
+
+    Args:
+        parent: the parent's id, where it is known: should it have died before this call, so does this
+            process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # the parent died before the call
+        if parent is not None and os.getppid() != parent:
             os._exit(1)
 
 
@@ -51,7 +55,9 @@ def map_ordered(function: Callable[[A], B], items: Iterable[A], *, num_workers: 
         return
     chunks = _chunks(items, per_task)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(
+        num_workers, mp_context=spawn, initializer=die_with_parent, initargs=(os.getpid(),)
+    ) as pool:
         pending: deque[Future[list[B]]] = deque()
         try:
             for chunk in chunks:

@@ -16,12 +16,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,13 @@ class Store:
         work = self.folder / ".work" / f"{name}--{version.fingerprint}"
         metadata: dict[str, Any] = {}
         start = time.time()
-        with name_full_disk(work), _only_one(self.folder / ".work" / f"{name}.lock"):
+        with name_full_disk(work), self.only_maker(asset, shard):
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
             try:
-                yield work, metadata
+                with name_full_disk(work):
+                    yield work, metadata
             except BaseException:
                 if not resumable:
                     shutil.rmtree(work, ignore_errors=True)
@@ -159,11 +161,18 @@ class Store:
             write_json(work / MANIFEST, manifest)
             install(work, target)
             for stale in self.folder.glob(f".work/{name}--*"):  # attempts at versions nobody wants any more
-                shutil.rmtree(stale, ignore_errors=True)
+                if re.fullmatch(r"[0-9a-f]{16}(\.old)?", stale.name.removeprefix(f"{name}--")):
+                    shutil.rmtree(stale, ignore_errors=True)
 
-    def remove(self, asset: str, shard: str) -> None:
-        """Delete a shard that the crawl no longer has."""
-        shutil.rmtree(self.path(asset, shard), ignore_errors=True)
+    def only_maker(self, asset: str, shard: str | None) -> AbstractContextManager[None]:
+        """Hold the right to make an artifact.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        return _only_one(
+            self.folder / ".work" / f"{asset}--{shard}.lock" if shard else self.folder / ".work" / f"{asset}.lock"
+        )
 
 
 @contextmanager

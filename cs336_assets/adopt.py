@@ -11,7 +11,7 @@ import dagster as dg
 from cs336.files import UserError, read_json, read_jsonl, write_json
 from cs336.presets import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
-from cs336_assets.asset import version_of
+from cs336_assets.asset import shard_names, version_of
 from cs336_assets.binding import to_dagster
 from cs336_assets.crawl import table
 from cs336_assets.flow import STAGES
@@ -19,14 +19,18 @@ from cs336_assets.flow import STAGES
 ELSEWHERE = "measured_elsewhere"
 
 
-def adopt(source: Path, instance: dg.DagsterInstance) -> str:
+def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) -> str:
     """Check a run folder or a file of benchmark rows, and report it; returns one line about it.
 
     A file that the manifest lists and the folder lacks counts as left behind, with its SHA-256:
     whatever needs it will say so. A file that differs from its manifest is an error.
 
+    Args:
+        replace: also where this machine has made the artifact itself.
+
     Raises:
-        UserError: no manifest, a changed file, an unknown preset or asset.
+        UserError: no manifest, a changed file, an unknown preset, asset or shard, or an artifact made
+            here that it would replace.
     """
     if source.suffix == ".jsonl":
         return _adopt_rows(source, instance)
@@ -36,6 +40,12 @@ def adopt(source: Path, instance: dg.DagsterInstance) -> str:
         raise UserError(f"{source / MANIFEST}: {manifest['asset']} is no asset of this graph")
     preset = find_preset(preset_name)
     store = Store(preset_name)
+    shard = manifest["shard"]
+    if bool(shard) != STAGES[asset].per_shard or (shard and shard not in shard_names(store)):
+        raise UserError(f"{source / MANIFEST}: {preset_name}/{asset} has no shard {shard!r}; plan the same crawl first")
+    present = store.manifest(asset, shard)
+    if present and ELSEWHERE not in present and not replace:
+        raise UserError(f"{store.path(asset, shard)}: was made on this machine; --replace puts the adopted one there")
     left_behind = _check_files(source, manifest)
     manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in left_behind}
     manifest[ELSEWHERE] = {
@@ -49,8 +59,8 @@ def adopt(source: Path, instance: dg.DagsterInstance) -> str:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, work / name)
     write_json(work / MANIFEST, manifest)
-    shard = manifest["shard"]
-    install(work, store.path(asset, shard))
+    with store.only_maker(asset, shard):
+        install(work, store.path(asset, shard))
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             asset_key=dg.AssetKey([preset_name, asset]),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cs336 import catalog
-from cs336.files import read_json, sha256_of_file
+from cs336.files import UserError, read_json, sha256_of_file
 from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
@@ -192,9 +192,13 @@ def _plan(store: Store) -> list[dict[str, Any]]:
 
 
 def code_version(stage: Stage, preset: Preset) -> str:
-    """Version of everything but the inputs: library code, settings, external data."""
+    """Version of everything but the inputs: code, settings, external data."""
     settings = _settings(stage, preset)
-    return digest([_code(stage, settings), digest(_hashed(stage, settings)), _external(stage)])
+    try:
+        hashed = digest(_hashed(stage, settings))
+    except UserError as missing:  # a source whose files are gone: the graph loads, and the step says what is missing
+        hashed = str(missing)
+    return digest([_code(stage, settings), hashed, _external(stage)])
 
 
 def version_of(stage: Stage, preset: Preset, store: Store, shard: str | None) -> Version:

@@ -134,7 +134,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
 
 
 def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) -> None:
-    """Make Dagster's partitions, and the folders of shards, those of the plan."""
+    """Make Dagster's partitions those of the plan; artifacts of other shards stay, unused."""
     name = partitions_of(preset).name
     assert name is not None
     planned = shard_names(store)
@@ -143,11 +143,6 @@ def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) 
         for key in known:
             instance.delete_dynamic_partition(name, key)
         instance.add_dynamic_partitions(name, planned)
-    for stage in STAGES.values():
-        if stage.per_shard and store.path(stage.name).exists():
-            for folder in store.path(stage.name).iterdir():
-                if folder.name not in planned:
-                    store.remove(stage.name, folder.name)
 
 
 def to_dagster(metadata: Metadata, folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cs336.files import UserError
 if TYPE_CHECKING:
     import dagster as dg
 
+PROCESS_TAG = "cs336/process"
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +37,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         " artifacts, and reported to Dagster as a materialization.",
     )
     command.add_argument("folder", type=Path, help="run folder, or benchmarks/results/SUBJECT.jsonl")
+    command.add_argument("--replace", action="store_true", help="also where this machine has made the artifact itself")
     command.set_defaults(run=_adopt)
 
 
@@ -75,7 +77,7 @@ def run(preset: str, job: str) -> None:
 def _execute(definitions: dg.Definitions, job: str, instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
     result = definitions.resolve_job_def(job).execute_in_process(
         instance=instance,
-        tags=tags | {"cs336/pid": str(os.getpid())},
+        tags=tags | {PROCESS_TAG: _process_mark(os.getpid()) or ""},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},  # the event log has it all
         raise_on_error=False,
     )
@@ -126,7 +128,7 @@ def _adopt(options: argparse.Namespace) -> None:
     from cs336_assets.adopt import adopt
 
     with dg.DagsterInstance.get() as instance:
-        print(adopt(options.folder, instance))
+        print(adopt(options.folder, instance, replace=options.replace))
 
 
 def use_project_home() -> None:
@@ -135,21 +137,26 @@ def use_project_home() -> None:
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs of processes that were killed: nothing else would ever end them."""
+    """End runs of `cs336 run` whose process was killed, and free their places in the pools.
+
+    Nothing else would: Dagster watches only the runs that it launched itself.
+    """
     import dagster as dg
 
     unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
-    for dead in instance.get_runs(filters=unfinished):
-        pid = dead.tags.get("cs336/pid")
-        if pid and not _alive(int(pid)):
-            instance.report_run_failed(dead, message=f"process {pid} ended without a word (killed?)")
+    for run in instance.get_runs(filters=unfinished):
+        mark = run.tags.get(PROCESS_TAG)
+        if mark and _process_mark(int(mark.partition(" ")[0])) != mark:
+            instance.report_run_failed(run, message=f"process {mark.partition(' ')[0]} ended without a word (killed?)")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _alive(pid: int) -> bool:
+def _process_mark(pid: int) -> str | None:
+    """Process id and start time (ids are used again); None when there is no such process."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return None
+        started = ""  # a system without /proc: the id must do
+    return f"{pid} {started}"

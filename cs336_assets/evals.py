@@ -20,6 +20,7 @@ from cs336.files import read_json, write_json, write_jsonl
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.hardware import pick_device
 from cs336.model.transformer import load_model
+from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out, read_index
 from cs336_assets.asset import Metadata, Step, asset, check
@@ -116,6 +117,15 @@ def gsm8k(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> M
     answer = _Answerer(step, base_model, tokenizer)
     result = evaluate_gsm8k(examples, generate=answer.generate, config=evals, name="gsm8k" if found else "gsm8k sample")
     return _write_result(step, result, task="gsm8k")
+
+
+@check(asset="leaderboard", blocking=True)
+def questions_were_kept_out_of_training(mmlu: Path, gsm8k: Path, eval_index: Path) -> tuple[bool, Metadata]:
+    """The questions asked are those that the training text was checked against."""
+    checked = read_json(eval_index / MANIFEST)["inputs"]
+    asked = read_json(mmlu / MANIFEST)["inputs"] | read_json(gsm8k / MANIFEST)["inputs"]
+    unchecked = [name for name, version in asked.items() if name.startswith("data:") and checked.get(name) != version]
+    return not unchecked, {"unchecked": unchecked}
 
 
 @asset(group="evals", kinds={"python"}, owner="team:evals", watches=scores_version)

@@ -18,11 +18,15 @@ FAILURE_FILE = "failure.txt"
 RUN_FILE = "run.json"
 
 
-def train_in_child(step: Step, run: dict[str, Any]) -> list[dict[str, Any]]:
+def train_in_child(step: Step, run: dict[str, Any], *, shards_below: Path) -> list[dict[str, Any]]:
     """Run the training worker on `run`; returns its metrics, one row a step.
 
-    The paths of the artifact folders reach the worker through its environment, not through
-    `run.json`, which stays in the artifact and must be the same on every machine.
+    What belongs to this machine (where the token shards lie, threads, device) reaches the worker
+    through its environment; `run.json` stays in the artifact and is the same on every machine.
+
+    Args:
+        run: as `cs336.train.worker` describes it, token shards relative to `shards_below`.
+        shards_below: folder that the token shards are relative to.
 
     Raises:
         UserError: the worker failed; the line is its own.
@@ -33,6 +37,8 @@ def train_in_child(step: Step, run: dict[str, Any]) -> list[dict[str, Any]]:
     command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other when cores are shared
+        "CS336_TRAIN_PARENT": str(os.getpid()),
+        "CS336_TRAIN_SHARDS_BELOW": str(shards_below),
         "CS336_TRAIN_THREADS": str(step.num_workers),
         "CS336_TRAIN_DEVICE": step.device,
         "CS336_TRAIN_COMPILE": str(int(step.compile_model)),

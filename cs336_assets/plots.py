@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
+
 
 def _axes(width: float = 6.0, height: float = 3.2) -> Any:
-    from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
-
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

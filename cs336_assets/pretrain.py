@@ -36,6 +36,7 @@ def base_model(
             "seed": seed,
             "token_shards": [str(folder.relative_to(store)) for folder in token_shards],
         },
+        shards_below=store,
     )
     last = rows[-1]
     plots.training_curve(rows, step.folder / "curve.png")

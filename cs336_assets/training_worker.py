@@ -12,7 +12,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 
 from cs336.files import UserError, read_json
 from cs336.processes import die_with_parent
-from cs336.progress import bar
+from cs336.progress import bar, silent
 from cs336.train.worker import run_training
 
 REPORT_EVERY_SECONDS = 5.0
@@ -27,11 +27,13 @@ def main(run_file: Path) -> int:
         "device": os.environ["CS336_TRAIN_DEVICE"],
         "compile": os.environ["CS336_TRAIN_COMPILE"] == "1",
     }
-    store = run_file.parent.parent.parent  # artifacts/<preset>, two above .work/<attempt>
-    run["token_shards"] = [str(store / folder) for folder in run["token_shards"]]
+    below = Path(os.environ["CS336_TRAIN_SHARDS_BELOW"])
+    run["token_shards"] = [str(below / folder) for folder in run["token_shards"]]
     with open_dagster_pipes() as pipes:
         try:
-            run_training(run, report=_reporter(pipes, run["train"]["num_steps"]), progress=bar)
+            run_training(
+                run, report=_reporter(pipes, run["train"]["num_steps"]), progress=bar if sys.stderr.isatty() else silent
+            )
         except UserError as error:
             (run_file.parent / "failure.txt").write_text(f"{error}\n", encoding="utf-8")
             return 1

@@ -49,11 +49,16 @@ def kill_and_compare(folder: Path, *, preset: str, kills: int, seed: int) -> lis
     moments = sorted(random.Random(seed).uniform(0, duration) for _ in range(kills))
     print(f"undisturbed: {duration:.0f} s; kills at {', '.join(f'{moment:.0f}' for moment in moments)} s", flush=True)
     problems: list[str] = []
+    killed = 0
     # Each run goes on where the last one was killed, so the moments spread over the whole graph.
     for number, (before, moment) in enumerate(zip([0.0, *moments], moments, strict=False), 1):
         process = _start(folder / "killed", preset)
         startup = 0.0 if number == 1 else 6.0  # imports, and skipping what is there
         time.sleep(moment - before + startup)
+        if process.poll() is not None:
+            print(f"kill {number} after {moment:.0f} s: the run had ended already", flush=True)
+            continue
+        killed += 1
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(1.0)
@@ -62,6 +67,10 @@ def kill_and_compare(folder: Path, *, preset: str, kills: int, seed: int) -> lis
         print(f"kill {number} after {moment:.0f} s: {done} artifacts whole, {len(found)} problems", flush=True)
         problems += [f"kill {number}: {problem}" for problem in found]
     _wait(_start(folder / "killed", preset))
+    if killed < (kills + 1) // 2:
+        problems.append(f"only {killed} of {kills} kills met a run")
+    left = [path.name for path in (folder / "killed" / "artifacts" / preset / ".work").iterdir()]
+    problems += [f".work/{name}: left over" for name in left if not name.endswith(".lock")]
     return problems + compare(folder / "undisturbed" / "artifacts" / preset, folder / "killed" / "artifacts" / preset)
 
 

@@ -108,3 +108,31 @@ def test_settings_hash_by_value_and_objects_by_their_identity():
     assert digest(Source("/here")) == digest(Source("/there"))
     with pytest.raises(TypeError):
         digest({"f": len})
+
+
+def test_a_name_passed_on_by_another_module_is_followed_to_its_definition(version):
+    passed_on = {"values": ("LIMIT = 3", "from cs336_probe.helpers import FACTOR as LIMIT")}
+    assert version(**passed_on) != version(**passed_on, helpers=("FACTOR = 2", "FACTOR = 3"))
+
+
+def test_a_parameter_is_not_the_function_of_its_name(version):
+    shadowed = {"main": ("def start(x):", "def start(x, unrelated=0):\n        unrelated += 1")}
+    both = {"main": ("def unrelated():", "def unrelated(y=1):")}
+    main = MAIN.replace(*shadowed["main"])
+    assert version(main=(MAIN, main)) == version(main=(MAIN, main.replace(*both["main"])))
+
+
+def test_hashes_are_the_same_on_every_python_version():
+    code = (
+        "@decorated(1)\ndef f(a, /, b: int = 2, *args, c=None, **kw) -> str:\n    '''Doc.'''\n"
+        "    with open(a) as x, y:\n        return f'{a!r:>{b}}' if not (lambda z: z)(b) else [i async for i in c]\n"
+        "class A(B, metaclass=C):\n    x: int = 1\n"
+    )
+    tree = fingerprint.ast.parse(code)
+    assert digest([fingerprint._plain(node) for node in tree.body]) == "e9aa84bd829fe4f0"
+
+
+def test_loaders_behind_the_catalogue_are_part_of_what_reads_data_sets():
+    from cs336_assets.evals import mmlu
+
+    assert any("catalog_loaders" in name for name in fingerprint.reached(mmlu))

@@ -119,3 +119,51 @@ def test_manifests_hold_no_absolute_path(store):
     text = (store.path("thing") / MANIFEST).read_text()
     assert str(store.root) not in text and os.sep + "home" not in text
     assert json.loads(text)["versions"]["python"]
+
+
+def _with_numpy(path):
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def _with_torch(path):
+    import torch
+
+    with path.open("wb") as file:
+        torch.save(torch.zeros(100_000), file)
+
+
+def _with_safetensors(path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(100_000)}, str(path))
+
+
+def _with_polars(path):
+    import numpy as np
+    import polars as pl
+
+    with path.open("wb") as file:
+        pl.DataFrame({"x": np.random.default_rng(0).random(100_000)}).write_parquet(file)
+
+
+@pytest.mark.parametrize("write", [_with_numpy, _with_torch, _with_safetensors, _with_polars])
+def test_a_full_disk_is_recognised_whatever_library_meets_it(tmp_path, write):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        store = Store("tiny", disk)
+        with (
+            pytest.raises(UserError, match="the disk is full"),
+            store.staging("thing", None, VERSION) as (folder, _),
+        ):
+            write(folder / "file")
+        assert not store.path("thing").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

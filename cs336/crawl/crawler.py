@@ -144,14 +144,18 @@ def _follow(url: str, session: _Session) -> None:
         if url in session.seen:
             return
         session.seen.add(url)
-        robots = _robots_of(url, session)
+        try:
+            robots = _robots_of(url, session)
+        except ValueError:  # an address that is none, such as a port that is no number
+            session.stats.num_fetches["bad address"] += 1
+            return
         if not robots.can_fetch(session.politeness.user_agent, url):
             session.stats.num_fetches["robots.txt"] += 1
             return
         delay = max(session.politeness.delay_seconds, float(robots.crawl_delay(session.politeness.user_agent) or 0))
         try:
             answer = _request(url, session, delay)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             session.stats.num_fetches[type(error).__name__] += 1
             return
         session.stats.num_fetches[str(answer.status)] += 1
@@ -159,8 +163,13 @@ def _follow(url: str, session: _Session) -> None:
         location = answer.header("location")
         if answer.status not in _REDIRECTS or not location:
             return
-        url = urllib.parse.urldefrag(urllib.parse.urljoin(url, location)).url
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        try:
+            url = urllib.parse.urldefrag(urllib.parse.urljoin(url, location)).url
+            scheme = urllib.parse.urlsplit(url).scheme
+        except ValueError:
+            session.stats.num_fetches["bad address"] += 1
+            return
+        if scheme not in ("http", "https"):
             return
     session.stats.num_fetches["too many redirects"] += 1
 
@@ -200,7 +209,8 @@ def _request(url: str, session: _Session, delay_seconds: float) -> _Answer:
         try:
             answer = _get(url, session)
         except (OSError, http.client.HTTPException):
-            session.connections.pop(urllib.parse.urlsplit(url).netloc).close()
+            if connection := session.connections.pop(urllib.parse.urlsplit(url).netloc, None):
+                connection.close()
             if attempt == polite.max_attempts:
                 raise
         else:

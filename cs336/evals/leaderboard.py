@@ -33,4 +33,5 @@ def collect_scores(root: Path) -> list[ScoreRow]:
 
 def scores_version(root: Path) -> str:
     """Changes when any preset's scores do."""
-    return digest([[folder.parent.name, read_json(folder / MANIFEST)["fingerprint"]] for folder in score_folders(root)])
+    manifests = [(folder.parent.name, read_json(folder / MANIFEST)) for folder in score_folders(root)]
+    return digest([[preset, each["fingerprint"], each.get("measured_elsewhere")] for preset, each in manifests])

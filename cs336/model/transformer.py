@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_model as save_safetensors
 from torch import Tensor, nn
 
 from cs336.files import UserError, read_json, write_json
@@ -173,8 +175,6 @@ class TransformerLM(nn.Module):
 
 def save_model(model: TransformerLM, folder: Path) -> None:
     """Write `config.json` and `model.safetensors`; same weights, same bytes."""
-    from safetensors.torch import save_model as save_safetensors
-
     write_json(folder / "config.json", asdict(model.config))
     # Weights last: a folder with weights is complete.
     save_safetensors(model, str(folder / "model.safetensors"))
@@ -186,8 +186,6 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Transform
     Raises:
         UserError: the weights are not there, as after a run measured elsewhere.
     """
-    from safetensors.torch import load_model as load_safetensors
-
     config = ModelConfig(**read_json(folder / "config.json"))
     weights = folder / "model.safetensors"
     if not weights.exists():

@@ -108,9 +108,9 @@ def train(
         )
         for tokens, s in ((train_tokens, seed), (valid_tokens, seed + 1))
     )
-    start = _resume(model, optimizer, folder, torch_device)
+    start, seconds_before = _resume(model, optimizer, folder)
     metrics = folder / METRICS_FILE
-    clock = _Clock(done=start)
+    clock = _Clock(done=start, seconds_before=seconds_before)
     with metrics.open("a", encoding="utf-8") as log:
         for step in progress(range(start, config.num_steps), unit="steps", label="train"):
             learning_rate = lr_cosine(
@@ -154,13 +154,14 @@ def _decay_groups(model: TransformerLM, weight_decay: float) -> list[dict[str, A
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _resume(model: TransformerLM, optimizer: AdamW, folder: Path, device: torch.device) -> int:
-    """Steps already done; metrics past the checkpoint are dropped, they will be made again."""
+def _resume(model: TransformerLM, optimizer: AdamW, folder: Path) -> tuple[int, float]:
+    """Steps already done and the seconds they took; metrics past the checkpoint will be made again."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, metrics = folder / CHECKPOINT_FILE, folder / METRICS_FILE
     done = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else 0
-    write_jsonl(metrics, [row for row in _whole_rows(metrics) if row["step"] <= done])
-    return done
+    rows = [row for row in _whole_rows(metrics) if row["step"] <= done]
+    write_jsonl(metrics, rows)
+    return done, rows[-1]["seconds"] if rows else 0.0
 
 
 def _whole_rows(metrics: Path) -> Iterator[dict[str, Any]]:
@@ -187,14 +188,15 @@ def _autocast(device: torch.device, precision: str) -> Any:
 class _Clock:
     """Wall-clock columns of the metrics: they vary from run to run and decide nothing."""
 
-    def __init__(self, done: int):
+    def __init__(self, done: int, seconds_before: float):
         self.start = time.monotonic()
         self.first = done
+        self.seconds_before = seconds_before
 
     def lap(self, done: int, tokens_per_step: int) -> dict[str, float]:
         seconds = time.monotonic() - self.start
         return {
-            "seconds": round(seconds, 3),
+            "seconds": round(self.seconds_before + seconds, 3),
             "tokens_per_second": round((done - self.first) * tokens_per_step / max(seconds, 1e-9)),
             "peak_bytes": peak_bytes(),
         }

@@ -46,8 +46,12 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
         report: called with every row of metrics.
 
     Raises:
-        UserError: a setting that does not exist, or more than one process.
+        UserError: a setting that is missing or does not exist, or more than one process.
     """
+    needed, known = {"model", "train", "seed", "folder", "token_shards"}, {"device", "compile", "num_threads"}
+    if needed - run.keys() or run.keys() - needed - known:
+        wrong = sorted((needed - run.keys()) or (run.keys() - needed - known))
+        raise UserError(f"run.json: {'lacks' if needed - run.keys() else 'has an unknown'} {', '.join(wrong)}")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         raise UserError(f"torchrun started {world_size} processes; training uses one so far: --nproc-per-node 1")

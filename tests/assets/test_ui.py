@@ -51,8 +51,8 @@ def ui(copied: Project) -> Iterator[str]:
         until(lambda: urllib.request.urlopen(f"{address}/server_info").status == 200)
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        os.killpg(server.pid, signal.SIGKILL)  # the webserver, the daemon and the code servers at once
+        server.wait()
         log.close()
 
 
