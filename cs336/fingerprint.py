@@ -211,6 +211,8 @@ def _plain(node: Any) -> str:
             continue
         if name == "body" and isinstance(value, list) and _is_docstring(value[0]):
             value = value[1:]
+        if isinstance(node, ast.JoinedStr):  # Python 3.12 alone adds empty pieces to f-strings
+            value = [piece for piece in value if not (isinstance(piece, ast.Constant) and piece.value == "")]
         fields.append(f"{name}={_plain(value)}")
     return f"{type(node).__name__}({','.join(fields)})"
 
