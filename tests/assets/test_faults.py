@@ -66,6 +66,9 @@ def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
 def test_a_changed_file_is_not_adopted(copied, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(copied.artifacts / "base_model", run)
+    refused = copied.python("-m", "cs336", "adopt", str(run))
+    assert refused.returncode == 1 and "was made on this machine; --replace" in refused.stderr
+    shutil.rmtree(copied.artifacts / "base_model")
     with (run / "metrics.jsonl").open("a") as file:
         file.write("{}\n")
     done = copied.python("-m", "cs336", "adopt", str(run))
