@@ -123,12 +123,13 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     def compute(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         store = Store(preset.name)
         settings = {name: getattr(preset, name) for name in check.settings}
-        passed, metadata = check.function(**input_folders(check.inputs, store), **settings)
-        return dg.AssetCheckResult(
-            passed=bool(passed),
-            severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
-            metadata=to_dagster(metadata, store.path(check.asset)),
-        )
+        severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+        try:
+            passed, metadata = check.function(**input_folders(check.inputs, store), **settings)
+        except UserError as missing:  # what it compares with is not here: that is no pass
+            return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
+        metadata = to_dagster(metadata, store.path(check.asset))
+        return dg.AssetCheckResult(passed=bool(passed), severity=severity, metadata=metadata)
 
     return compute
 

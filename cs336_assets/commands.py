@@ -88,7 +88,7 @@ def _execute(definitions: dg.Definitions, job: str, instance: dg.DagsterInstance
     print(f"{job}: {made} artifacts made, {skipped} unchanged and skipped")
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed:
-            facts = {name: value.value for name, value in evaluation.metadata.items()}
+            facts = evaluation.description or {name: value.value for name, value in evaluation.metadata.items()}
             print(f"{job}: check {evaluation.check_name} of {evaluation.asset_key.to_user_string()} failed: {facts}")
     if not result.success:
         raise UserError(_first_failure(result))
