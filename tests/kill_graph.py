@@ -46,7 +46,8 @@ def kill_and_compare(folder: Path, *, preset: str, kills: int, seed: int) -> lis
     start = time.monotonic()
     _wait(_start(folder / "undisturbed", preset))
     duration = time.monotonic() - start
-    moments = sorted(random.Random(seed).uniform(0, duration) for _ in range(kills))
+    dice = random.Random(seed)
+    moments = sorted(dice.uniform(0, duration) for _ in range(kills))
     print(f"undisturbed: {duration:.0f} s; kills at {', '.join(f'{moment:.0f}' for moment in moments)} s", flush=True)
     problems: list[str] = []
     killed = 0
