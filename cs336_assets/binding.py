@@ -30,8 +30,9 @@ from cs336_assets.asset import (
 )
 from cs336_assets.resources import Runtime
 
-# Backfill policies and code references are "beta" in the pinned version; nothing a user could do.
+# Backfill policies, code references and parts of Pipes are new in the pinned version; nothing a user could do.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
 def partitions_of(preset: Preset) -> dg.DynamicPartitionsDefinition:

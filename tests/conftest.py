@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,23 @@ def shared_data() -> Path:
     if os.environ.get("CS336_REQUIRE_DATA") == "1":
         pytest.fail(f"CS336_REQUIRE_DATA=1, but CS336_DATA={folder} holds no MANIFEST.json")
     pytest.skip("set CS336_DATA to a folder with the real data sets")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a real file system of a size such as "64k", to be filled; skips where mounting is not allowed."""
+    disk = tmp_path / "disk"
+    mounted = []
+
+    def mount(size: str) -> Path:
+        disk.mkdir()
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True
+        ).returncode:
+            pytest.skip("needs the right to mount a small tmpfs")
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -96,22 +96,14 @@ def test_a_missing_input_is_named_with_the_remedy(store):
         store.data_version("thing")
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_no_half_artifact(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        store = Store("tiny", disk)
-        with pytest.raises(UserError, match=r"the disk is full; free some space, or set CS336_ARTIFACTS") as caught:
-            _make(store, text="x" * 200_000)
-        assert "\n" not in str(caught.value)
-        assert not store.path("thing").exists()
-        _make(store, text="small")  # the room that the failed attempt took is free again
-        assert store.is_current("thing", None, VERSION)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_ends_in_one_line_and_leaves_no_half_artifact(small_disk):
+    store = Store("tiny", small_disk("64k"))
+    with pytest.raises(UserError, match=r"the disk is full; free some space, or set CS336_ARTIFACTS") as caught:
+        _make(store, text="x" * 200_000)
+    assert "\n" not in str(caught.value)
+    assert not store.path("thing").exists()
+    _make(store, text="small")  # the room that the failed attempt took is free again
+    assert store.is_current("thing", None, VERSION)
 
 
 def test_manifests_hold_no_absolute_path(store):
@@ -151,19 +143,8 @@ def _with_polars(path):
 
 
 @pytest.mark.parametrize("write", [_with_numpy, _with_torch, _with_safetensors, _with_polars])
-def test_a_full_disk_is_recognised_whatever_library_meets_it(tmp_path, write):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        store = Store("tiny", disk)
-        with (
-            pytest.raises(UserError, match="the disk is full"),
-            store.staging("thing", None, VERSION) as (folder, _),
-        ):
-            write(folder / "file")
-        assert not store.path("thing").exists()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_recognised_whatever_library_meets_it(small_disk, write):
+    store = Store("tiny", small_disk("64k"))
+    with pytest.raises(UserError, match="the disk is full"), store.staging("thing", None, VERSION) as (folder, _):
+        write(folder / "file")
+    assert not store.path("thing").exists()
