@@ -94,6 +94,9 @@ def train(
         UserError: too few tokens, or the loss is not finite.
     """
     torch_device = pick_device(device)
+    if torch_device.type == "cpu":
+        # Else several threads add up the embedding's gradient in any order, and equal runs drift apart.
+        torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
     model = TransformerLM(model_config).to(torch_device)
     optimizer = AdamW(_decay_groups(model, config.weight_decay), config.learning_rate, config.betas, config.eps)
