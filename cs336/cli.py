@@ -193,6 +193,8 @@ def _look(options: argparse.Namespace) -> None:
     from cs336.documents import DOCUMENTS_FILE, read_documents
     from cs336.store import Store
 
+    if options.n < 0:
+        raise UserError(f"-n is {options.n}; give 0 or more")
     folder = Store(options.preset).path(options.asset)
     shards = sorted(path.parent for path in folder.glob(f"*/{DOCUMENTS_FILE}"))
     if not shards:
@@ -250,8 +252,10 @@ def _scores(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from cs336.presets import find_preset
     from cs336.store import MANIFEST, Store, verify
 
+    find_preset(options.preset)
     manifests = sorted(Store(options.preset).folder.glob(f"*/{MANIFEST}"))
     manifests += sorted(Store(options.preset).folder.glob(f"*/*/{MANIFEST}"))
     problems = [problem for path in manifests for problem in verify(path.parent)]

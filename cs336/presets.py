@@ -191,6 +191,9 @@ def _user_presets() -> dict[str, dict[str, Any]]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from None
+    stray = [name for name, values in tables.items() if not isinstance(values, dict)]
+    if stray:
+        raise UserError(f"{path}: {stray[0]!r} stands outside any preset; put it below a [name]")
     taken = sorted(tables.keys() & PRESETS.keys())
     if taken:
         raise UserError(f"{path}: [{taken[0]}] is built in; give yours another name")
@@ -207,6 +210,8 @@ def _changed(config: Any, values: dict[str, Any]) -> Any:
         if key == "source":
             changes[key] = _source(value, fields[key])
         elif dataclasses.is_dataclass(fields[key]):
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} is a table, such as {key} = {{...}}, got {value!r}")
             changes[key] = _changed(fields[key], value)
         else:
             changes[key] = _like(fields[key], value, key)
@@ -215,6 +220,8 @@ def _changed(config: Any, values: dict[str, Any]) -> Any:
 
 def _source(values: dict[str, Any], old: Any) -> Any:
     """A source described by `kind` and its fields; without `kind`, changes to the base's source."""
+    if not isinstance(values, dict):
+        raise ValueError(f'source is a table, such as source = {{kind = "text", paths = [...]}}, got {values!r}')
     values = dict(values)
     kind = values.pop("kind", None)
     if kind is None and "files" in values:
@@ -230,6 +237,12 @@ def _source(values: dict[str, Any], old: Any) -> Any:
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"source {kind!r} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    needed = [
+        f.name for f in dataclasses.fields(SOURCES[kind]) if f.default is f.default_factory is dataclasses.MISSING
+    ]
+    lacking = [name for name in needed if name not in values]
+    if lacking:
+        raise ValueError(f"source {kind!r} needs {', '.join(lacking)}")
     return SOURCES[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cs336.documents import read_documents
+from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokens.shards import SplitConfig, largest_token_id, write_shard
+from cs336.tokens.shards import SplitConfig, concatenate, largest_token_id, write_shard
 from cs336_assets.asset import Metadata, Step, asset, check
 
 
@@ -41,3 +42,10 @@ def token_ids_are_in_vocabulary(token_shards: list[Path], tokenizer: Path) -> tu
     """No stored id reaches the vocabulary size (re-read from disk, all shards)."""
     largest_id = largest_token_id(token_shards)
     return largest_id < Tokenizer.load(tokenizer).vocab_size, {"largest_id": largest_id}
+
+
+@check(asset="token_shards", blocking=True)
+def both_splits_have_tokens(token_shards: list[Path], model: ModelConfig) -> tuple[bool, Metadata]:
+    """Training and held-out text each fill at least one context; else give more text or raise `valid_fraction`."""
+    counts = {split: len(concatenate(token_shards, split)) for split in ("train", "valid")}
+    return min(counts.values()) > model.context_length, {f"num_{split}_tokens": n for split, n in counts.items()}

@@ -29,7 +29,7 @@ def next_token_probabilities(
     Source: Holtzman et al. 2020, arXiv:1904.09751.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; use argmax for greedy decoding")
+        raise ValueError(f"temperature must be above 0 to sample (0 is greedy), got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p lies in (0, 1], got {top_p}")
     probabilities = softmax(logits.float() / temperature, dim=-1)
