@@ -13,8 +13,7 @@ demo: $(READY)
 	@$(BIN)/cs336 demo
 
 ui: $(READY)
-	@echo "the graph is at http://127.0.0.1:3000 in a few seconds; Ctrl-C ends it"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cs336 ui
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

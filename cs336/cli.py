@@ -104,18 +104,25 @@ def _register(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_verify)
 
 
-def _presets(options: argparse.Namespace) -> None:
+def _presets(options: argparse.Namespace) -> int:
     from cs336.presets import find_preset, preset_names, presets_file
 
     if options.name:
         _print_settings(find_preset(options.name), indent="")
-        return
+        return 0
+    mistakes = 0
     for name in preset_names():
-        preset = find_preset(name)
+        try:
+            preset = find_preset(name)
+        except UserError as mistake:  # the others are listed all the same
+            print(f"cs336: {mistake}", file=sys.stderr)
+            mistakes += 1
+            continue
         tokens = preset.train.batch_size * preset.train.num_steps * preset.model.context_length
         source = type(preset.source).__name__
         print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {tokens:>16,} training tokens")
     print(f"\nyour own: {presets_file()} (format: the beginning of cs336/presets.py)")
+    return int(mistakes > 0)
 
 
 def _print_settings(config: object, indent: str) -> None:
@@ -137,7 +144,7 @@ def _data_list(options: argparse.Namespace) -> None:
     columns = list(rows[0])
     widths = {column: max(len(column), *(len(str(row[column])) for row in rows)) for column in columns}
     for row in [dict(zip(columns, columns, strict=True)), *rows]:
-        print("  ".join(f"{row[column]!s:<{widths[column]}}" for column in columns).rstrip())
+        print("  ".join(f"{row[column] or '-'!s:<{widths[column]}}" for column in columns).rstrip())
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
@@ -162,15 +169,20 @@ def _pin(options: argparse.Namespace) -> None:
             f"preset {options.preset}: its source is {type(source).__name__}; only Common Crawl is pinned so"
         )
     store = Store(options.preset)
-    planned = read_json(store.path("crawl_plan") / "plan.json")["shards"]
+    plan = store.path("crawl_plan") / "plan.json"
+    if not plan.exists():
+        raise UserError(f"{plan}: not there yet; `cs336 run --preset {options.preset} --job plan` makes it")
+    planned = read_json(plan)["shards"]
     shards = [Shard(each["name"], tuple(each["items"])) for each in planned]
     write_manifest(options.file, source, [pin_shard(shard, store.path("crawl", shard.name)) for shard in shards])
     print(f"{options.file}: {len(shards)} files with size and SHA-256")
 
 
 def _show(options: argparse.Namespace) -> None:
+    from cs336.presets import find_preset
     from cs336.store import MANIFEST, Store
 
+    find_preset(options.preset)
     folder = Store(options.preset).path(options.asset)
     if not (folder / MANIFEST).exists():
         shards = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -191,8 +203,10 @@ def _show(options: argparse.Namespace) -> None:
 
 def _look(options: argparse.Namespace) -> None:
     from cs336.documents import DOCUMENTS_FILE, read_documents
+    from cs336.presets import find_preset
     from cs336.store import Store
 
+    find_preset(options.preset)
     if options.n < 0:
         raise UserError(f"-n is {options.n}; give 0 or more")
     folder = Store(options.preset).path(options.asset)
@@ -209,9 +223,11 @@ def _look(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from cs336.generate.engine import generate
     from cs336.model.transformer import load_model
+    from cs336.presets import find_preset
     from cs336.store import Store
     from cs336.tokenizer.bpe import Tokenizer
 
+    find_preset(options.preset)
     store = Store(options.preset)
     model = load_model(_made(store.path("base_model")))
     codec = Tokenizer.load(_made(store.path("tokenizer")))
@@ -231,6 +247,8 @@ def _generate(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     print(options.prompt + completion.text)
+    if options.tokens >= room:
+        print(f"[prompt and completion share {model.config.context_length} tokens of context]", file=sys.stderr)
     print(f"[{completion.num_tokens} tokens, ended by {completion.finish}]", file=sys.stderr)
 
 

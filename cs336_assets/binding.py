@@ -33,6 +33,7 @@ from cs336_assets.resources import Runtime
 # Backfill policies, code references and parts of Pipes are new in the pinned version; nothing a user could do.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+warnings.filterwarnings("ignore", category=dg.SupersessionWarning)
 
 
 def partitions_of(preset: Preset) -> dg.DynamicPartitionsDefinition:
@@ -129,8 +130,15 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
             passed, metadata = check.function(**input_folders(check.inputs, store), **settings)
         except UserError as missing:  # what it compares with is not here: that is no pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
-        metadata = to_dagster(metadata, store.path(check.asset))
-        return dg.AssetCheckResult(passed=bool(passed), severity=severity, metadata=metadata)
+        facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
+        return dg.AssetCheckResult(
+            passed=bool(passed),
+            severity=severity,
+            description=None
+            if passed
+            else f"does not hold: {inspect.cleandoc(check.function.__doc__ or '')} ({facts})",
+            metadata=to_dagster(metadata, store.path(check.asset)),
+        )
 
     return compute
 

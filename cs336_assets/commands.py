@@ -1,9 +1,11 @@
-"""Console commands that need the graph: run, demo, adopt."""
+"""Console commands that need the graph: run, demo, ui, adopt."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("demo", help="the whole chain at preset tiny, then the scores")
     add_preset_option(command)
     command.set_defaults(run=_demo)
+
+    command = commands.add_parser("ui", help="open the graph in the browser: `dagster dev` on the project")
+    command.add_argument("--port", type=int, default=3000, help="default: %(default)s")
+    command.set_defaults(run=_ui)
 
     command = commands.add_parser(
         "adopt",
@@ -62,7 +68,7 @@ def run(preset: str, job: str) -> None:
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
         if job in (PLAN_JOB, "data", "all"):
-            _execute(definitions, f"{preset}_{PLAN_JOB}", instance, {})
+            _execute(definitions, preset, PLAN_JOB, instance, {})
         if job == PLAN_JOB:
             return
         tags = {}
@@ -71,39 +77,44 @@ def run(preset: str, job: str) -> None:
             if not keys:
                 raise UserError(f"{preset}: the crawl has no shards; check its source with `cs336 presets {preset}`")
             tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
-        _execute(definitions, f"{preset}_{job}", instance, tags)
+        _execute(definitions, preset, job, instance, tags)
 
 
-def _execute(definitions: dg.Definitions, job: str, instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
-    result = definitions.resolve_job_def(job).execute_in_process(
+def _execute(
+    definitions: dg.Definitions, preset: str, job: str, instance: dg.DagsterInstance, tags: dict[str, str]
+) -> None:
+    result = definitions.resolve_job_def(f"{preset}_{job}").execute_in_process(
         instance=instance,
         tags=tags | {PROCESS_TAG: _process_mark(os.getpid()) or ""},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},  # the event log has it all
         raise_on_error=False,
     )
-    made = skipped = 0
-    for event in result.get_asset_materialization_events():
-        unchanged = bool(event.materialization.metadata["unchanged"].value)
-        skipped, made = skipped + unchanged, made + (not unchanged)
-    print(f"{job}: {made} artifacts made, {skipped} unchanged and skipped")
+    materialized = [event.materialization for event in result.get_asset_materialization_events()]
+    made = [each for each in materialized if not each.metadata["unchanged"].value]
+    if materialized:
+        print(f"{preset}_{job}: {len(made)} artifacts made, {len(materialized) - len(made)} unchanged and skipped")
     for evaluation in result.get_asset_check_evaluations():
-        if not evaluation.passed:
-            facts = evaluation.description or {name: value.value for name, value in evaluation.metadata.items()}
-            print(f"{job}: check {evaluation.check_name} of {evaluation.asset_key.to_user_string()} failed: {facts}")
+        if not evaluation.passed and any(each.asset_key == evaluation.asset_key for each in made):
+            level = "check failed" if evaluation.blocking else "warning"
+            print(f"{preset}_{job}: {level}: {evaluation.asset_key.to_user_string()}: {evaluation.description}")
     if not result.success:
-        raise UserError(_first_failure(result))
+        raise UserError("\n       ".join(_failures(result, preset)) or "the run failed; `make ui` shows its log")
 
 
-def _first_failure(result: dg.ExecuteInProcessResult) -> str:
+def _failures(result: dg.ExecuteInProcessResult, preset: str) -> list[str]:
+    """One line for each step that failed by itself."""
+    lines = []
     for event in result.all_events:
         if event.is_step_failure:
+            asset = event.step_key.replace(f"{preset}__", f"{preset}/", 1) if event.step_key else preset
             data = event.step_failure_data
             if data.user_failure_data and data.user_failure_data.description:
-                return f"{event.step_key}: {data.user_failure_data.description}"
+                lines.append(f"{asset}: {data.user_failure_data.description}")
+                continue
             error = data.error.cause or data.error if data.error else None
             text = error.message.strip().splitlines()[-1] if error else "failed"
-            return f"{event.step_key}: {text} (the whole traceback is in the run's log: `make ui`)"
-    return "the run failed; `make ui` shows its log"
+            lines.append(f"{asset}: {text} (the whole traceback is in the run's log: `make ui`)")
+    return lines
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -119,6 +130,23 @@ def _demo(options: argparse.Namespace) -> int:
     print("the graph  make ui, then http://127.0.0.1:3000")
     print("read text  cs336 look    (in .venv/bin)")
     return 0
+
+
+def _ui(options: argparse.Namespace) -> None:
+    use_project_home()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", options.port))
+        except OSError as error:
+            raise UserError(
+                f"port {options.port} is taken ({error.strerror}): is the UI open already at"
+                f" http://127.0.0.1:{options.port}? Otherwise `cs336 ui --port {options.port + 1}`"
+            ) from None
+    print(f"the graph is at http://127.0.0.1:{options.port} in a few seconds; Ctrl-C ends it", flush=True)
+    dagster = [sys.executable, "-m", "dagster", "dev", "--workspace", str(PROJECT / "workspace.yaml")]
+    os.chdir(PROJECT)  # the workspace names its modules from there
+    os.execv(sys.executable, [*dagster, "--host", "127.0.0.1", "--port", str(options.port)])
 
 
 def _adopt(options: argparse.Namespace) -> None:

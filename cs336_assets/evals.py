@@ -16,7 +16,7 @@ from cs336.evals.mmlu import evaluate_mmlu
 from cs336.evals.perplexity import evaluate_perplexity
 from cs336.evals.report import ScoreRow, markdown_table, score_rows
 from cs336.evals.task import EvalConfig, EvalResult, pick_rows, read_sample, sample_path
-from cs336.files import read_json, write_json, write_jsonl
+from cs336.files import UserError, read_json, write_json, write_jsonl
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.hardware import pick_device
 from cs336.model.transformer import load_model
@@ -39,6 +39,11 @@ def byte_ngrams(step: Step, deduplicated_text: list[Path], split: SplitConfig) -
     for folder in deduplicated_text:
         for document in read_documents(folder):
             texts[is_held_out(document_key(document.url, document.id), split)].append(document.text)
+    if not any(texts[True]) or not any(texts[False]):
+        raise UserError(
+            f"{len(texts[False])} documents to train on and {len(texts[True])} held out: both need text;"
+            " take more pages, or another split.valid_fraction"
+        )
     bits_per_byte = WittenBellByteModel(texts[False], max_order=5).bits_per_byte(texts[True])
     facts = {
         "bits_per_byte": bits_per_byte,

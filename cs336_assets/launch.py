@@ -32,12 +32,14 @@ def train_in_child(step: Step, run: dict[str, Any], *, shards_below: Path) -> li
         UserError: the worker failed; the line is its own.
     """
     write_json(step.folder / RUN_FILE, run)
-    (step.folder / FAILURE_FILE).unlink(missing_ok=True)
+    failure = step.folder / FAILURE_FILE
+    failure.unlink(missing_ok=True)
     command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone", "--nproc-per-node", "1"]
     command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other when cores are shared
         "CS336_TRAIN_PARENT": str(os.getpid()),
+        "CS336_TRAIN_FAILURE": str(failure),
         "CS336_TRAIN_SHARDS_BELOW": str(shards_below),
         "CS336_TRAIN_THREADS": str(step.num_workers),
         "CS336_TRAIN_DEVICE": step.device,
@@ -51,8 +53,7 @@ def train_in_child(step: Step, run: dict[str, Any], *, shards_below: Path) -> li
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         raise
     except Exception as error:
-        reason = step.folder / FAILURE_FILE
-        if reason.exists():
-            raise UserError(reason.read_text(encoding="utf-8").strip()) from error
+        if failure.exists():
+            raise UserError(failure.read_text(encoding="utf-8").strip()) from error
         raise
     return list(read_jsonl(Path(step.folder) / METRICS_FILE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ def main(run_file: Path) -> int:
             run_training(
                 run, report=_reporter(pipes, run["train"]["num_steps"]), progress=bar if sys.stderr.isatty() else silent
             )
-        except UserError as error:
-            (run_file.parent / "failure.txt").write_text(f"{error}\n", encoding="utf-8")
+        except Exception as error:
+            if not isinstance(error, UserError):
+                pipes.log.error(traceback.format_exc())  # into the run's log; the terminal gets one line
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            Path(os.environ["CS336_TRAIN_FAILURE"]).write_text(f"{said}\n", encoding="utf-8")
             return 1
     return 0
 

@@ -47,7 +47,7 @@ def kill_and_compare(folder: Path, *, preset: str, kills: int, seed: int) -> lis
     _wait(_start(folder / "undisturbed", preset))
     duration = time.monotonic() - start
     dice = random.Random(seed)
-    moments = sorted(dice.uniform(0, duration) for _ in range(kills))
+    moments = [duration * (kill + dice.random()) / kills for kill in range(kills)]  # one in each part of the run
     print(f"undisturbed: {duration:.0f} s; kills at {', '.join(f'{moment:.0f}' for moment in moments)} s", flush=True)
     problems: list[str] = []
     killed = 0

@@ -1,6 +1,7 @@
 """The console command: help teaches, mistakes are one line."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert caught.value.code == 0
-    for command in ("presets", "data", "show", "look", "generate", "scores", "verify", "run", "demo", "adopt"):
+    for command in ("presets", "data", "show", "look", "generate", "scores", "verify", "run", "demo", "ui", "adopt"):
         assert f"    {command} " in printed
 
 
@@ -39,6 +40,12 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
     ("arguments", "message"),
     [
         (["show", "tokenizer"], "not there yet; `cs336 run"),
+        (["show", "tokenizer", "--preset", "huge"], "no preset 'huge'"),
+        (
+            ["pin", "pinned.json", "--preset", "course"],
+            "plan.json: not there yet; `cs336 run --preset course --job plan`",
+        ),
+        (["look", "--preset", "huge"], "no preset 'huge'"),
         (["look"], "holds no documents"),
         (["generate", "x"], "not there yet; `cs336 demo`"),
         (["scores"], "no scores yet"),
@@ -53,6 +60,23 @@ def test_mistakes_end_with_one_line(arguments, message, capsys, monkeypatch, tmp
     assert main(arguments) == 1
     printed = capsys.readouterr().err
     assert message in printed and printed.startswith("cs336: ") and len(printed.splitlines()) == 1
+
+
+def test_a_preset_with_a_mistake_does_not_hide_the_others(capsys, monkeypatch, tmp_path):
+    (tmp_path / "presets.toml").write_text("[mine]\nbase = 'tiny'\nbpe = {vocab = 300}\n[other]\nbase = 'tiny'\n")
+    monkeypatch.setenv("CS336_PRESETS", str(tmp_path / "presets.toml"))
+    assert main(["presets"]) == 1
+    printed = capsys.readouterr()
+    assert "tiny" in printed.out and "other" in printed.out
+    assert "[mine]" in printed.err and len(printed.err.splitlines()) == 1
+
+
+def test_a_taken_port_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert main(["ui", "--port", str(port)]) == 1
+    assert f"`cs336 ui --port {port + 1}`" in capsys.readouterr().err
 
 
 def test_the_module_is_the_command():

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from tests import kill_graph
 from tests.assets.conftest import make_project
 
@@ -38,6 +40,20 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_finished(project, small
     last = done.stderr.strip().splitlines()[-1]
     assert "the disk is full" in last and str(disk) in last and "Traceback" not in done.stderr
     assert kill_graph._half_made(disk / "micro") == []
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [("gpu", "device 'gpu' is none; use auto, cpu, cuda or cuda:N"), ("meta", "Error: ")],  # foreseen, and not
+)
+def test_a_failed_training_is_one_line_with_the_workers_reason(copied, device, reason):
+    shutil.rmtree(copied.artifacts / "base_model")
+    copied.environment["CS336_DEVICE"] = device
+    done = copied.python("-m", "cs336", "run", "--preset", "micro", "--job", "pretrain")
+    assert done.returncode == 1
+    assert done.stderr.startswith("cs336: micro/base_model: ") and reason in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (copied.artifacts / "base_model").exists()
 
 
 def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
