@@ -28,7 +28,8 @@ from typing import Any
 
 from benchmarks.measure import OURS, Case, Contender, Unavailable
 from cs336.files import UserError
-from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer, printable
+from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from cs336.tokenizer.formats import printable
 from cs336.tokenizer.pretokenize import PATTERN
 from cs336.tokenizer.train import train_bpe
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import heapq
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cs336.files import UserError, replacing
+import numpy as np
+
+from cs336.tokenizer import formats
 from cs336.tokenizer.pretokenize import (
     PATTERN,
     compile_special_tokens,
@@ -19,14 +17,17 @@ from cs336.tokenizer.pretokenize import (
     pretokens,
     split_special_tokens,
 )
+from cs336.tokenizer.reference import apply_merges, apply_merges_with_heap
+
+if TYPE_CHECKING:
+    from cs336.tokenizer.encoder import Encoder
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark after each document
-TOKENIZER_FILE = "tokenizer.json"
 
-_FORMAT = "cs336 byte-level BPE, 1"
-_ENCODE_CACHE_ENTRIES = 200_000  # about 50 MB; holds nearly all words of a web crawl's shard
 _STREAM_CACHE_ENTRIES = 2_048  # about 0.4 MB measured: a stream may take 1 MB in all
+_CACHE_ENTRIES = 20_000
 _LONG_PRETOKEN_BYTES = 100  # from here on the heap is faster than looking at every pair again
+_COMPILE_FROM_CHARS = 200_000  # shorter texts are done before the compiled kernels are loaded
 
 
 class Tokenizer:
@@ -76,11 +77,31 @@ class Tokenizer:
                     )
             self._ranks.setdefault((id_of[left], id_of[right]), rank)
             self._merged.append(id_of[left + right])
-        self.clear_cache()
+        self._cache = _Cache(self._encode_pretoken, _CACHE_ENTRIES)
+        self._encoder: Encoder | None = None
+
+    def prepare(self) -> None:
+        """Load the compiled kernels now, not when the first long text comes (seconds the first time on a machine).
+
+        Needed before `encode_iterable` only: a stream must not need memory, so it does not load them itself,
+        and is several times faster with them.
+        """
+        if self._encoder is None and None not in self._byte_ids:
+            from cs336.tokenizer.encoder import Encoder
+
+            id_of = {token: number for number, token in sorted(self.vocab.items(), reverse=True)}
+            self._encoder = Encoder(
+                [number for number in self._byte_ids if number is not None],
+                [(id_of[left], id_of[right], id_of[left + right]) for left, right in self.merges],
+                {token.encode(): number for token, number in self._special_ids.items()},
+                words=[token for token in self.vocab.values() if token not in map(str.encode, self.special_tokens)],
+            )
 
     def clear_cache(self) -> None:
         """Forget the pre-tokens encoded so far, which make repeated words fast."""
-        self._cache = _Cache(self._encode_pretoken, _ENCODE_CACHE_ENTRIES)
+        self._cache = _Cache(self._encode_pretoken, _CACHE_ENTRIES)
+        if self._encoder is not None:
+            self._encoder.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.vocab, self.merges, self.special_tokens)  # without the cache
@@ -113,6 +134,28 @@ class Tokenizer:
             ValueError: a byte of the text is not in the vocabulary (never with a trained one), or the
                 text holds a lone surrogate, which UTF-8 cannot write.
         """
+        if self._encoder is not None or len(text) >= _COMPILE_FROM_CHARS:
+            return self.encode_batch([text])[0].tolist()
+        return self._encode_plainly(text)
+
+    def encode_batch(self, texts: Sequence[str], *, num_threads: int = 1) -> list[np.ndarray]:
+        """Ids of many texts as arrays (uint32): what `encode` gives for each, many times as fast.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        if self._encoder is None and sum(map(len, texts)) >= _COMPILE_FROM_CHARS:
+            self.prepare()
+        if self._encoder is None:
+            return [np.array(self._encode_plainly(text), np.uint32) for text in texts]
+        from cs336.tokenizer.encoder import batches_of
+
+        encoded: list[np.ndarray] = []
+        for ids, ends in self._encoder.encode_batches(batches_of(texts), num_threads):
+            encoded += np.split(ids, ends[:-1])
+        return encoded
+
+    def _encode_plainly(self, text: str) -> list[int]:
         ids: list[int] = []
         for part, is_special in split_special_tokens(text, self._specials):
             if is_special:
@@ -128,6 +171,9 @@ class Tokenizer:
         """
         cache = _Cache(self._encode_pretoken, _STREAM_CACHE_ENTRIES)
         for piece in cut_stream(iterable, self.special_tokens):
+            if self._encoder is not None:
+                yield from self._encoder.encode_without_memory(piece).tolist()
+                continue
             for part, is_special in split_special_tokens(piece, self._specials):
                 if is_special:
                     yield self._special_ids[part]
@@ -162,42 +208,37 @@ class Tokenizer:
     # ---- files
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, and `vocab.json` and `merges.txt` as GPT-2's tools read them.
+        """Write `bpe.json`; `tokenizer.json` as transformers and vLLM load it; GPT-2's `vocab.json` and `merges.txt`.
 
         Each file appears whole or not at all; equal tokenizers give equal bytes.
         """
-        tokens = sorted(self.vocab.items())
-        merges = [[printable(left), printable(right)] for left, right in self.merges]
-        with replacing(folder / TOKENIZER_FILE, "w") as file:
-            rows = {
-                "special_tokens": [json.dumps(token) for token in self.special_tokens],
-                "vocab": [json.dumps([number, printable(token)], ensure_ascii=False) for number, token in tokens],
-                "merges": [json.dumps(merge, ensure_ascii=False) for merge in merges],
-            }
-            file.write(f'{{"format": {json.dumps(_FORMAT)}')
-            for key, lines in rows.items():
-                file.write(f',\n"{key}": [\n' + ",\n".join(lines) + "\n]")
-            file.write("}\n")
-        with replacing(folder / "vocab.json", "w") as file:
-            ids: dict[str, int] = {}
-            for number, token in tokens:
-                ids.setdefault(printable(token), number)
-            json.dump(ids, file, ensure_ascii=False)
-        with replacing(folder / "merges.txt", "w") as file:
-            file.write("#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges))
+        stored = self._stored()
+        formats.write_own(folder / formats.OWN_FILE, stored)
+        formats.write_gpt2(folder, stored)
+        if len(set(self.vocab.values())) == len(self.vocab):
+            formats.write_hugging_face(folder, stored)
+
+    def save_tiktoken(self, path: Path) -> None:
+        """Write tiktoken's file of ranks.
+
+        Raises:
+            ValueError: ids do not grow with the merges, which is what tiktoken goes by.
+        """
+        formats.write_tiktoken(path, self._stored())
+
+    def _stored(self) -> formats.Stored:
+        return formats.Stored(self.vocab, self.merges, self.special_tokens)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read what `save` wrote, special tokens included.
+        """Read what `save` wrote, special tokens included; or a folder that has Hugging Face's `tokenizer.json` only.
 
         Raises:
             UserError: the file is missing or not such a file.
         """
-        path = folder / TOKENIZER_FILE
-        stored = _read_json(path)
-        if stored.get("format") != _FORMAT:
-            raise UserError(f"{path}: not written by this project's tokenizer; train the tokenizer again")
-        return cls(_stored_vocab(stored), _stored_merges(stored), stored["special_tokens"])
+        if not (folder / formats.OWN_FILE).exists() and (folder / formats.HUGGING_FACE_FILE).exists():
+            return cls(*formats.read_hugging_face(folder / formats.HUGGING_FACE_FILE))
+        return cls(*formats.read_own(folder / formats.OWN_FILE))
 
     @classmethod
     def from_files(
@@ -206,25 +247,34 @@ class Tokenizer:
         merges_filepath: str | Path,
         special_tokens: Iterable[str] | None = None,
     ) -> Tokenizer:
-        """Read vocabulary and merges; which format a file has is seen from its content.
+        """Read GPT-2's `vocab.json` and `merges.txt`, plain or gzipped (`.gz`).
 
         Args:
-            vocab_filepath: our `tokenizer.json`, or GPT-2's JSON of printable tokens and ids; plain or
-                gzipped (`.gz`), as the merges may be.
-            merges_filepath: our `tokenizer.json` again, or GPT-2's `merges.txt`.
-            special_tokens: None takes those stored in `tokenizer.json`, and none for GPT-2's files.
+            special_tokens: the files do not mark them; None takes none.
 
         Raises:
-            UserError: a file is missing or has neither format.
+            UserError: a file is missing or not such a file.
         """
-        vocab_path, merges_path = Path(vocab_filepath), Path(merges_filepath)
-        stored = _read_json(vocab_path)
-        if stored.get("format") == _FORMAT:
-            vocab = _stored_vocab(stored)
-            special_tokens = stored["special_tokens"] if special_tokens is None else special_tokens
-        else:
-            vocab = _gpt2_vocab(stored, vocab_path)
-        return cls(vocab, _read_merges(merges_path), special_tokens)
+        vocab, merges, _ = formats.read_gpt2(Path(vocab_filepath), Path(merges_filepath))
+        return cls(vocab, merges, special_tokens)
+
+    @classmethod
+    def from_hugging_face(cls, path: str | Path) -> Tokenizer:
+        """Read a `tokenizer.json` of byte-level BPE that cuts text as GPT-2 does.
+
+        Raises:
+            UserError: the file is missing, or its text is cut or merged otherwise.
+        """
+        return cls(*formats.read_hugging_face(Path(path)))
+
+    @classmethod
+    def from_tiktoken(cls, path: str | Path, special_tokens: Mapping[str, int]) -> Tokenizer:
+        """Read tiktoken's file of ranks; special tokens and their ids are not in it.
+
+        Raises:
+            UserError: the file is missing or not such a file.
+        """
+        return cls(*formats.read_tiktoken(Path(path), special_tokens))
 
 
 class _Cache(dict[str, list[int]]):
@@ -246,146 +296,3 @@ class _Cache(dict[str, list[int]]):
                 self.clear()
             self[pretoken] = ids
         return ids
-
-
-def apply_merges(ids: list[int], ranks: Mapping[tuple[int, int], int], merged: list[int]) -> list[int]:
-    """Merge the present pair of lowest rank, all its occurrences left to right, until none is left.
-
-    Args:
-        ids: of the single bytes of a pre-token.
-        ranks: of the pairs of ids that merge; 0 first.
-        merged: the id that each rank gives.
-    """
-    while len(ids) > 1:
-        pair_ranks = [ranks.get(pair, math.inf) for pair in pairwise(ids)]
-        best = min(pair_ranks)
-        if best == math.inf:
-            return ids
-        result = []
-        place, last = 0, len(ids) - 1
-        while place <= last:
-            if place < last and pair_ranks[place] == best:
-                result.append(merged[int(best)])
-                place += 2
-            else:
-                result.append(ids[place])
-                place += 1
-        ids = result
-    return ids
-
-
-def apply_merges_with_heap(ids: list[int], ranks: Mapping[tuple[int, int], int], merged: list[int]) -> list[int]:
-    """As `apply_merges`, in time n log n: for long runs without a boundary.
-
-    Ids stand in a linked list; a heap holds the pairs that merge, by rank and place.
-    """
-    gone = -1
-    ids = list(ids)
-    before = list(range(-1, len(ids) - 1))
-    after = [*range(1, len(ids)), gone]
-    heap = [(rank, place) for place, pair in enumerate(pairwise(ids)) if (rank := ranks.get(pair)) is not None]
-    heapq.heapify(heap)
-    while heap:
-        best = heap[0][0]
-        touched = []
-        while heap and heap[0][0] == best:  # all places of this rank, left to right, before any new pair
-            _, place = heapq.heappop(heap)
-            following = after[place]
-            if ids[place] == gone or following == gone or ranks.get((ids[place], ids[following])) != best:
-                continue
-            ids[place] = merged[best]
-            ids[following] = gone
-            after[place] = after[following]
-            if after[place] != gone:
-                before[after[place]] = place
-            touched += [place] if before[place] == gone else [before[place], place]
-        for place in touched:
-            if ids[place] == gone or after[place] == gone:
-                continue
-            rank = ranks.get((ids[place], ids[after[place]]))
-            if rank is not None:
-                heapq.heappush(heap, (rank, place))
-    return [number for number in ids if number != gone]
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where it has one, else from U+0100 on."""
-    printable_bytes = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = [byte for byte in range(256) if byte not in printable_bytes]
-    return {byte: chr(byte) for byte in printable_bytes} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-_CHARACTER_OF_BYTE = _byte_characters()
-_BYTE_OF_CHARACTER = {character: byte for byte, character in _CHARACTER_OF_BYTE.items()}
-
-
-def printable(token: bytes) -> str:
-    """Bytes in GPT-2's printable characters, one a byte; `from_printable` is the inverse."""
-    return "".join([_CHARACTER_OF_BYTE[byte] for byte in token])
-
-
-def from_printable(text: str) -> bytes:
-    """The bytes behind printable characters.
-
-    Raises:
-        KeyError: a character that stands for no byte.
-    """
-    return bytes([_BYTE_OF_CHARACTER[character] for character in text])
-
-
-def _read_text(path: Path) -> str:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; train the tokenizer first, or name its files") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path}: not a readable tokenizer file ({error})") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a tokenizer file (a JSON object is expected)")
-    return value
-
-
-def _stored_vocab(stored: dict[str, Any]) -> dict[int, bytes]:
-    return {number: from_printable(token) for number, token in stored["vocab"]}
-
-
-def _stored_merges(stored: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    return [(from_printable(left), from_printable(right)) for left, right in stored["merges"]]
-
-
-def _gpt2_vocab(stored: dict[str, Any], path: Path) -> dict[int, bytes]:
-    vocab: dict[int, bytes] = {}
-    for token, number in stored.items():
-        if not isinstance(number, int):
-            raise UserError(f"{path}: neither a {TOKENIZER_FILE} of this project nor GPT-2's vocabulary")
-        if all(character in _BYTE_OF_CHARACTER for character in token):
-            vocab[number] = from_printable(token)
-        else:
-            vocab[number] = token.encode()  # a special token, which other tools write as it is
-    return vocab
-
-
-def _read_merges(path: Path) -> list[tuple[bytes, bytes]]:
-    text = _read_text(path)
-    if text.startswith('{"format": ' + json.dumps(_FORMAT)):
-        return _stored_merges(_read_json(path))
-    merges = []
-    # Not splitlines(), which knows more line ends than "\n". "#" starts a comment in the first line only.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        try:
-            left, right = line.split(" ")
-            merges.append((from_printable(left), from_printable(right)))
-        except (ValueError, KeyError):
-            raise UserError(f"{path}:{number}: not a merge, two printable tokens and a space: {line!r}") from None
-    return merges

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
-import heapq
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cs336.files import UserError
-from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
-from cs336.tokenizer.pretokenize import PATTERN, compile_special_tokens, cut_stream, split_special_tokens
+from cs336.tokenizer import reference
+from cs336.tokenizer.pretokenize import cut_stream
+from cs336.tokenizer.reference import Merges
+from cs336.tokenizer.segments import PADDING, Segments, cut_segments
 
 Vocab = dict[int, bytes]
-Merges = list[tuple[bytes, bytes]]
 
-# Characters counted in one task: long enough to hide the cost of sending the text to a worker.
-_TASK_CHARS = 1_000_000
+_SHORT_TEXT_BYTES = 1_000_000  # up to here plain Python is done before the compiled kernels are loaded
+_TASK_BYTES = 8_000_000  # counted at a time by one thread; memory is this much a thread, and its table
+_NUM_STEPS = 50  # of the progress bar while merges are learnt
+# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a visible character.
+_CUT = re.compile(rb"[!-~](?=[ \t\r\n])")
+_CUT_WINDOW_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,28 +59,37 @@ def train_bpe(
     frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of
     byte strings.
 
+    Memory does not grow with the file but with its distinct pre-tokens, about 200 bytes each
+    (`benchmarks/results/tokenizer.jsonl`), and 8 MB a thread.
+
     Args:
         input_path: plain text; read in pieces, so it may be larger than memory.
         vocab_size: entries in all; fewer come out when no pair is left to merge.
         special_tokens: such as `<|endoftext|>` between documents.
-        num_workers: processes that count pre-tokens; the result does not depend on it.
+        num_workers: threads that count pre-tokens; the result does not depend on it.
 
     Returns:
         The vocabulary (id to bytes: special tokens, then the 256 bytes, then one entry a merge) and
         the merges in the order of their creation.
 
     Raises:
-        ValueError: `vocab_size` has no room for the bytes and special tokens.
+        ValueError: `vocab_size` has no room for the bytes and special tokens, or a special token is empty.
         UserError: the file is missing or not UTF-8.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909, on bytes as in GPT-2; CS336 assignment 1, section 2.
     """
     config = BpeConfig(vocab_size=vocab_size, special_tokens=tuple(special_tokens))
+    num_merges = _num_merges(config)
     path = Path(input_path)
-    if path.exists() and path.stat().st_size <= _TASK_CHARS:
-        num_workers = 1  # one task: starting a process would take longer than the work
-    pieces = cut_stream(_read_text(path), config.special_tokens)
-    return _train(pieces, config, num_workers=num_workers, progress=progress)
+    if not path.exists():
+        raise UserError(f"{path}: not found; give the path of a text file to learn a vocabulary from")
+    if path.stat().st_size <= _SHORT_TEXT_BYTES:
+        counts = reference.count_pretokens([_read_text(path)], config.special_tokens)
+        return _vocabulary(reference.learn_merges(counts, num_merges, progress=progress), config)
+    specials = [token.encode() for token in config.special_tokens]
+    ranges = progress(list(_ranges(path, specials)), unit="8 MB", label="count pre-tokens")
+    blocks = (functools.partial(_read_block, path, start, end, specials) for start, end in ranges)
+    return _vocabulary(_learn(_count(blocks, num_workers), num_merges, progress), config)
 
 
 def train_bpe_from_documents(
@@ -83,195 +101,171 @@ def train_bpe_from_documents(
         Vocabulary and merges, as `Tokenizer` takes them.
 
     Raises:
-        ValueError: `config.vocab_size` has no room for the bytes and special tokens.
+        ValueError: `config.vocab_size` has no room for the bytes and special tokens, or a text holds a lone
+            surrogate, which UTF-8 cannot write.
     """
-    pieces = (piece for text in texts for piece in cut_stream([text], config.special_tokens))
-    return _train(pieces, config, num_workers=num_workers, progress=progress)
+    num_merges = _num_merges(config)
+    batches = _batches(progress(texts, unit="documents", label="count pre-tokens"))
+    first = next(batches, [])
+    if sum(map(len, first)) <= _SHORT_TEXT_BYTES:  # and so there is no second
+        pieces = (piece for text in first for piece in cut_stream([text], config.special_tokens))
+        counts = reference.count_pretokens(pieces, config.special_tokens)
+        return _vocabulary(reference.learn_merges(counts, num_merges, progress=progress), config)
+    specials = {token.encode(): 0 for token in config.special_tokens}
+    blocks = (functools.partial(cut_segments, batch, specials) for batch in itertools.chain([first], batches))
+    return _vocabulary(_learn(_count(blocks, num_workers), num_merges, progress), config)
 
 
-def _train(pieces: Iterable[str], config: BpeConfig, *, num_workers: int, progress: Progress) -> tuple[Vocab, Merges]:
-    special_tokens = tuple(dict.fromkeys(config.special_tokens))
-    num_merges = config.vocab_size - 256 - len(special_tokens)
-    if num_merges < 0:
+def _num_merges(config: BpeConfig) -> int:
+    num_special = len(set(config.special_tokens))
+    if "" in config.special_tokens:
+        raise ValueError("a special token is empty; give it at least one character")
+    if config.vocab_size < 256 + num_special:
         raise ValueError(
-            f"vocab_size {config.vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens"
-            f" need at least {256 + len(special_tokens)}"
+            f"vocab_size {config.vocab_size} is too small: 256 bytes and {num_special} special tokens"
+            f" need at least {256 + num_special}"
         )
-    counts = count_pretokens(pieces, special_tokens, num_workers=num_workers, progress=progress)
-    merges = learn_merges(counts, num_merges, progress=progress)
-    tokens = [token.encode() for token in special_tokens]
+    return config.vocab_size - 256 - num_special
+
+
+def _vocabulary(merges: Merges, config: BpeConfig) -> tuple[Vocab, Merges]:
+    tokens = [token.encode() for token in dict.fromkeys(config.special_tokens)]
     tokens += [bytes([byte]) for byte in range(256)]
     tokens += [left + right for left, right in merges]
     return dict(enumerate(tokens)), merges
 
 
-def _read_text(path: Path) -> Iterator[str]:
-    """A file's text in blocks, line ends as they are."""
+def _read_text(path: Path) -> str:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            while block := file.read(_TASK_CHARS):
-                yield block
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; give the path of a text file to learn a vocabulary from") from None
+        return path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert the file to UTF-8 first") from None
+        raise UserError(f"{path}: not UTF-8 at byte {error.start:,}; convert the file to UTF-8 first") from None
 
 
-def count_pretokens(
-    pieces: Iterable[str], special_tokens: Iterable[str], *, num_workers: int = 1, progress: Progress = silent
-) -> Counter[str]:
-    """How often each pre-token occurs; special tokens are cut out and not counted."""
-    tasks = _tasks(progress(pieces, unit="pieces", label="count pre-tokens"))
-    counts: Counter[str] = Counter()
-    for part in map_ordered(functools.partial(_count_task, tuple(special_tokens)), tasks, num_workers=num_workers):
-        counts.update(part)
-    return counts
+def _ranges(path: Path, specials: list[bytes]) -> Iterator[tuple[int, int]]:
+    """A file in ranges of about `_TASK_BYTES`, cut where no pre-token and no special token is torn."""
+    size = path.stat().st_size
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = _safe_cut(file, min(start + _TASK_BYTES, size), size, specials)
+            yield start, end
+            start = end
 
 
-def _tasks(pieces: Iterable[str]) -> Iterator[list[str]]:
-    task: list[str] = []
+def _safe_cut(file: Any, place: int, size: int, specials: list[bytes]) -> int:
+    longest = max(map(len, specials), default=1)
+    while place < size:
+        file.seek(max(0, place - longest))
+        before = min(place, longest)
+        window = file.read(before + _CUT_WINDOW_BYTES + longest)
+        for match in _CUT.finditer(window, before, len(window) - longest):
+            cut = match.end()
+            if not any(
+                special in window[max(0, cut - len(special) + 1) : cut + len(special) - 1] for special in specials
+            ):
+                return place - before + cut
+        place += _CUT_WINDOW_BYTES
+    return size
+
+
+def _read_block(path: Path, start: int, end: int, specials: list[bytes]) -> Segments:
+    from cs336.tokenizer import compiled
+
+    data = bytearray(end - start + PADDING)
+    with open(path, "rb") as file:
+        file.seek(start)
+        file.readinto(memoryview(data)[: end - start])
+    segments = cut_segments(data, dict.fromkeys(specials, 0))
+    bad = compiled.first_invalid_byte(segments.buffer, end - start)
+    if bad >= 0:
+        raise UserError(f"{path}: not UTF-8 at byte {start + bad:,}; convert the file to UTF-8 first")
+    return segments
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
     size = 0
-    for piece in pieces:
-        task.append(piece)
-        size += len(piece)
-        if size >= _TASK_CHARS:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _TASK_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _count_task(special_tokens: tuple[str, ...], pieces: list[str]) -> Counter[str]:
-    specials = compile_special_tokens(special_tokens)
-    counts: Counter[str] = Counter()
-    for piece in pieces:
-        for part, is_special in split_special_tokens(piece, specials):
-            if not is_special:
-                # findall's list is a piece's, so it stays small; it is a third faster than finditer.
-                counts.update(PATTERN.findall(part))
-    return counts
+class _Counts(NamedTuple):
+    """Distinct pre-tokens: their bytes one after the other, where each starts, and how often it occurs."""
+
+    words: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
 
 
-def learn_merges(pretoken_counts: Mapping[str, int], num_merges: int, *, progress: Progress = silent) -> Merges:
-    """The first `num_merges` merges over pre-tokens and their frequencies; fewer when no pair is left.
+def _count(blocks: Iterable[Callable[[], Segments]], num_workers: int) -> _Counts:
+    """Count in threads, each with a table of its own; their order makes no difference."""
+    from cs336.tokenizer import compiled
 
-    Only pairs that touch a merged pair change their counts, so the counts are kept up to date rather
-    than taken anew: an index says which pre-tokens hold a pair, a heap which pair is most frequent.
-    """
-    pairs = _PairCounts(pretoken_counts)
-    merges: Merges = []
-    for _ in progress(range(num_merges), total=num_merges, unit="merges", label="learn merges"):
-        pair = pairs.pop_most_frequent()
-        if pair is None:
-            break
-        merges.append((pairs.tokens[pair[0]], pairs.tokens[pair[1]]))
-        pairs.merge(pair)
-    return merges
+    compiled.warm_up()
+    classes = compiled.classes()
+    waiting, lock = iter(blocks), threading.Lock()
 
+    def work() -> tuple[Any, ...]:
+        table: tuple[Any, ...] = compiled.empty_table()
+        while True:
+            with lock:
+                block = next(waiting, None)
+            if block is None:
+                return table
+            segments = block()
+            table = compiled.count_segments(segments.buffer, segments.starts, segments.ends, classes, *table)
 
-class _PairCounts:
-    """Pre-tokens as lists of token ids, with the frequency of every adjacent pair.
-
-    Attributes:
-        tokens: bytes of each id; an id here is a place in this list, not in the vocabulary.
-    """
-
-    def __init__(self, pretoken_counts: Mapping[str, int]) -> None:
-        self.tokens = [bytes([byte]) for byte in range(256)]
-        self._id_of = {token: number for number, token in enumerate(self.tokens)}
-        self._heap_keys = [_descending_key(token) for token in self.tokens]
-        self._words = [list(pretoken.encode()) for pretoken in pretoken_counts]
-        self._frequencies = list(pretoken_counts.values())
-        self._counts: defaultdict[tuple[int, int], int] = defaultdict(int)
-        self._words_with: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-        for number, (word, frequency) in enumerate(zip(self._words, self._frequencies, strict=True)):
-            for pair in itertools.pairwise(word):
-                self._counts[pair] += frequency
-                self._words_with[pair].add(number)
-        self._heap = [self._entry(pair) for pair in self._counts]
-        heapq.heapify(self._heap)
-
-    def _entry(self, pair: tuple[int, int]) -> tuple[int, str, str, int, int]:
-        """Heap entries sort by falling count, then by falling bytes of the pair."""
-        left, right = pair
-        return -self._counts[pair], self._heap_keys[left], self._heap_keys[right], left, right
-
-    def pop_most_frequent(self) -> tuple[int, int] | None:
-        """Take out the pair to merge next; None when no pair is left.
-
-        Counts that fell since they were pushed are put right only here, when they come up: entries
-        never understate a count, so the first true one is the greatest.
-        """
-        while self._heap:
-            negative_count, _, _, left, right = self._heap[0]
-            count = self._counts.get((left, right), 0)
-            if count == -negative_count:
-                heapq.heappop(self._heap)
-                return left, right
-            if count == 0:
-                heapq.heappop(self._heap)
-            else:
-                heapq.heapreplace(self._heap, self._entry((left, right)))
-        return None
-
-    def merge(self, pair: tuple[int, int]) -> None:
-        """Replace a pair, left to right, in every pre-token that holds it, and adjust the counts."""
-        merged = self._add_token(self.tokens[pair[0]] + self.tokens[pair[1]])
-        changes: defaultdict[tuple[int, int], int] = defaultdict(int)
-        for number in self._words_with.pop(pair):
-            self._merge_in_word(number, pair, merged, changes)
-        del self._counts[pair]
-        changes.pop(pair, None)  # overlapping occurrences, as in "aaa": all are gone
-        for changed, change in changes.items():
-            if change == 0:
-                continue
-            self._counts[changed] += change
-            if change > 0:
-                heapq.heappush(self._heap, self._entry(changed))
-            elif self._counts[changed] == 0:
-                del self._counts[changed]
-                del self._words_with[changed]
-
-    def _add_token(self, token: bytes) -> int:
-        """The id of a token; the same bytes reached by another merge are the same token."""
-        number = self._id_of.setdefault(token, len(self.tokens))
-        if number == len(self.tokens):
-            self.tokens.append(token)
-            self._heap_keys.append(_descending_key(token))
-        return number
-
-    def _merge_in_word(
-        self, number: int, pair: tuple[int, int], merged: int, changes: defaultdict[tuple[int, int], int]
-    ) -> None:
-        word = self._words[number]
-        frequency = self._frequencies[number]
-        left, right = pair
-        result: list[int] = []
-        place, last = 0, len(word) - 1
-        while place <= last:
-            token = word[place]
-            if token != left or place == last or word[place + 1] != right:
-                result.append(token)
-                place += 1
-                continue
-            if result:
-                changes[result[-1], left] -= frequency
-                changes[result[-1], merged] += frequency
-                self._words_with[result[-1], merged].add(number)
-            if place + 2 <= last:
-                following = word[place + 2]
-                changes[right, following] -= frequency
-                changes[merged, following] += frequency
-                self._words_with[merged, following].add(number)
-            result.append(merged)
-            place += 2
-        self._words[number] = result
+    with ThreadPoolExecutor(num_workers) as pool:
+        futures = [pool.submit(work) for _ in range(num_workers)]
+        tables = [future.result() for future in futures]
+    total = tables.pop(0)
+    while tables:
+        total = compiled.add_counts(*total, *compiled.counted_words(*tables.pop()[:3]))
+    return _Counts(*compiled.counted_words(*total[:3]))
 
 
-def _descending_key(token: bytes) -> str:
-    """A string that sorts before another's exactly if this token sorts after the other.
+def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
+    """As `reference.learn_merges`, on compiled kernels."""
+    from cs336.tokenizer import compiled
 
-    Bytes are turned round, and the end mark, greater than all of them, puts a prefix behind the
-    longer token.
-    """
-    return "".join(chr(255 - byte) for byte in token) + chr(256)
+    if len(counted.counts) == 0 or num_merges == 0:
+        return []
+    num_positions = int(counted.starts[-1])
+    if 3 * num_positions >= 2**31:  # places are counted in 32 bits
+        raise UserError(f"{num_positions:,} bytes of distinct pre-tokens are too many; train on a sample of the text")
+    symbols = counted.words[:num_positions].astype(np.int32)
+    lengths = np.diff(counted.starts)
+    lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes = compiled.pair_index(
+        symbols, counted.starts, counted.counts
+    )
+    token_bytes = np.zeros(256 + 16 * num_merges + 1_024, np.uint8)
+    token_bytes[:256] = np.arange(256)
+    token_starts = np.zeros(256 + num_merges + 2, np.int64)
+    token_starts[:257] = np.arange(257)
+    token_rows = np.full(1 << (2 * num_merges + 1_024).bit_length(), -1, np.int32)
+    merged_lefts, merged_rights = np.empty(num_merges, np.int32), np.empty(num_merges, np.int32)
+    num_tokens, threshold, made = 256, int(counts[:num_pairs].max(initial=0)), 0
+    step = -(-num_merges // _NUM_STEPS)
+    for goal in progress(range(step, num_merges + step, step), unit="steps", label="learn merges"):
+        while made < min(goal, num_merges) and threshold:
+            done, rows, num_pairs, num_nodes, num_tokens, threshold = compiled.learn(
+                min(goal, num_merges) - made,
+                *(symbols, counted.starts, lengths, counted.counts),
+                *(lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes),
+                *(token_bytes, token_starts, token_rows, num_tokens, threshold),
+                *(merged_lefts[made:], merged_rights[made:]),
+            )
+            made += done
+            if made < min(goal, num_merges) and threshold:
+                token_bytes = np.concatenate([token_bytes, np.zeros(len(token_bytes), np.uint8)])
+    flat = token_bytes.tobytes()
+    starts = token_starts.tolist()
+    pairs = zip(merged_lefts[:made].tolist(), merged_rights[:made].tolist(), strict=True)
+    return [(flat[starts[a] : starts[a + 1]], flat[starts[b] : starts[b + 1]]) for a, b in pairs]

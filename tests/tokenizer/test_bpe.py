@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs336.files import UserError
-from cs336.tokenizer.bpe import Tokenizer, apply_merges, apply_merges_with_heap, from_printable, printable
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokenizer.formats import from_printable, printable
 from cs336.tokenizer.pretokenize import PATTERN
+from cs336.tokenizer.reference import apply_merges, apply_merges_with_heap
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 
 END = "<|endoftext|>"
@@ -200,11 +202,11 @@ def test_saved_and_loaded_any_bytes_come_back_and_equal_tokenizers_give_equal_fi
     for folder in ("one", "two"):
         tokenizer.save(tmp_path / folder)
     one, two = tmp_path / "one", tmp_path / "two"
-    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+    for name in ("bpe.json", "tokenizer.json", "vocab.json", "merges.txt"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     for loaded in (
         Tokenizer.load(one),
-        Tokenizer.from_files(one / "tokenizer.json", one / "tokenizer.json"),
+        Tokenizer.from_hugging_face(one / "tokenizer.json"),
         Tokenizer.from_files(one / "vocab.json", one / "merges.txt", tokenizer.special_tokens),
         pickle.loads(pickle.dumps(tokenizer)),
     ):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from cs336.files import UserError
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.pretokenize import pretokens
-from cs336.tokenizer.train import BpeConfig, learn_merges, train_bpe, train_bpe_from_documents
+from cs336.tokenizer.reference import learn_merges
+from cs336.tokenizer.train import BpeConfig, train_bpe, train_bpe_from_documents
 
 END = "<|endoftext|>"
 

@@ -1,0 +1,1042 @@
+# mypy: disable-error-code="assignment"
+"""The tokenizer's inner loops, compiled at run time by Numba: over bytes, without Python objects, without the GIL.
+
+Each kernel has a plain twin in `pretokenize`, `train` and `bpe`, which say what it computes; tests hold
+them equal. The first call compiles (seconds, announced by `warm_up`); later processes load the result from
+the cache beside this file, or in Numba's cache folder when that is read-only.
+
+Segments, and why their buffers are padded: `segments`.
+
+A *table* is an open-addressed hash table of pre-tokens: rows of four 64-bit words. The first two are the
+key: a pre-token of up to 15 bytes is its own key, zero-filled, its length in the top byte; a longer one has
+its hash, then 255 in the top byte and the place in `texts` of its length (8 bytes) and its bytes. The other
+two are the value.
+
+All kernels are in one file: Numba's cache notices a changed file, not a changed kernel elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import regex
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+SHORT_BYTES = 15  # longest pre-token that is its own key
+
+OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3  # classes of code points
+
+_LONG = np.uint64(0xFF) << np.uint64(56)
+_PLACE = ~_LONG
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: multiplicative hashing (Knuth 6.4)
+_MIX_2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_ALL_BYTES = np.uint64(0x0101010101010101)
+_HIGH_BITS = np.uint64(0x8080808080808080)
+_LOW_7 = np.uint64(0x7F7F7F7F7F7F7F7F)
+_NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
+_LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
+_REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache; says so if that takes a while."""
+    _warm_up()
+
+
+@functools.cache
+def _warm_up() -> None:
+    notice = threading.Timer(3.0, _say_compiling)
+    notice.daemon = True
+    notice.start()
+    try:
+        buffer = np.zeros(32, np.uint8)
+        starts, ends = np.array([0]), np.array([1])
+        table = count_segments(buffer, starts, ends, classes(), *empty_table())
+        counted = counted_words(*table[:3])
+        add_counts(*table, *counted)
+        first_invalid_byte(buffer, 1)
+    finally:
+        notice.cancel()
+
+
+def _say_compiling() -> None:
+    print("compiling the tokenizer's inner loops: once, half a minute at most", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def classes() -> np.ndarray:
+    """Class of every code point, as the `regex` package has it: what PATTERN means by \\p{L}, \\p{N} and \\s."""
+    points = [chr(point) if not 0xD800 <= point < 0xE000 else "\0" for point in range(0x110000)]
+    found = np.full(0x110000, OTHER, np.uint8)
+    text = "".join(points)
+    for kind, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
+        for match in regex.finditer(pattern, text):
+            found[match.start() : match.end()] = kind
+    return found
+
+
+def empty_table() -> tuple[np.ndarray, int, np.ndarray, int]:
+    """table, num_entries, texts, num_texts: as the kernels take them, without an entry."""
+    return np.zeros((1 << 16, 4), np.uint64), 0, np.empty(1 << 16, np.uint8), 0
+
+
+def empty_memory() -> tuple[np.ndarray, int, np.ndarray, int, np.ndarray, int]:
+    """table, num_entries, texts, num_texts, kept, num_kept: as `encode_segments` takes them, without an entry."""
+    return *empty_table(), np.empty(1 << 16, np.uint32), 0
+
+
+@intrinsic
+def _load_word(typing_context: Any, data: Any, place: Any) -> Any:
+    """Eight bytes from any place of a byte array as one little-endian word."""
+    signature = types.uint64(data, place)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        word = ir.IntType(64)
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), word.as_pointer())
+        return builder.load(pointer, typ=word, align=1)
+
+    return signature, generate
+
+
+@intrinsic
+def _trailing_zeros(typing_context: Any, word: Any) -> Any:
+    signature = types.uint64(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return signature, generate
+
+
+# ---- pre-tokens: the twin of pretokenize.PATTERN ----------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _decode(buffer, place):
+    """Code point of the UTF-8 sequence at `place`, its length in the bits above 2**24."""
+    first = np.int64(buffer[place])
+    if first < 0x80:
+        return first | (1 << 24)
+    second = np.int64(buffer[place + 1]) & 0x3F
+    if first < 0xE0:
+        return ((first & 0x1F) << 6) | second | (2 << 24)
+    third = np.int64(buffer[place + 2]) & 0x3F
+    if first < 0xF0:
+        return ((first & 0x0F) << 12) | (second << 6) | third | (3 << 24)
+    fourth = np.int64(buffer[place + 3]) & 0x3F
+    return ((first & 0x07) << 18) | (second << 12) | (third << 6) | fourth | (4 << 24)
+
+
+@njit(cache=True, nogil=True)
+def _run_end(buffer, place, end, kind, classes):
+    """Where the run of characters of class `kind` that goes on at `place` ends."""
+    if kind == LETTER:
+        while place < end:
+            others = _HIGH_BITS & ~_letters(_load_word(buffer, place))
+            if others == np.uint64(0):
+                place += 8
+                continue
+            place += np.int64(_trailing_zeros(others) >> np.uint64(3))
+            if place >= end or buffer[place] < 0x80:
+                break
+            point = _decode(buffer, place)
+            if classes[point & 0xFFFFFF] != LETTER:
+                break
+            place += point >> 24
+        return min(place, end)
+    while place < end:
+        byte = buffer[place]
+        if byte < 0x80:
+            if classes[byte] != kind:
+                break
+            place += 1
+        else:
+            point = _decode(buffer, place)
+            if classes[point & 0xFFFFFF] != kind:
+                break
+            place += point >> 24
+    return min(place, end)
+
+
+@njit(cache=True, nogil=True)
+def _pretoken_end(buffer, place, end, classes):
+    """Where the pre-token that starts at `place` ends; `end` is the segment's."""
+    byte = buffer[place]
+    if byte == 0x20 and place + 1 < end:
+        kind = classes[_decode(buffer, place + 1) & 0xFFFFFF]
+        if kind != SPACE:
+            return _run_end(buffer, place + 1, end, kind, classes)
+    elif byte == 0x27 and place + 1 < end:  # an apostrophe: contractions
+        after = buffer[place + 1]
+        if after == 0x73 or after == 0x64 or after == 0x6D or after == 0x74:  # 's 'd 'm 't
+            return place + 2
+        if place + 2 < end:
+            last = buffer[place + 2]
+            if (after == 0x6C and last == 0x6C) or (last == 0x65 and (after == 0x76 or after == 0x72)):  # 'll 've 're
+                return place + 3
+    kind = classes[_decode(buffer, place) & 0xFFFFFF]
+    if kind != SPACE:
+        return _run_end(buffer, place, end, kind, classes)
+    # White space: all of it at the segment's end, else all but its last character, but at least one.
+    last_start = place
+    stop = place
+    while stop < end:
+        point = _decode(buffer, stop)
+        if classes[point & 0xFFFFFF] != SPACE:
+            break
+        last_start = stop
+        stop += point >> 24
+    return stop if stop >= end or last_start == place else last_start
+
+
+@njit(cache=True, nogil=True)
+def pretoken_ends(buffer, start, end, classes, ends):
+    """Write the end of each pre-token of one segment to `ends`; returns how many."""
+    number = 0
+    while start < end:
+        start = _pretoken_end(buffer, start, end, classes)
+        ends[number] = start
+        number += 1
+    return number
+
+
+@njit(cache=True, nogil=True)
+def first_invalid_byte(buffer, end):
+    """Where a byte string stops to be UTF-8 (Unicode 3.9, table 3-7); -1 if it is all of it."""
+    place = 0
+    while place < end:
+        if place + 8 <= end and (_load_word(buffer, place) & _HIGH_BITS) == np.uint64(0):
+            place += 8
+            continue
+        first = buffer[place]
+        if first < 0x80:
+            place += 1
+            continue
+        low, high = 0x80, 0xBF  # of the second byte
+        if 0xC2 <= first <= 0xDF:
+            length = 2
+        elif 0xE0 <= first <= 0xEF:
+            length = 3
+            if first == 0xE0:
+                low = 0xA0
+            elif first == 0xED:
+                high = 0x9F
+        elif 0xF0 <= first <= 0xF4:
+            length = 4
+            if first == 0xF0:
+                low = 0x90
+            elif first == 0xF4:
+                high = 0x8F
+        else:
+            return place
+        if place + length > end or not low <= buffer[place + 1] <= high:
+            return place
+        for offset in range(2, length):
+            if not 0x80 <= buffer[place + offset] <= 0xBF:
+                return place
+        place += length
+    return -1
+
+
+# ---- tables of pre-tokens ---------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _short_key(buffer, place, length):
+    low = _load_word(buffer, place)
+    top = np.uint64(length) << np.uint64(56)
+    if length <= 8:
+        return low & (_NO_RANK >> np.uint64(64 - 8 * length)), top
+    high = _load_word(buffer, place + 8)
+    return low, (high & (_NO_RANK >> np.uint64(64 - 8 * (length - 8)))) | top
+
+
+@njit(cache=True, nogil=True)
+def _letters(word):
+    """Bit 7 of each byte that is an ASCII letter, all eight at once."""
+    lower = (word & _LOW_7) | (_ALL_BYTES * np.uint64(0x20))
+    return (lower + _ALL_BYTES * np.uint64(0x1F)) & ~(lower + _ALL_BYTES * np.uint64(0x05)) & ~word & _HIGH_BITS
+
+
+@njit(cache=True, nogil=True)
+def _next_pretoken(buffer, place, end, classes):
+    """Length and, up to `SHORT_BYTES`, the key of the pre-token at `place`.
+
+    Most are ASCII letters with or without a space before them: for these sixteen bytes are looked at
+    together, without a branch that the processor could guess wrong.
+    """
+    first, second = _load_word(buffer, place), _load_word(buffer, place + 8)
+    space = np.int64((first & np.uint64(0xFF)) == np.uint64(0x20))
+    others = _HIGH_BITS & ~(_letters(first) | np.uint64(space << 7))
+    length = np.int64(_trailing_zeros(others) >> np.uint64(3))
+    more = np.int64(_trailing_zeros(_HIGH_BITS & ~_letters(second)) >> np.uint64(3))
+    length = length + more if length == 8 else length
+    if space < length <= SHORT_BYTES and place + length <= end and buffer[place + length] < 0x80:
+        bits = np.uint64(8 * length)
+        low = first if length >= 8 else first & ((np.uint64(1) << bits) - np.uint64(1))
+        high = second & ((np.uint64(1) << (bits - np.uint64(64))) - np.uint64(1)) if length > 8 else np.uint64(0)
+        return length, low, high | (np.uint64(length) << np.uint64(56))
+    length = _pretoken_end(buffer, place, end, classes) - place
+    if length > SHORT_BYTES:
+        return length, np.uint64(0), np.uint64(0)
+    low, high = _short_key(buffer, place, length)
+    return length, low, high
+
+
+@njit(cache=True, nogil=True)
+def _mixed(low, high):
+    mixed = (low ^ (high * _MIX_2)) * _MIX
+    return mixed ^ (mixed >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def _hash_of_long(buffer, place, length):
+    mixed = np.uint64(length)
+    while length >= 8:
+        mixed = _mixed(_load_word(buffer, place), mixed)
+        place += 8
+        length -= 8
+    if length:
+        mixed = _mixed(_load_word(buffer, place) & (_NO_RANK >> np.uint64(64 - 8 * length)), mixed)
+    return mixed
+
+
+@njit(cache=True, nogil=True)
+def _find_short(table, low, high):
+    """Row of a short key, or of the empty row where it belongs."""
+    last = np.uint64(len(table) - 1)
+    row = (_mixed(low, high) * _MIX_2 >> np.uint64(20)) & last
+    while table[row, 1] != np.uint64(0) and (table[row, 0] != low or table[row, 1] != high):
+        row = (row + np.uint64(1)) & last
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _find_long(table, texts, buffer, place, length, hashed):
+    """Row of a long pre-token, or of the empty row where it belongs."""
+    last = np.uint64(len(table) - 1)
+    row = (hashed * _MIX_2 >> np.uint64(20)) & last
+    while table[row, 1] != np.uint64(0):
+        if table[row, 0] == hashed and table[row, 1] >= _LONG:
+            start = np.int64(table[row, 1] & _PLACE)
+            if _load_word(texts, start) == np.uint64(length):
+                same = True
+                for offset in range(length):
+                    if texts[start + 8 + offset] != buffer[place + offset]:
+                        same = False
+                        break
+                if same:
+                    return row
+        row = (row + np.uint64(1)) & last
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _add_long(table, row, texts, num_texts, buffer, place, length, hashed):
+    """Put a long pre-token into an empty row; returns `texts`, grown if need be, and how much of it is used."""
+    if num_texts + length + 8 > len(texts):
+        larger = np.empty(2 * (num_texts + length + 8), np.uint8)
+        larger[:num_texts] = texts[:num_texts]
+        texts = larger
+    for offset in range(8):
+        texts[num_texts + offset] = (length >> (8 * offset)) & 0xFF
+    for offset in range(length):
+        texts[num_texts + 8 + offset] = buffer[place + offset]
+    table[row, 0] = hashed
+    table[row, 1] = _LONG | np.uint64(num_texts)
+    return texts, num_texts + length + 8
+
+
+@njit(cache=True, nogil=True)
+def _grown(table):
+    """The same entries in twice as many rows."""
+    larger = np.zeros((2 * len(table), 4), np.uint64)
+    last = np.uint64(len(larger) - 1)
+    for place in range(len(table)):
+        high = table[place, 1]
+        if high != np.uint64(0):
+            low = table[place, 0]
+            hashed = low if high >= _LONG else _mixed(low, high)
+            row = (hashed * _MIX_2 >> np.uint64(20)) & last
+            while larger[row, 1] != np.uint64(0):
+                row = (row + np.uint64(1)) & last
+            larger[row] = table[place]
+    return larger
+
+
+# ---- counting: the twin of train.count_pretokens ----------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num_texts):
+    """Count the pre-tokens of segments; value word 0 of a row is its count.
+
+    Returns:
+        table, num_entries, texts, num_texts: the table may have grown.
+    """
+    for segment in range(len(starts)):
+        place, end = starts[segment], ends[segment]
+        while place < end:
+            length, low, high = _next_pretoken(buffer, place, end, classes)
+            if length <= SHORT_BYTES:
+                row = _find_short(table, low, high)
+                if table[row, 1] == np.uint64(0):
+                    table[row, 0], table[row, 1] = low, high
+                    num_entries += 1
+            else:
+                hashed = _hash_of_long(buffer, place, length)
+                row = _find_long(table, texts, buffer, place, length, hashed)
+                if table[row, 1] == np.uint64(0):
+                    texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
+                    num_entries += 1
+            table[row, 2] += np.uint64(1)
+            if 2 * num_entries > len(table):
+                table = _grown(table)
+            place += length
+    return table, num_entries, texts, num_texts
+
+
+@njit(cache=True, nogil=True)
+def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
+    """Add counted words, as `counted_words` gives them, to a table."""
+    for number in range(len(counts)):
+        place = starts[number]
+        length = starts[number + 1] - place
+        if length <= SHORT_BYTES:
+            low, high = _short_key(words, place, length)
+            row = _find_short(table, low, high)
+            if table[row, 1] == np.uint64(0):
+                table[row, 0], table[row, 1] = low, high
+                num_entries += 1
+        else:
+            hashed = _hash_of_long(words, place, length)
+            row = _find_long(table, texts, words, place, length, hashed)
+            if table[row, 1] == np.uint64(0):
+                texts, num_texts = _add_long(table, row, texts, num_texts, words, place, length, hashed)
+                num_entries += 1
+        table[row, 2] += np.uint64(counts[number])
+        if 2 * num_entries > len(table):
+            table = _grown(table)
+    return table, num_entries, texts, num_texts
+
+
+@njit(cache=True, nogil=True)
+def counted_words(table, num_entries, texts):
+    """The distinct pre-tokens of a table: their bytes one after the other (padded), starts, and counts."""
+    total = 0
+    for row in range(len(table)):
+        high = table[row, 1]
+        if high >= _LONG:
+            total += np.int64(_load_word(texts, np.int64(high & _PLACE)))
+        elif high != np.uint64(0):
+            total += np.int64(high >> np.uint64(56))
+    words = np.zeros(total + 16, np.uint8)
+    starts = np.empty(num_entries + 1, np.int64)
+    counts = np.empty(num_entries, np.int64)
+    number, place = 0, 0
+    for row in range(len(table)):
+        high = table[row, 1]
+        if high == np.uint64(0):
+            continue
+        starts[number] = place
+        counts[number] = np.int64(table[row, 2])
+        number += 1
+        if high >= _LONG:
+            start = np.int64(high & _PLACE)
+            length = np.int64(_load_word(texts, start))
+            for offset in range(length):
+                words[place + offset] = texts[start + 8 + offset]
+            place += length
+        else:
+            for offset in range(np.int64(high >> np.uint64(56))):
+                word = table[row, 0] if offset < 8 else high
+                words[place] = np.uint8((word >> np.uint64(8 * (offset & 7))) & np.uint64(0xFF))
+                place += 1
+    starts[number] = place
+    return words, starts, counts
+
+
+# ---- learning merges: the twin of train.learn_merges ------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _pair_row(rows, lefts, rights, left, right):
+    """Row of a pair in the hash table of pairs, or of the empty row (-1) where it belongs."""
+    last = np.uint64(len(rows) - 1)
+    key = (np.uint64(left) << np.uint64(32)) | np.uint64(right)
+    row = (_mixed(key, np.uint64(0)) * _MIX_2 >> np.uint64(20)) & last
+    while rows[row] >= 0 and (lefts[rows[row]] != left or rights[rows[row]] != right):
+        row = (row + np.uint64(1)) & last
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _larger_rows(rows, lefts, rights, num_pairs):
+    larger = np.full(2 * len(rows), -1, np.int32)
+    for pair in range(num_pairs):
+        larger[_pair_row(larger, lefts, rights, lefts[pair], rights[pair])] = pair
+    return larger
+
+
+@njit(cache=True, nogil=True)
+def _compare_tokens(token_bytes, token_starts, left, right):
+    """Negative, zero or positive as the bytes of one token sort before, with or after another's."""
+    start, other = token_starts[left], token_starts[right]
+    length, other_length = token_starts[left + 1] - start, token_starts[right + 1] - other
+    for offset in range(min(length, other_length)):
+        difference = np.int64(token_bytes[start + offset]) - np.int64(token_bytes[other + offset])
+        if difference:
+            return difference
+    return length - other_length
+
+
+@njit(cache=True, nogil=True)
+def _merges_before(pair, count, other, other_count, lefts, rights, token_bytes, token_starts):
+    """Whether a pair comes out of the heap before another: greater count, then greater bytes."""
+    if count != other_count:
+        return count > other_count
+    order = _compare_tokens(token_bytes, token_starts, lefts[pair], lefts[other])
+    if order == 0:
+        order = _compare_tokens(token_bytes, token_starts, rights[pair], rights[other])
+    return order > 0
+
+
+@njit(cache=True, nogil=True)
+def _sift_up(heap, heap_counts, place, lefts, rights, token_bytes, token_starts):
+    pair, count = heap[place], heap_counts[place]
+    while place > 0:
+        parent = (place - 1) >> 1
+        if not _merges_before(pair, count, heap[parent], heap_counts[parent], lefts, rights, token_bytes, token_starts):
+            break
+        heap[place], heap_counts[place] = heap[parent], heap_counts[parent]
+        place = parent
+    heap[place], heap_counts[place] = pair, count
+
+
+@njit(cache=True, nogil=True)
+def _sift_down(heap, heap_counts, size, place, lefts, rights, token_bytes, token_starts):
+    pair, count = heap[place], heap_counts[place]
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        if child + 1 < size and _merges_before(
+            heap[child + 1],
+            heap_counts[child + 1],
+            heap[child],
+            heap_counts[child],
+            lefts,
+            rights,
+            token_bytes,
+            token_starts,
+        ):
+            child += 1
+        if not _merges_before(heap[child], heap_counts[child], pair, count, lefts, rights, token_bytes, token_starts):
+            break
+        heap[place], heap_counts[place] = heap[child], heap_counts[child]
+        place = child
+    heap[place], heap_counts[place] = pair, count
+
+
+@njit(cache=True, nogil=True)
+def pair_index(symbols, starts, word_counts):
+    """All adjacent pairs of the words' bytes.
+
+    Returns:
+        lefts, rights, counts, heads: of each pair; rows, num_pairs: its hash table;
+        node_words, node_next, num_nodes: linked lists of the words that hold each pair.
+    """
+    num_positions = len(symbols)
+    # Merging shortens words: at most two new occurrences for each position that goes. Memory that is
+    # never written costs nothing, so the arrays have their greatest size from the start.
+    bound = 3 * num_positions + 1
+    node_words, node_next = np.empty(bound, np.int32), np.empty(bound, np.int32)
+    lefts, rights = np.empty(bound, np.int32), np.empty(bound, np.int32)
+    counts, heads = np.empty(bound, np.int64), np.empty(bound, np.int32)
+    direct = np.full((256, 256), -1, np.int32)
+    num_pairs = num_nodes = 0
+    for word in range(len(word_counts)):
+        for place in range(starts[word], starts[word + 1] - 1):
+            left, right = symbols[place], symbols[place + 1]
+            pair = direct[left, right]
+            if pair < 0:
+                pair = num_pairs
+                direct[left, right] = pair
+                lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+                num_pairs += 1
+            counts[pair] += word_counts[word]
+            if heads[pair] < 0 or node_words[heads[pair]] != word:
+                node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
+                heads[pair] = num_nodes
+                num_nodes += 1
+    rows = np.full(1 << 17, -1, np.int32)
+    while len(rows) < 4 * num_pairs:
+        rows = _larger_rows(rows, lefts, rights, 0)
+    for pair in range(num_pairs):
+        rows[_pair_row(rows, lefts, rights, lefts[pair], rights[pair])] = pair
+    return lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes
+
+
+@njit(cache=True, nogil=True)
+def _pair_of(left, right, rows, lefts, rights, counts, heads, num_pairs):
+    """Number of a pair, new if need be; returns it, the table of rows, and the number of pairs."""
+    row = _pair_row(rows, lefts, rights, left, right)
+    if rows[row] >= 0:
+        return rows[row], rows, num_pairs
+    pair = num_pairs
+    lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+    rows[row] = pair
+    num_pairs += 1
+    if 2 * num_pairs > len(rows):
+        rows = _larger_rows(rows, lefts, rights, num_pairs)
+    return pair, rows, num_pairs
+
+
+@njit(cache=True, nogil=True)
+def _token_of(left, right, num_tokens, token_bytes, token_starts, token_rows):
+    """The token that two make: a new one, or the one that has these bytes already. Writes its bytes."""
+    start = token_starts[num_tokens]
+    length = 0
+    for part in (left, right):
+        for offset in range(token_starts[part], token_starts[part + 1]):
+            token_bytes[start + length] = token_bytes[offset]
+            length += 1
+    token_starts[num_tokens + 1] = start + length
+    last = np.uint64(len(token_rows) - 1)
+    row = _hash_of_long(token_bytes, start, length) & last
+    while token_rows[row] >= 0:
+        if _compare_tokens(token_bytes, token_starts, token_rows[row], num_tokens) == 0:
+            return token_rows[row]
+        row = (row + np.uint64(1)) & last
+    token_rows[row] = num_tokens
+    return num_tokens
+
+
+@njit(cache=True, nogil=True)
+def learn(
+    num_merges,
+    symbols,
+    starts,
+    lengths,
+    word_counts,
+    lefts,
+    rights,
+    counts,
+    heads,
+    rows,
+    num_pairs,
+    node_words,
+    node_next,
+    num_nodes,
+    token_bytes,
+    token_starts,
+    token_rows,
+    num_tokens,
+    threshold,
+    merged_lefts,
+    merged_rights,
+):
+    """Merge the most frequent pair `num_merges` times, or until none is left.
+
+    The heap holds the pairs that occur at least `threshold` times. When it runs empty the threshold is
+    halved and the heap filled anew, so that the many rare pairs are never sorted.
+
+    Args:
+        symbols, starts, lengths: tokens of each word, in place: a word gets shorter.
+        word_counts: frequency of each word.
+        lefts ... num_nodes: as `pair_index` gives them.
+        token_bytes, token_starts, token_rows, num_tokens: bytes of each token, and a hash table of them.
+        merged_lefts, merged_rights: to be filled.
+
+    Returns:
+        number of merges made (fewer than asked for also when `token_bytes` is full), and what a next call
+        must be given: rows, num_pairs, num_nodes, num_tokens, threshold (0: no pair is left).
+    """
+    limit = len(token_starts)
+    left_pair, right_pair = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, new) and (new, it)
+    left_old, right_old = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, left) and (right, it)
+    left_stamp, right_stamp = np.full(limit, -1, np.int64), np.full(limit, -1, np.int64)
+    touched = np.empty(2 * limit, np.int32)
+    heap, heap_counts = np.empty(1 << 12, np.int32), np.empty(1 << 12, np.int64)
+    size = made = 0
+    must_fill = True
+    while made < num_merges:
+        best = -1
+        while best < 0 and threshold > 0:
+            if must_fill:
+                must_fill = False
+                for pair in range(num_pairs):
+                    if counts[pair] >= threshold:
+                        if size == len(heap):
+                            heap, heap_counts = _twice(heap, heap_counts)
+                        heap[size], heap_counts[size] = pair, counts[pair]
+                        size += 1
+                for place in range(size // 2 - 1, -1, -1):
+                    _sift_down(heap, heap_counts, size, place, lefts, rights, token_bytes, token_starts)
+            while size and best < 0:
+                top = heap[0]
+                if counts[top] == heap_counts[0]:
+                    best = top
+                elif counts[top] >= threshold:  # less than when it was pushed
+                    heap_counts[0] = counts[top]
+                    _sift_down(heap, heap_counts, size, 0, lefts, rights, token_bytes, token_starts)
+                else:
+                    size = _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts)
+            if best < 0:
+                threshold >>= 1
+                must_fill = True
+        if best < 0:
+            break
+        left, right = lefts[best], rights[best]
+        length = token_starts[left + 1] - token_starts[left] + token_starts[right + 1] - token_starts[right]
+        if token_starts[num_tokens] + length + 16 > len(token_bytes):
+            break  # the caller makes room
+        size = _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts)
+        new = _token_of(left, right, num_tokens, token_bytes, token_starts, token_rows)
+        if new == num_tokens:
+            num_tokens += 1
+        merged_lefts[made], merged_rights[made] = left, right
+        made += 1
+        num_touched = 0
+        node = heads[best]
+        while node >= 0:
+            word = node_words[node]
+            node = node_next[node]
+            start, length, frequency = starts[word], lengths[word], word_counts[word]
+            # Nothing to do if an earlier merge took the pair out of this word.
+            place = 0
+            while place < length - 1 and not (symbols[start + place] == left and symbols[start + place + 1] == right):
+                place += 1
+            if place >= length - 1:
+                continue
+            write = place
+            while place < length:
+                symbol = symbols[start + place]
+                if symbol != left or place == length - 1 or symbols[start + place + 1] != right:
+                    symbols[start + write] = symbol
+                    write += 1
+                    place += 1
+                    continue
+                if write > 0:
+                    before = symbols[start + write - 1]
+                    if left_stamp[before] != made:
+                        left_stamp[before] = made
+                        left_old[before], rows, num_pairs = _pair_of(
+                            before, left, rows, lefts, rights, counts, heads, num_pairs
+                        )
+                        left_pair[before], rows, num_pairs = _pair_of(
+                            before, new, rows, lefts, rights, counts, heads, num_pairs
+                        )
+                        touched[num_touched] = left_pair[before]
+                        num_touched += 1
+                    counts[left_old[before]] -= frequency
+                    pair = left_pair[before]
+                    counts[pair] += frequency
+                    if heads[pair] < 0 or node_words[heads[pair]] != word:
+                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
+                        heads[pair] = num_nodes
+                        num_nodes += 1
+                if place + 2 < length:
+                    after = symbols[start + place + 2]
+                    if right_stamp[after] != made:
+                        right_stamp[after] = made
+                        right_old[after], rows, num_pairs = _pair_of(
+                            right, after, rows, lefts, rights, counts, heads, num_pairs
+                        )
+                        right_pair[after], rows, num_pairs = _pair_of(
+                            new, after, rows, lefts, rights, counts, heads, num_pairs
+                        )
+                        touched[num_touched] = right_pair[after]
+                        num_touched += 1
+                    counts[right_old[after]] -= frequency
+                    pair = right_pair[after]
+                    counts[pair] += frequency
+                    if heads[pair] < 0 or node_words[heads[pair]] != word:
+                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
+                        heads[pair] = num_nodes
+                        num_nodes += 1
+                symbols[start + write] = new
+                write += 1
+                place += 2
+            lengths[word] = write
+        counts[best] = 0
+        heads[best] = -1
+        for number in range(num_touched):
+            pair = touched[number]
+            if counts[pair] >= threshold:
+                if size == len(heap):
+                    heap, heap_counts = _twice(heap, heap_counts)
+                heap[size], heap_counts[size] = pair, counts[pair]
+                _sift_up(heap, heap_counts, size, lefts, rights, token_bytes, token_starts)
+                size += 1
+    return made, rows, num_pairs, num_nodes, num_tokens, threshold
+
+
+@njit(cache=True, nogil=True)
+def _twice(heap, heap_counts):
+    larger, larger_counts = np.empty(2 * len(heap), np.int32), np.empty(2 * len(heap), np.int64)
+    larger[: len(heap)] = heap
+    larger_counts[: len(heap)] = heap_counts
+    return larger, larger_counts
+
+
+@njit(cache=True, nogil=True)
+def _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts):
+    """Take the first entry out of a heap; returns its new size."""
+    size -= 1
+    heap[0], heap_counts[0] = heap[size], heap_counts[size]
+    if size:
+        _sift_down(heap, heap_counts, size, 0, lefts, rights, token_bytes, token_starts)
+    return size
+
+
+# ---- encoding: the twin of bpe.apply_merges ---------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def pair_table(lefts, rights, merged):
+    """Hash table of the merges: rows of (left and right id, rank and merged id), all ones where empty."""
+    size = 1024
+    while size < 4 * len(lefts):
+        size *= 2
+    pairs = np.full((size, 2), _NO_RANK, np.uint64)
+    last = np.uint64(size - 1)
+    for rank in range(len(lefts)):
+        key = (np.uint64(lefts[rank]) << np.uint64(32)) | np.uint64(rights[rank])
+        row = (_mixed(key, np.uint64(0)) * _MIX_2 >> np.uint64(20)) & last
+        while pairs[row, 1] != _NO_RANK and pairs[row, 0] != key:
+            row = (row + np.uint64(1)) & last
+        if pairs[row, 1] == _NO_RANK:  # of a pair that is listed twice, the first counts
+            pairs[row, 0] = key
+            pairs[row, 1] = (np.uint64(rank) << np.uint64(32)) | np.uint64(merged[rank])
+    return pairs
+
+
+@njit(cache=True, nogil=True)
+def _rank(pairs, left, right):
+    """Rank and merged id of a pair of ids, as one word; all ones if they do not merge."""
+    last = np.uint64(len(pairs) - 1)
+    key = (np.uint64(left) << np.uint64(32)) | np.uint64(right)
+    row = (_mixed(key, np.uint64(0)) * _MIX_2 >> np.uint64(20)) & last
+    while pairs[row, 0] != key and pairs[row, 1] != _NO_RANK:
+        row = (row + np.uint64(1)) & last
+    return pairs[row, 1]
+
+
+@njit(cache=True, nogil=True)
+def _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, start):
+    """Write the ids of one pre-token to `out` from `start` on; returns how many."""
+    for offset in range(length):
+        out[start + offset] = byte_ids[buffer[place + offset]]
+    for offset in range(length - 1):
+        ranks[offset] = _rank(pairs, out[start + offset], out[start + offset + 1])
+    while length > 1:
+        best = _NO_RANK
+        for offset in range(length - 1):
+            best = min(best, ranks[offset])
+        if best == _NO_RANK:
+            break
+        write = read = num_places = 0
+        while read < length:
+            if read < length - 1 and ranks[read] == best:
+                out[start + write] = best & np.uint64(0xFFFFFFFF)
+                places[num_places] = write
+                num_places += 1
+                read += 2
+            else:
+                out[start + write] = out[start + read]
+                ranks[write] = ranks[read]
+                read += 1
+            write += 1
+        length = write
+        for number in range(num_places):
+            offset = places[number]
+            if offset > 0:
+                ranks[offset - 1] = _rank(pairs, out[start + offset - 1], out[start + offset])
+            if offset < length - 1:
+                ranks[offset] = _rank(pairs, out[start + offset], out[start + offset + 1])
+    return length
+
+
+@njit(cache=True, nogil=True)
+def _push_word(heap, size, value):
+    while size > 0 and heap[(size - 1) >> 1] > value:
+        heap[size] = heap[(size - 1) >> 1]
+        size = (size - 1) >> 1
+    heap[size] = value
+
+
+@njit(cache=True, nogil=True)
+def _pop_word(heap, size):
+    """Drop the smallest of `size` values."""
+    size -= 1
+    value = heap[size]
+    place = 0
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = value
+
+
+@njit(cache=True, nogil=True)
+def _merge_long(buffer, place, length, pairs, byte_ids, out, start):
+    """As `_merge`, in time n log n: ids in a linked list, pairs that merge in a heap by rank and place."""
+    ids = np.empty(length, np.int64)
+    before, after = np.empty(length, np.int64), np.empty(length, np.int64)
+    heap = np.empty(3 * length, np.uint64)
+    touched = np.empty(2 * length, np.int64)
+    for offset in range(length):
+        ids[offset] = byte_ids[buffer[place + offset]]
+        before[offset] = offset - 1
+        after[offset] = offset + 1
+    after[length - 1] = -1
+    size = 0
+    for offset in range(length - 1):
+        rank = _rank(pairs, ids[offset], ids[offset + 1])
+        if rank != _NO_RANK:
+            _push_word(heap, size, (rank >> np.uint64(32) << np.uint64(32)) | np.uint64(offset))
+            size += 1
+    while size:
+        best = heap[0] >> np.uint64(32)
+        num_touched = 0
+        while size and heap[0] >> np.uint64(32) == best:  # all places of this rank, before any new pair
+            left = np.int64(heap[0] & np.uint64(0xFFFFFFFF))
+            _pop_word(heap, size)
+            size -= 1
+            right = after[left]
+            if ids[left] < 0 or right < 0:
+                continue
+            rank = _rank(pairs, ids[left], ids[right])
+            if rank == _NO_RANK or rank >> np.uint64(32) != best:
+                continue
+            ids[left] = np.int64(rank & np.uint64(0xFFFFFFFF))
+            ids[right] = -1
+            after[left] = after[right]
+            if after[left] >= 0:
+                before[after[left]] = left
+            if before[left] >= 0:
+                touched[num_touched] = before[left]
+                num_touched += 1
+            touched[num_touched] = left
+            num_touched += 1
+        for number in range(num_touched):
+            left = touched[number]
+            if ids[left] < 0 or after[left] < 0:
+                continue
+            rank = _rank(pairs, ids[left], ids[after[left]])
+            if rank != _NO_RANK:
+                if size == len(heap):
+                    larger = np.empty(2 * size, np.uint64)
+                    larger[:size] = heap
+                    heap = larger
+                _push_word(heap, size, (rank >> np.uint64(32) << np.uint64(32)) | np.uint64(left))
+                size += 1
+    number = 0
+    for offset in range(length):
+        if ids[offset] >= 0:
+            out[start + number] = ids[offset]
+            number += 1
+    return number
+
+
+@njit(cache=True, nogil=True)
+def encode_segments(
+    buffer,
+    starts,
+    ends,
+    specials,
+    classes,
+    pairs,
+    byte_ids,
+    max_entries,
+    table,
+    num_entries,
+    texts,
+    num_texts,
+    kept,
+    num_kept,
+    out,
+    segment_ends,
+):
+    """Ids of segments, and of the special token after each.
+
+    The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and,
+    above 16 bits, the place of all of them in `kept`.
+
+    Args:
+        specials: id of the special token that follows each segment; -1 for none.
+        max_entries: none is added to the table beyond this.
+        out: to be filled; as long as the segments have bytes, and `PADDING`.
+        segment_ends: to be filled with the number of ids up to the end of each segment.
+
+    Returns:
+        number of ids, and the memory: table, num_entries, texts, num_texts, kept, num_kept.
+    """
+    ranks, places = np.empty(_LONG_PRETOKEN_BYTES, np.uint64), np.empty(_LONG_PRETOKEN_BYTES, np.int64)
+    number = 0
+    for segment in range(len(starts)):
+        place, end = starts[segment], ends[segment]
+        while place < end:
+            length, low, high = _next_pretoken(buffer, place, end, classes)
+            row = np.uint64(0)
+            known = False
+            if length <= SHORT_BYTES:
+                row = _find_short(table, low, high)
+                known = table[row, 1] != np.uint64(0)
+            elif length <= _REMEMBERED_BYTES:
+                low = _hash_of_long(buffer, place, length)
+                row = _find_long(table, texts, buffer, place, length, low)
+                known = table[row, 1] != np.uint64(0)
+            if known:
+                value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
+                out[number] = value & np.uint64(0xFFFFFFFF)
+                out[number + 1] = value >> np.uint64(32)
+                if count > 2:
+                    first = np.int64(table[row, 3] >> np.uint64(16))
+                    for offset in range(2, count):
+                        out[number + offset] = kept[first + offset]
+                number += count
+                place += length
+                continue
+            if length < _LONG_PRETOKEN_BYTES:
+                count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
+            else:
+                count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
+            if num_entries < max_entries and length <= _REMEMBERED_BYTES:
+                if length <= SHORT_BYTES:
+                    table[row, 0], table[row, 1] = low, high
+                else:
+                    texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, low)
+                num_entries += 1
+                second = np.uint64(out[number + 1]) if count > 1 else np.uint64(0)
+                table[row, 2] = np.uint64(out[number]) | (second << np.uint64(32))
+                table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
+                if count > 2:
+                    if num_kept + count > len(kept):
+                        larger = np.empty(2 * (num_kept + count), np.uint32)
+                        larger[:num_kept] = kept[:num_kept]
+                        kept = larger
+                    for offset in range(count):
+                        kept[num_kept + offset] = out[number + offset]
+                    num_kept += count
+                if 2 * num_entries > len(table):
+                    table = _grown(table)
+            number += count
+            place += length
+        if specials[segment] >= 0:
+            out[number] = specials[segment]
+            number += 1
+        segment_ends[segment] = number
+    return number, table, num_entries, texts, num_texts, kept, num_kept
