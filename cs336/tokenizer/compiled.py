@@ -42,6 +42,7 @@ _LOW_7 = np.uint64(0x7F7F7F7F7F7F7F7F)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
+_SCANNED = 1_024  # ends of pre-tokens found before they are looked up: they stay in the nearest cache
 
 
 def warm_up() -> None:
@@ -55,7 +56,7 @@ def _warm_up() -> None:
     notice.daemon = True
     notice.start()
     try:
-        buffer = np.zeros(32, np.uint8)
+        buffer = np.zeros(128, np.uint8)
         starts, ends = np.array([0]), np.array([1])
         table = count_segments(buffer, starts, ends, classes(), *empty_table())
         counted = counted_words(*table[:3])
@@ -135,6 +136,27 @@ def _decode(buffer, place):
 
 
 @njit(cache=True, nogil=True)
+def _within(word, first, last):
+    """Bit 7 of each byte that is ASCII and from `first` to `last`, all eight at once."""
+    low = word & _LOW_7
+    above = low + _ALL_BYTES * np.uint64(0x80 - first)
+    beyond = low + _ALL_BYTES * np.uint64(0x7F - last)
+    return above & ~beyond & ~word & _HIGH_BITS
+
+
+@njit(cache=True, nogil=True)
+def _letters(word):
+    """Bit 7 of each byte that is an ASCII letter."""
+    return _within(word | (_ALL_BYTES * np.uint64(0x20)), 0x61, 0x7A)
+
+
+@njit(cache=True, nogil=True)
+def _packed(high_bits):
+    """Bit 7 of eight bytes as eight bits, the first byte's lowest."""
+    return ((high_bits >> np.uint64(7)) * np.uint64(0x0102040810204080)) >> np.uint64(56)
+
+
+@njit(cache=True, nogil=True)
 def _run_end(buffer, place, end, kind, classes):
     """Where the run of characters of class `kind` that goes on at `place` ends."""
     if kind == LETTER:
@@ -173,14 +195,10 @@ def _pretoken_end(buffer, place, end, classes):
         kind = classes[_decode(buffer, place + 1) & 0xFFFFFF]
         if kind != SPACE:
             return _run_end(buffer, place + 1, end, kind, classes)
-    elif byte == 0x27 and place + 1 < end:  # an apostrophe: contractions
-        after = buffer[place + 1]
-        if after == 0x73 or after == 0x64 or after == 0x6D or after == 0x74:  # 's 'd 'm 't
-            return place + 2
-        if place + 2 < end:
-            last = buffer[place + 2]
-            if (after == 0x6C and last == 0x6C) or (last == 0x65 and (after == 0x76 or after == 0x72)):  # 'll 've 're
-                return place + 3
+    elif byte == 0x27:
+        length = _contraction(buffer, place, end)
+        if length:
+            return place + length
     kind = classes[_decode(buffer, place) & 0xFFFFFF]
     if kind != SPACE:
         return _run_end(buffer, place, end, kind, classes)
@@ -198,13 +216,110 @@ def _pretoken_end(buffer, place, end, classes):
 
 @njit(cache=True, nogil=True)
 def pretoken_ends(buffer, start, end, classes, ends):
-    """Write the end of each pre-token of one segment to `ends`; returns how many."""
+    """Write the ends of the pre-tokens of one segment to `ends`, until that is full or the segment ends.
+
+    ASCII is cut 64 bytes at a time: a bit for each byte says what it is, and shifts and masks of these
+    words say where a pre-token starts. Where other characters come, `_pretoken_end` goes on one by one.
+
+    Args:
+        start: of the segment, or where an earlier call stopped: `ends[number - 1]`.
+        ends: at least 200 long.
+
+    Returns:
+        how many were written; the last is `end` when the segment is done.
+    """
     number = 0
-    while start < end:
-        start = _pretoken_end(buffer, start, end, classes)
-        ends[number] = start
+    room = len(ends) - 130
+    place = last = start  # place: of the 64 bytes looked at; last: where the pre-token begun last starts
+    fresh = True
+    one = np.uint64(1)
+    before_letter = before_number = before_other = before_white = before_space = np.uint64(0)
+    carried_starts = carried_inner = np.uint64(0)
+    while place < end and number < room:
+        letters = numbers = whites = spaces = quotes = others = np.uint64(0)
+        for part in range(8):
+            word = _load_word(buffer, place + 8 * part)
+            shift = np.uint64(8 * part)
+            letters |= _packed(_letters(word)) << shift
+            numbers |= _packed(_within(word, 0x30, 0x39)) << shift
+            space = _within(word, 0x20, 0x20)
+            spaces |= _packed(space) << shift
+            whites |= _packed(space | _within(word, 0x09, 0x0D)) << shift
+            quotes |= _packed(_within(word, 0x27, 0x27)) << shift
+            others |= _packed((word | _within(word, 0x1C, 0x1F)) & _HIGH_BITS) << shift
+        left = end - place
+        inside = _NO_RANK if left >= 64 else (one << np.uint64(left)) - one
+        if others & inside:
+            # Not ASCII (or one of the four control characters on whose class Unicode versions differ).
+            stop = min(place + 64, end)
+            while last < stop and number < room:
+                last = _pretoken_end(buffer, last, end, classes)
+                ends[number] = last
+                number += 1
+            place = last
+            fresh = True
+            continue
+        others = ~(letters | numbers | whites)
+        if fresh:
+            before_letter = before_number = before_other = before_white = before_space = np.uint64(0)
+            carried_starts = carried_inner = np.uint64(0)
+        after_white = np.uint64(1)  # white space up to the segment's end is one pre-token
+        if left > 64:
+            after_white = np.uint64(classes[_decode(buffer, place + 64) & 0xFFFFFF] == SPACE)
+        runs = letters & ~((letters << one) | before_letter)
+        runs |= numbers & ~((numbers << one) | before_number)
+        runs |= others & ~((others << one) | before_other)
+        white_runs = whites & ~((whites << one) | before_white)
+        last_whites = whites & ~(((whites | ~inside) >> one) | (after_white << np.uint64(63)))
+        # The one space before a run belongs to it.
+        starts = (runs & ~((spaces << one) | before_space)) | white_runs | last_whites
+        starts = (starts | carried_starts) & ~carried_inner
+        carried_starts = carried_inner = np.uint64(0)
+        quotes &= starts & inside
+        while quotes:
+            offset = np.int64(_trailing_zeros(quotes))
+            quotes &= quotes - one
+            length = _contraction(buffer, place + offset, end)
+            if length:  # it starts no run of letters, and what follows starts anew
+                if offset + 1 < 64:
+                    starts &= ~(one << np.uint64(offset + 1))
+                else:
+                    carried_inner |= one << np.uint64(offset + 1 - 64)
+                if offset + length < 64:
+                    starts |= one << np.uint64(offset + length)
+                else:
+                    carried_starts |= one << np.uint64(offset + length - 64)
+        starts &= inside
+        if fresh:
+            starts &= ~one  # known already
+            fresh = False
+        while starts:
+            last = place + np.int64(_trailing_zeros(starts))
+            ends[number] = last
+            number += 1
+            starts &= starts - one
+        top = np.uint64(63)
+        before_letter, before_number, before_other = letters >> top, numbers >> top, others >> top
+        before_white, before_space = whites >> top, spaces >> top
+        place += 64
+    if place >= end and last < end:
+        ends[number] = end
         number += 1
     return number
+
+
+@njit(cache=True, nogil=True)
+def _contraction(buffer, place, end):
+    """Length of the contraction that starts with the apostrophe at `place`; 0 if none does."""
+    if place + 1 < end:
+        after = buffer[place + 1]
+        if after == 0x73 or after == 0x64 or after == 0x6D or after == 0x74:  # 's 'd 'm 't
+            return 2
+        if place + 2 < end:
+            last = buffer[place + 2]
+            if (after == 0x6C and last == 0x6C) or (last == 0x65 and (after == 0x76 or after == 0x72)):  # 'll 've 're
+                return 3
+    return 0
 
 
 @njit(cache=True, nogil=True)
@@ -250,44 +365,14 @@ def first_invalid_byte(buffer, end):
 
 @njit(cache=True, nogil=True)
 def _short_key(buffer, place, length):
-    low = _load_word(buffer, place)
-    top = np.uint64(length) << np.uint64(56)
-    if length <= 8:
-        return low & (_NO_RANK >> np.uint64(64 - 8 * length)), top
-    high = _load_word(buffer, place + 8)
-    return low, (high & (_NO_RANK >> np.uint64(64 - 8 * (length - 8)))) | top
-
-
-@njit(cache=True, nogil=True)
-def _letters(word):
-    """Bit 7 of each byte that is an ASCII letter, all eight at once."""
-    lower = (word & _LOW_7) | (_ALL_BYTES * np.uint64(0x20))
-    return (lower + _ALL_BYTES * np.uint64(0x1F)) & ~(lower + _ALL_BYTES * np.uint64(0x05)) & ~word & _HIGH_BITS
-
-
-@njit(cache=True, nogil=True)
-def _next_pretoken(buffer, place, end, classes):
-    """Length and, up to `SHORT_BYTES`, the key of the pre-token at `place`.
-
-    Most are ASCII letters with or without a space before them: for these sixteen bytes are looked at
-    together, without a branch that the processor could guess wrong.
-    """
-    first, second = _load_word(buffer, place), _load_word(buffer, place + 8)
-    space = np.int64((first & np.uint64(0xFF)) == np.uint64(0x20))
-    others = _HIGH_BITS & ~(_letters(first) | np.uint64(space << 7))
-    length = np.int64(_trailing_zeros(others) >> np.uint64(3))
-    more = np.int64(_trailing_zeros(_HIGH_BITS & ~_letters(second)) >> np.uint64(3))
-    length = length + more if length == 8 else length
-    if space < length <= SHORT_BYTES and place + length <= end and buffer[place + length] < 0x80:
-        bits = np.uint64(8 * length)
-        low = first if length >= 8 else first & ((np.uint64(1) << bits) - np.uint64(1))
-        high = second & ((np.uint64(1) << (bits - np.uint64(64))) - np.uint64(1)) if length > 8 else np.uint64(0)
-        return length, low, high | (np.uint64(length) << np.uint64(56))
-    length = _pretoken_end(buffer, place, end, classes) - place
-    if length > SHORT_BYTES:
-        return length, np.uint64(0), np.uint64(0)
-    low, high = _short_key(buffer, place, length)
-    return length, low, high
+    """The key of a pre-token of up to `SHORT_BYTES`; written so that it compiles to selections, not branches."""
+    bits = np.uint64(8 * length)
+    low, high = _load_word(buffer, place), _load_word(buffer, place + 8)
+    low_mask = (np.uint64(1) << (bits & np.uint64(63))) - np.uint64(1)  # all bits for 8 bytes: below
+    high_mask = low_mask
+    low_mask = low_mask if length < 8 else _NO_RANK
+    high_mask = high_mask if length > 8 else np.uint64(0)
+    return low & low_mask, (high & high_mask) | (np.uint64(length) << np.uint64(56))
 
 
 @njit(cache=True, nogil=True)
@@ -381,25 +466,28 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
     Returns:
         table, num_entries, texts, num_texts: the table may have grown.
     """
+    cuts = np.empty(_SCANNED, np.int64)
     for segment in range(len(starts)):
         place, end = starts[segment], ends[segment]
         while place < end:
-            length, low, high = _next_pretoken(buffer, place, end, classes)
-            if length <= SHORT_BYTES:
-                row = _find_short(table, low, high)
-                if table[row, 1] == np.uint64(0):
-                    table[row, 0], table[row, 1] = low, high
-                    num_entries += 1
-            else:
-                hashed = _hash_of_long(buffer, place, length)
-                row = _find_long(table, texts, buffer, place, length, hashed)
-                if table[row, 1] == np.uint64(0):
-                    texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
-                    num_entries += 1
-            table[row, 2] += np.uint64(1)
-            if 2 * num_entries > len(table):
-                table = _grown(table)
-            place += length
+            for cut in cuts[: pretoken_ends(buffer, place, end, classes, cuts)]:
+                length = cut - place
+                if length <= SHORT_BYTES:
+                    low, high = _short_key(buffer, place, length)
+                    row = _find_short(table, low, high)
+                    if table[row, 1] == np.uint64(0):
+                        table[row, 0], table[row, 1] = low, high
+                        num_entries += 1
+                else:
+                    hashed = _hash_of_long(buffer, place, length)
+                    row = _find_long(table, texts, buffer, place, length, hashed)
+                    if table[row, 1] == np.uint64(0):
+                        texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
+                        num_entries += 1
+                table[row, 2] += np.uint64(1)
+                if 2 * num_entries > len(table):
+                    table = _grown(table)
+                place = cut
     return table, num_entries, texts, num_texts
 
 
@@ -985,58 +1073,68 @@ def encode_segments(
         number of ids, and the memory: table, num_entries, texts, num_texts, kept, num_kept.
     """
     ranks, places = np.empty(_LONG_PRETOKEN_BYTES, np.uint64), np.empty(_LONG_PRETOKEN_BYTES, np.int64)
+    cuts = np.empty(_SCANNED, np.int64)
     number = 0
     for segment in range(len(starts)):
         place, end = starts[segment], ends[segment]
         while place < end:
-            length, low, high = _next_pretoken(buffer, place, end, classes)
-            row = np.uint64(0)
-            known = False
-            if length <= SHORT_BYTES:
-                row = _find_short(table, low, high)
-                known = table[row, 1] != np.uint64(0)
-            elif length <= _REMEMBERED_BYTES:
-                low = _hash_of_long(buffer, place, length)
-                row = _find_long(table, texts, buffer, place, length, low)
-                known = table[row, 1] != np.uint64(0)
-            if known:
-                value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
-                out[number] = value & np.uint64(0xFFFFFFFF)
-                out[number + 1] = value >> np.uint64(32)
-                if count > 2:
-                    first = np.int64(table[row, 3] >> np.uint64(16))
-                    for offset in range(2, count):
-                        out[number + offset] = kept[first + offset]
-                number += count
-                place += length
-                continue
-            if length < _LONG_PRETOKEN_BYTES:
-                count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
-            else:
-                count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
-            if num_entries < max_entries and length <= _REMEMBERED_BYTES:
+            for cut in cuts[: pretoken_ends(buffer, place, end, classes, cuts)]:
+                length = cut - place
+                low = high = row = np.uint64(0)
+                known = False
                 if length <= SHORT_BYTES:
-                    table[row, 0], table[row, 1] = low, high
+                    low, high = _short_key(buffer, place, length)
+                    row = _find_short(table, low, high)
+                    known = table[row, 1] != np.uint64(0)
+                elif length <= _REMEMBERED_BYTES:
+                    low = _hash_of_long(buffer, place, length)
+                    row = _find_long(table, texts, buffer, place, length, low)
+                    known = table[row, 1] != np.uint64(0)
+                if known:
+                    value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
+                    out[number] = value & np.uint64(0xFFFFFFFF)
+                    out[number + 1] = value >> np.uint64(32)
+                    if count > 2:
+                        first = np.int64(table[row, 3] >> np.uint64(16))
+                        for offset in range(2, count):
+                            out[number + offset] = kept[first + offset]
+                    number += count
+                    place = cut
+                    continue
+                if length < _LONG_PRETOKEN_BYTES:
+                    count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
                 else:
-                    texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, low)
-                num_entries += 1
-                second = np.uint64(out[number + 1]) if count > 1 else np.uint64(0)
-                table[row, 2] = np.uint64(out[number]) | (second << np.uint64(32))
-                table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
-                if count > 2:
-                    if num_kept + count > len(kept):
-                        larger = np.empty(2 * (num_kept + count), np.uint32)
-                        larger[:num_kept] = kept[:num_kept]
-                        kept = larger
-                    for offset in range(count):
-                        kept[num_kept + offset] = out[number + offset]
-                    num_kept += count
-                if 2 * num_entries > len(table):
-                    table = _grown(table)
-            number += count
-            place += length
+                    count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
+                if num_entries < max_entries and length <= _REMEMBERED_BYTES:
+                    if length <= SHORT_BYTES:
+                        table[row, 0], table[row, 1] = low, high
+                    else:
+                        texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, low)
+                    num_entries += 1
+                    kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
+                    if 2 * num_entries > len(table):
+                        table = _grown(table)
+                number += count
+                place = cut
         if specials[segment] >= 0:
             out[number] = specials[segment]
             number += 1
         segment_ends[segment] = number
     return number, table, num_entries, texts, num_texts, kept, num_kept
+
+
+@njit(cache=True, nogil=True)
+def _remember(table, row, kept, num_kept, out, start, count):
+    """Write the ids of a pre-token into its row; returns `kept`, grown if need be, and how much of it is used."""
+    second = np.uint64(out[start + 1]) if count > 1 else np.uint64(0)
+    table[row, 2] = np.uint64(out[start]) | (second << np.uint64(32))
+    table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
+    if count <= 2:
+        return kept, num_kept
+    if num_kept + count > len(kept):
+        larger = np.empty(2 * (num_kept + count), np.uint32)
+        larger[:num_kept] = kept[:num_kept]
+        kept = larger
+    for offset in range(count):
+        kept[num_kept + offset] = out[start + offset]
+    return kept, num_kept + count

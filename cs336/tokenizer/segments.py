@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PADDING = 16  # bytes that may be read past the end, at most
+PADDING = 80  # bytes that may be read past the end, at most
 
 
 class Segments(NamedTuple):

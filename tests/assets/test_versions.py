@@ -1,10 +1,15 @@
 """What a change re-makes: exactly what depends on it."""
 
+import dataclasses
 import json
 import shutil
 
+import dagster as dg
 import pytest
 
+from cs336.crawl.local_files import TextFiles
+from cs336.presets import TINY
+from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
 from tests.assets.conftest import ROOT
 
@@ -49,28 +54,35 @@ def test_a_learning_rate_remakes_the_model_and_its_scores(copied):
     assert made(copied.run()) == downstream("base_model")
 
 
-def test_a_longer_crawl_keeps_the_shards_it_has(copied, tmp_path):
+def test_a_longer_crawl_keeps_the_shards_it_has(tmp_path, monkeypatch):
     documents = [" ".join(f"word{i * j % 97}" for j in range(60)) for i in range(1, 30)]
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("<|endoftext|>".join(text + name for text in documents))
-    presets = tmp_path / "presets.toml"
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path / "artifacts"))
+    instance = dg.DagsterInstance.ephemeral()
 
-    def use(*files):
-        paths = json.dumps([str(tmp_path / file) for file in files])
-        presets.write_text(f'[more]\nbase = "tiny"\nsource = {{kind = "text", paths = {paths}}}\n')
+    def unchanged(files, partition=None):
+        """Which assets were found unchanged, of the plan or of one shard."""
+        preset = dataclasses.replace(TINY, name="more", source=TextFiles(paths=tuple(str(tmp_path / f) for f in files)))
+        names = ["crawl", "extracted_text"] if partition else ["crawl_plan"]
+        result = (
+            build_definitions(preset)
+            .resolve_job_def("more_data" if partition else "more_plan")
+            .execute_in_process(
+                instance=instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(["more", name]) for name in names],
+            )
+        )
+        return [
+            event.materialization.metadata["unchanged"].value for event in result.get_asset_materialization_events()
+        ]
 
-    copied.environment["CS336_PRESETS"] = str(presets)
-    select = ["-m", "dagster", "asset", "materialize", "-m", "cs336_assets.definitions", "--select"]
-    copied.environment["CS336_PRESET"] = "more"
-    use("a.txt")
-    assert copied.python(*select, "more/crawl_plan").returncode == 0
-    assert copied.python(*select, "more/crawl,more/extracted_text", "--partition", "a").returncode == 0
-    use("a.txt", "b.txt")
-    assert copied.python(*select, "more/crawl_plan").returncode == 0
-    again = copied.python(*select, "more/crawl,more/extracted_text", "--partition", "a")
-    assert again.stderr.count("unchanged, skipped") >= 2, again.stderr
-    other = copied.python(*select, "more/crawl,more/extracted_text", "--partition", "b")
-    assert "extracted_text[b]: made" in other.stderr, other.stderr
+    assert unchanged(["a.txt"]) == [False]
+    assert unchanged(["a.txt"], "a") == [False, False]
+    assert unchanged(["a.txt", "b.txt"]) == [False]
+    assert unchanged(["a.txt", "b.txt"], "a") == [True, True]
+    assert unchanged(["a.txt", "b.txt"], "b") == [False, False]
 
 
 @pytest.fixture(scope="module")

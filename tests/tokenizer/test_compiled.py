@@ -56,9 +56,11 @@ mixed_text = st.lists(
 def compiled_pretokens(text: str) -> list[str]:
     data = text.encode()
     buffer = np.frombuffer(bytearray(data + b"x" * PADDING), np.uint8)  # not zeros: what follows must not matter
-    ends = np.empty(len(data) + 1, np.int64)
-    number = compiled.pretoken_ends(buffer, 0, len(data), compiled.classes(), ends)
-    places = [0, *ends[:number].tolist()]
+    ends = np.empty(200, np.int64)  # the least that is allowed: long texts take many calls
+    places = [0]
+    while places[-1] < len(data):
+        number = compiled.pretoken_ends(buffer, places[-1], len(data), compiled.classes(), ends)
+        places += ends[:number].tolist()
     return [data[a:b].decode() for a, b in itertools.pairwise(places)]
 
 
