@@ -46,7 +46,7 @@ def test_multi_head_attention_equals_heads_computed_apart(with_rope):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"norm": "post"}, {"norm": "none"}, {"rope_theta": 0.0}, {"gated": False}, {"tied": True}]
+    "change", [{}, {"norm": "post"}, {"norm": "none"}, {"positions": "none"}, {"feed_forward": "silu"}, {"tied": True}]
 )
 def test_no_position_sees_the_future(change):
     model = TransformerLM(replace(TINY, **change))
