@@ -41,6 +41,7 @@ THEIRS = {
     "llama, tied, without groups": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "llama 3.1's rotation": ("Llama", {"rope_parameters": LLAMA3_ROPE, "head_dim": 16}),
     "qwen2": ("Qwen2", {"rms_norm_eps": 1e-5}),
+    "qwen2, which takes no notice of attention_bias": ("Qwen2", {"attention_bias": True}),
     "qwen2, tied, one key-value head": ("Qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3, tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
