@@ -13,7 +13,6 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cs336.files import UserError, read_json
 
@@ -275,26 +274,25 @@ def _export(options: argparse.Namespace) -> None:
     from cs336.presets import find_preset
     from cs336.store import Store
     from cs336.tokenizer.bpe import Tokenizer
+    from cs336.tokenizer.formats import HUGGING_FACE_FILE
 
     find_preset(options.preset)
     store = Store(options.preset)
     model = load_model(_made(store.path("base_model")))
-    tokenizer: Any = Tokenizer.load(_made(store.path("tokenizer")))
-    with_tokenizer = hasattr(tokenizer, "save_huggingface")
+    tokenizer = Tokenizer.load(_made(store.path("tokenizer")))
     try:
-        save_huggingface(
-            model,
-            options.folder,
-            tokenizer=tokenizer if with_tokenizer else None,
-            dtype=getattr(torch, options.dtype),
-        )
+        save_huggingface(model, options.folder, tokenizer=tokenizer, dtype=getattr(torch, options.dtype))
     except ValueError as error:
         raise UserError(f"preset {options.preset}: {error}") from None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.folder}: {parameters:,} parameters in {options.dtype}; in transformers:")
     print(f'  model = AutoModelForCausalLM.from_pretrained("{options.folder}")')
-    if with_tokenizer:
+    if (options.folder / HUGGING_FACE_FILE).exists():
         print(f'  tokenizer = AutoTokenizer.from_pretrained("{options.folder}")')
+    else:
+        print(
+            f"  no {HUGGING_FACE_FILE}: two ids have the same bytes, which it cannot tell apart; use cs336's Tokenizer"
+        )
 
 
 def _scores(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.store import Store
 from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
 
-MODEL = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=4, vocab_size=257)
+MODEL = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=4, vocab_size=259)
 
 
 @pytest.fixture
@@ -24,10 +24,15 @@ def artifacts(tmp_path, monkeypatch):
         for asset in ("base_model", "tokenizer"):
             store.path(asset).mkdir(parents=True)
         save_model(model, store.path("base_model"))
-        Tokenizer({i: bytes([i]) for i in range(256)}, [], [END_OF_TEXT]).save(store.path("tokenizer"))
+        vocab = {i: bytes([i]) for i in range(256)} | {256: b"ca", 257: b"in"}
+        merges = [(b"c", b"a"), (b"i", b"n")]
+        Tokenizer(vocab, merges, [END_OF_TEXT]).save(store.path("tokenizer"))
         return model
 
     return make
+
+
+TEXT = "Größe: 12 naïve cafés, it's\n\n  fine 👍🏽<|endoftext|>again"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -39,8 +44,14 @@ def test_the_exported_folder_opens_in_transformers(dtype, artifacts, tmp_path, c
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters in {dtype}" in printed
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.dtype == getattr(torch, dtype)
-    ids = torch.randint(0, 257, (2, 16))
+    ids = torch.randint(0, 259, (2, 16))
     tolerance = 1e-4 if dtype == "float32" else 0.1
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = Tokenizer.load(Store("tiny").path("tokenizer"))
+    assert tokenizer.encode(TEXT) == ours.encode(TEXT) and ours.encode(TEXT).count(ours.end_of_text_id) == 1
+    assert tokenizer.decode(ours.encode(TEXT)) == TEXT
+    assert tokenizer.eos_token_id == theirs.config.eos_token_id == ours.end_of_text_id
+    assert Tokenizer.load(tmp_path / "out").encode(TEXT) == ours.encode(TEXT)
     torch.testing.assert_close(theirs.float()(ids).logits, model(ids), atol=tolerance, rtol=tolerance)
 
 

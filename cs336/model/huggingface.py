@@ -196,13 +196,13 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 # ---- out
 
 
-class HuggingFaceTokenizer(Protocol):
+class SavedTokenizer(Protocol):
     """What export needs of a tokenizer."""
 
     @property
     def end_of_text_id(self) -> int: ...
 
-    def save_huggingface(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write files from which transformers' `AutoTokenizer` gives the same ids."""
 
 
@@ -210,7 +210,7 @@ def save_huggingface(
     model: TransformerLM,
     folder: Path,
     *,
-    tokenizer: HuggingFaceTokenizer | None = None,
+    tokenizer: SavedTokenizer | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -236,7 +236,7 @@ def save_huggingface(
     with creating(folder) as work:
         write_json(work / "config.json", values)
         if tokenizer is not None:
-            tokenizer.save_huggingface(work)
+            tokenizer.save(work)
         shards = _shards(weights, max_shard_bytes, dtype.itemsize)
         index: dict[str, str] = {}
         for number, names in enumerate(shards, 1):

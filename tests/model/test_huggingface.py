@@ -125,7 +125,7 @@ class Letters:
     def decode(self, ids):
         return "".join(chr(96 + i) for i in ids)
 
-    def save_huggingface(self, folder):
+    def save(self, folder):
         (folder / "tokenizer.json").write_text("{}")
 
 
