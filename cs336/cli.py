@@ -96,6 +96,14 @@ def _register(commands: argparse._SubParsersAction) -> None:
     add_preset_option(command)
     command.set_defaults(run=_generate)
 
+    command = commands.add_parser("export", help="write a preset's model as a Hugging Face checkpoint")
+    command.add_argument("folder", metavar="OUT", type=Path, help="new folder, for transformers or vLLM to open")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)"
+    )
+    add_preset_option(command)
+    command.set_defaults(run=_export)
+
     command = commands.add_parser("scores", help="the score table of every preset's model")
     command.set_defaults(run=_scores)
 
@@ -256,6 +264,35 @@ def _made(folder: Path) -> Path:
     if not folder.exists():
         raise UserError(f"{folder}: not there yet; `cs336 demo` makes it for preset tiny")
     return folder
+
+
+def _export(options: argparse.Namespace) -> None:
+    import torch
+
+    from cs336.model.huggingface import save_huggingface
+    from cs336.model.transformer import load_model
+    from cs336.presets import find_preset
+    from cs336.store import Store
+    from cs336.tokenizer.bpe import Tokenizer
+    from cs336.tokenizer.formats import HUGGING_FACE_FILE
+
+    find_preset(options.preset)
+    store = Store(options.preset)
+    model = load_model(_made(store.path("base_model")))
+    tokenizer = Tokenizer.load(_made(store.path("tokenizer")))
+    try:
+        save_huggingface(model, options.folder, tokenizer=tokenizer, dtype=getattr(torch, options.dtype))
+    except ValueError as error:
+        raise UserError(f"preset {options.preset}: {error}") from None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{options.folder}: {parameters:,} parameters in {options.dtype}; in transformers:")
+    print(f'  model = AutoModelForCausalLM.from_pretrained("{options.folder}")')
+    if (options.folder / HUGGING_FACE_FILE).exists():
+        print(f'  tokenizer = AutoTokenizer.from_pretrained("{options.folder}")')
+    else:
+        print(
+            f"  no {HUGGING_FACE_FILE}: two ids have the same bytes, which it cannot tell apart; use cs336's Tokenizer"
+        )
 
 
 def _scores(options: argparse.Namespace) -> None:

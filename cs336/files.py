@@ -82,6 +82,41 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make every file and name below `folder` survive a power failure."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+@contextlib.contextmanager
+def creating(folder: Path) -> Iterator[Path]:
+    """Give out a folder to fill, which takes the name `folder` only once it is complete and on disk.
+
+    Raises:
+        UserError: something is there already, or the disk is full; nothing is left behind.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; name a new folder, or delete it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with name_full_disk(partial):
+            partial.mkdir()
+            yield partial
+            sync_tree(partial)
+        partial.replace(folder)  # takes the place of an empty folder, never of a full one
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with sorted keys, whole or not at all."""
     with replacing(path, "w") as file:

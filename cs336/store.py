@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, write_json
+from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, sync_tree, write_json
 from cs336.fingerprint import digest
 
 MANIFEST = "manifest.json"
@@ -193,13 +193,7 @@ def install(work: Path, target: Path) -> None:
     An older artifact is moved away first; killed between the two renames, the store holds neither
     half, and the next run makes the artifact again.
     """
-    for path in sorted(work.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            sync_folder(path)
-    sync_folder(work)
+    sync_tree(work)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         old = work.with_name(work.name + ".old")

@@ -18,7 +18,20 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert caught.value.code == 0
-    for command in ("presets", "data", "show", "look", "generate", "scores", "verify", "run", "demo", "ui", "adopt"):
+    for command in (
+        "presets",
+        "data",
+        "show",
+        "look",
+        "generate",
+        "export",
+        "scores",
+        "verify",
+        "run",
+        "demo",
+        "ui",
+        "adopt",
+    ):
         assert f"    {command} " in printed
 
 
@@ -48,6 +61,7 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
         (["look", "--preset", "huge"], "no preset 'huge'"),
         (["look"], "holds no documents"),
         (["generate", "x"], "not there yet; `cs336 demo`"),
+        (["export", "out"], "not there yet; `cs336 demo`"),
         (["scores"], "no scores yet"),
         (["presets", "huge"], "no preset 'huge'"),
         (["data", "fetch", "nonsense"], "the catalogue has no 'nonsense'"),
