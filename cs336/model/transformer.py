@@ -155,6 +155,17 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: more positions than `context_length`.
         """
+        return self.lm_head(self.hidden_states(token_ids, token_positions=token_positions, mask=mask, caches=caches))
+
+    def hidden_states(
+        self,
+        token_ids: Int[Tensor, "... seq"],
+        *,
+        token_positions: Int[Tensor, "... seq"] | None = None,
+        mask: Bool[Tensor, "... queries keys"] | None = None,
+        caches: list[KVCache] | None = None,
+    ) -> Float[Tensor, "... seq d_model"]:
+        """What the output head reads: everything but its product, for losses that never hold all logits."""
         if token_ids.shape[-1] > self.config.context_length:
             raise ValueError(
                 f"{token_ids.shape[-1]} tokens exceed the context of {self.config.context_length}; keep the last ones"
@@ -165,7 +176,7 @@ class TransformerLM(nn.Module):
             x = layer(x, token_positions=token_positions, mask=mask, cache=cache)
         if self.ln_final is not None:
             x = self.ln_final(x)
-        return self.lm_head(x)
+        return x
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As PyTorch's, but takes checkpoints of compiled models too (`_orig_mod.` prefixes)."""
