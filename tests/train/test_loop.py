@@ -9,7 +9,9 @@ import torch
 
 from cs336.files import UserError
 from cs336.model.transformer import ModelConfig
-from cs336.train.loop import CHECKPOINT_FILE, METRICS_FILE, TrainConfig, train
+from cs336.train.checkpoint import checkpoint_path
+from cs336.train.loop import CHECKPOINTS_FOLDER, TrainConfig, train
+from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
 
 MODEL = ModelConfig(context_length=16, d_model=32, num_layers=1, num_heads=2, vocab_size=20)
 CONFIG = TrainConfig(
@@ -33,7 +35,7 @@ def _train(folder, config=CONFIG, **options):
 
 def _curve(folder):
     rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "peak_bytes")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
 
 
 def test_a_pattern_is_learnt(tmp_path):
@@ -74,8 +76,9 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(tmp_path):
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
-    (tmp_path / CHECKPOINT_FILE).write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"checkpoint\.pt"):
+    (tmp_path / CHECKPOINTS_FOLDER).mkdir()
+    checkpoint_path(tmp_path / CHECKPOINTS_FOLDER, 10).write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"step-000000010\.pt: not a readable checkpoint"):
         _train(tmp_path)
 
 
