@@ -28,6 +28,30 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+# Dense matrix products per second, from NVIDIA's data sheets: in bf16, and in TF32 (what fp32 training uses).
+_PEAK_FLOPS = {
+    "B200": (2_250e12, 1_125e12),
+    "H200": (989e12, 494.5e12),
+    "H100 80GB HBM3": (989e12, 494.5e12),
+    "A100": (312e12, 156e12),
+}
+
+
+def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
+    """What the device's matrix units can do at most; None where that is not known.
+
+    Args:
+        precision: "bfloat16", or "float32" for TF32.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for known, (bf16, tf32) in _PEAK_FLOPS.items():
+        if known in name:
+            return bf16 if precision == "bfloat16" else tf32
+    return None
+
+
 def available_cores() -> int:
     """Cores that this process may use (containers and `taskset` may give fewer than there are)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,22 +11,22 @@ from typing import Any
 import dagster as dg
 
 from cs336.files import UserError, read_jsonl, write_json
-from cs336.train.loop import METRICS_FILE
+from cs336.train.metrics import METRICS_FILE
 from cs336_assets.asset import Step
 
 FAILURE_FILE = "failure.txt"
 RUN_FILE = "run.json"
 
 
-def train_in_child(step: Step, run: dict[str, Any], *, shards_below: Path) -> list[dict[str, Any]]:
+def train_in_child(step: Step, run: dict[str, Any], *, inputs_below: Path) -> list[dict[str, Any]]:
     """Run the training worker on `run`; returns its metrics, one row a step.
 
-    What belongs to this machine (where the token shards lie, threads, device) reaches the worker
+    What belongs to this machine (where its inputs lie, threads, device) reaches the worker
     through its environment; `run.json` stays in the artifact and is the same on every machine.
 
     Args:
-        run: as `cs336.train.worker` describes it, token shards relative to `shards_below`.
-        shards_below: folder that the token shards are relative to.
+        run: as `cs336.train.worker` describes it, token shards and tokenizer relative to `inputs_below`.
+        inputs_below: folder that these are relative to.
 
     Raises:
         UserError: the worker failed; the line is its own.
@@ -40,7 +40,7 @@ def train_in_child(step: Step, run: dict[str, Any], *, shards_below: Path) -> li
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other when cores are shared
         "CS336_TRAIN_PARENT": str(os.getpid()),
         "CS336_TRAIN_FAILURE": str(failure),
-        "CS336_TRAIN_SHARDS_BELOW": str(shards_below),
+        "CS336_TRAIN_INPUTS_BELOW": str(inputs_below),
         "CS336_TRAIN_THREADS": str(step.num_workers),
         "CS336_TRAIN_DEVICE": step.device,
         "CS336_TRAIN_COMPILE": str(int(step.compile_model)),

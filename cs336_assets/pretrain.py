@@ -9,7 +9,8 @@ from pathlib import Path
 from cs336.files import read_jsonl
 from cs336.model.transformer import ModelConfig, TransformerLM, load_model
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.train.loop import METRICS_FILE, TrainConfig
+from cs336.train.loop import TrainConfig
+from cs336.train.metrics import METRICS_FILE
 from cs336.train.worker import run_training
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
@@ -35,8 +36,9 @@ def base_model(
             "train": dataclasses.asdict(train),
             "seed": seed,
             "token_shards": [str(folder.relative_to(store)) for folder in token_shards],
+            "tokenizer": str(tokenizer.relative_to(store)),
         },
-        shards_below=store,
+        inputs_below=store,
     )
     last = rows[-1]
     plots.training_curve(rows, step.folder / "curve.png")

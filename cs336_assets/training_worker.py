@@ -28,12 +28,15 @@ def main(run_file: Path) -> int:
         "device": os.environ["CS336_TRAIN_DEVICE"],
         "compile": os.environ["CS336_TRAIN_COMPILE"] == "1",
     }
-    below = Path(os.environ["CS336_TRAIN_SHARDS_BELOW"])
+    below = Path(os.environ["CS336_TRAIN_INPUTS_BELOW"])
     run["token_shards"] = [str(below / folder) for folder in run["token_shards"]]
+    run["tokenizer"] = str(below / run["tokenizer"])
     with open_dagster_pipes() as pipes:
         try:
             run_training(
-                run, report=_reporter(pipes, run["train"]["num_steps"]), progress=bar if sys.stderr.isatty() else silent
+                run,
+                report=_reporter(pipes, run["train"]["num_steps"], run["train"]["max_seconds"]),
+                progress=bar if sys.stderr.isatty() else silent,
             )
         except Exception as error:
             if not isinstance(error, UserError):
@@ -44,7 +47,7 @@ def main(run_file: Path) -> int:
     return 0
 
 
-def _reporter(pipes: PipesContext, num_steps: int) -> Any:
+def _reporter(pipes: PipesContext, num_steps: int, max_seconds: float) -> Any:
     last = time.monotonic()
 
     def report(row: dict[str, Any]) -> None:
@@ -53,6 +56,8 @@ def _reporter(pipes: PipesContext, num_steps: int) -> Any:
             return
         last = time.monotonic()
         left = row["seconds"] / row["step"] * (num_steps - row["step"])
+        if max_seconds:
+            left = min(left, max(0.0, max_seconds - row["seconds"]))
         valid = f", valid loss {row['valid_loss']:.3f}" if "valid_loss" in row else ""
         pipes.log.info(
             f"step {row['step']:,} of {num_steps:,}: loss {row['train_loss']:.3f}{valid},"

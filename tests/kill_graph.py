@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 
 from cs336.store import MANIFEST, verify
+from cs336.train.metrics import WALL_CLOCK
 
 ROOT = Path(__file__).parents[1]
-WALL_CLOCK = ("seconds", "tokens_per_second", "peak_bytes")
 
 
 def main() -> int:

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from cs336.files import UserError, write_jsonl
-from cs336.hardware import peak_bytes, pick_device
+from cs336.files import UserError
+from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.progress import Progress, silent
-from cs336.tokens.batches import Batches
-from cs336.train.checkpoint import load_checkpoint, save_checkpoint
-from cs336.train.loss import cross_entropy
-from cs336.train.optimizer import AdamW, clip_gradients
-from cs336.train.schedule import lr_cosine
+from cs336.tokens.batches import Batches, every_token_once
+from cs336.train.checkpoint import (
+    CheckpointWriter,
+    checkpoint_paths,
+    read_checkpoint,
+    restore,
+    restore_rng,
+    rng_state,
+)
+from cs336.train.diagnostics import activation_norms, gradient_norms, weight_norms
+from cs336.train.loss import Loss, linear_cross_entropy, linear_token_losses
+from cs336.train.metrics import (
+    METRICS_FILE,
+    Clock,
+    MetricsLog,
+    Report,
+    drop_rows_after,
+    is_finite,
+    training_flops_per_token,
+)
+from cs336.train.optimizer import AdamW, Muon, clip_gradients
+from cs336.train.schedule import SCHEDULES, lr_cosine, lr_wsd
 
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINT_FILE = "checkpoint.pt"
-Report = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from cs336.generate.engine import TextCodec
+
+CHECKPOINTS_FOLDER = "checkpoints"
+SAMPLES_FILE = "samples.jsonl"
+OPTIMIZERS = ("adamw", "muon")
+
+# The share of a GPU's free memory that the training tokens may take; larger arrays stay on the host.
+_TOKENS_SHARE = 0.25
+_NAMED_DOCUMENTS = 8  # of a batch that broke the run, in the line that says so
+
+NameDocuments = Callable[[Sequence[int], int], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -34,15 +61,36 @@ class TrainConfig:
 
     Attributes:
         batch_size: sequences a step.
+        num_steps: after so many the run ends, if `max_seconds` has not ended it before.
         learning_rate: the highest, reached after the warm-up.
         min_learning_rate: at the last step.
         warmup_steps: linear warm-up from 0.
-        betas, eps, weight_decay: of AdamW; decay acts on matrices only.
+        schedule: "cosine", or "wsd": constant, then a straight line down.
+        decay_fraction: of "wsd", the share of the run in which the rate falls.
+        schedule_by_clock: after the warm-up the schedule runs over the share of `max_seconds` used, not
+            of the steps done, so that it ends with the time.
+        max_seconds: of training time, which begins with the first step and stops for nothing but the
+            last evaluation; no step begins that would end later. 0 for no limit.
+        optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
+        muon_rate_ratio: learning rate of Muon's matrices over that of AdamW's parameters.
+        muon_momentum: of Muon.
+        betas, eps, weight_decay: of AdamW.
+        decay_all: decay acts on vectors (the norms' gains) too, not on matrices only.
         max_grad_norm: global l2 norm above which gradients are scaled down.
+        z_loss: weight of the penalty on large softmax denominators, see `linear_cross_entropy`.
+        micro_batch_size: sequences at once; the gradients of a batch's parts are added up. It divides
+            batch_size; 0 takes the batch as a whole.
         precision: "float32", or "bfloat16" for matrix products under autocast.
         valid_interval: steps between two validation losses.
-        valid_batches: batches in each of those.
+        valid_batches: batches in each of those, always the same ones; the last step's validation loss
+            is that of all held-out tokens, each predicted once.
         checkpoint_interval: steps between two checkpoints.
+        keep_checkpoints: how many of the last ones stay.
+        sample_interval: steps between two rounds of text written by the model; 0 for none.
+        sample_prompts: what each round continues.
+        sample_tokens: the most tokens of each.
+        sample_temperature: 0 takes the most probable token.
+        norm_interval: steps between two rows with norms of weights, gradients and activations; 0 for none.
     """
 
     batch_size: int
@@ -50,20 +98,67 @@ class TrainConfig:
     learning_rate: float
     min_learning_rate: float
     warmup_steps: int
+    schedule: str = "cosine"
+    decay_fraction: float = 0.2  # 10 to 20 % serve as well as a cosine: Hägele et al. 2024, arXiv:2405.18392
+    schedule_by_clock: bool = False
+    max_seconds: float = 0.0
+    optimizer: str = "adamw"
+    muon_rate_ratio: float = 1.0
+    muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)  # usual for language models: spec 1, section 3
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_all: bool = False
     max_grad_norm: float = 1.0
+    z_loss: float = 0.0
+    micro_batch_size: int = 0
     precision: str = "float32"
     valid_interval: int = 100
     valid_batches: int = 8
     checkpoint_interval: int = 200
+    keep_checkpoints: int = 2
+    sample_interval: int = 0
+    sample_prompts: tuple[str, ...] = ("",)
+    sample_tokens: int = 64
+    sample_temperature: float = 0.8
+    norm_interval: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision is "float32" or "bfloat16", got {self.precision!r}')
+        for name, choices in (
+            ("precision", ("float32", "bfloat16")),
+            ("schedule", SCHEDULES),
+            ("optimizer", OPTIMIZERS),
+        ):
+            if getattr(self, name) not in choices:
+                named = " or ".join(f'"{choice}"' for choice in choices)
+                raise ValueError(f"{name} is {named}, got {getattr(self, name)!r}")
         if self.num_steps < 1 or self.batch_size < 1:
             raise ValueError(f"need at least one step and one sequence, got {self.num_steps} and {self.batch_size}")
+        for name in ("valid_interval", "valid_batches", "checkpoint_interval", "keep_checkpoints", "sample_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_seconds", "micro_batch_size", "z_loss", "sample_interval", "norm_interval", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size must divide batch_size, got {self.micro_batch_size} for {self.batch_size}"
+            )
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction lies in (0, 1], got {self.decay_fraction}")
+        if self.schedule_by_clock and not self.max_seconds:
+            raise ValueError("schedule_by_clock needs max_seconds, the time that the schedule runs over")
+
+    def learning_rate_at(self, t: int, seconds: float) -> float:
+        """The learning rate of step t, counted from 1, that begins after `seconds` of training."""
+        last = float(self.num_steps)
+        if self.schedule_by_clock:  # the steps that the whole time has room for, at the pace so far
+            used = min(1.0, seconds / self.max_seconds)
+            last = t / used if used else math.inf
+        if self.schedule == "cosine":
+            return lr_cosine(t, self.learning_rate, self.min_learning_rate, self.warmup_steps, last)
+        decay_start = max(float(self.warmup_steps), last * (1 - self.decay_fraction))
+        return lr_wsd(t, self.learning_rate, self.min_learning_rate, self.warmup_steps, decay_start, last)
 
 
 def train(
@@ -76,130 +171,322 @@ def train(
     folder: Path,
     device: str = "auto",
     compile_model: bool = False,
+    tokenizer: TextCodec | None = None,
+    name_documents: NameDocuments | None = None,
     report: Report = lambda row: None,
     progress: Progress = silent,
 ) -> TransformerLM:
-    """Train a model; `folder` gets `metrics.jsonl`, `checkpoint.pt`, `config.json`, `model.safetensors`.
+    """Train a model; `folder` gets `metrics.jsonl`, `checkpoints/`, `config.json`, `model.safetensors`.
 
-    The batch of a step is a function of seed and step alone, so a run that was stopped and goes on
-    from its checkpoint ends with the weights of one that was not.
+    The batch of a step is a function of seed and step alone, and a checkpoint holds the random streams,
+    so a run that was stopped and goes on from its checkpoint ends with the weights of one that was not.
 
     Args:
         train_tokens, valid_tokens: one-dimensional arrays of token ids.
-        folder: may hold the checkpoint of an interrupted run with the same settings.
+        folder: may hold the checkpoints of an interrupted run with the same settings.
         device: "auto" takes a GPU where there is one.
+        compile_model: compile model and loss; slower to start, faster to run.
+        tokenizer: for `config.sample_interval`; samples go to `samples.jsonl`.
+        name_documents: (starts of a batch's stretches, their length) -> the documents in it, for the
+            error that a loss that is not finite ends in.
         report: called with every row of metrics.
 
     Raises:
-        UserError: too few tokens, or the loss is not finite.
+        UserError: too few tokens, a checkpoint of another run, or a loss, gradient or weight that is not
+            finite: nothing of that step is saved.
     """
-    torch_device = pick_device(device)
-    if torch_device.type == "cpu":
-        # Else several threads add up the embedding's gradient in any order, and equal runs drift apart.
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
-    model = TransformerLM(model_config).to(torch_device)
-    optimizer = AdamW(_decay_groups(model, config.weight_decay), config.learning_rate, config.betas, config.eps)
-    forward = torch.compile(model) if compile_model else model
-    batches, valid_batches = (
-        Batches(
-            tokens,
-            batch_size=config.batch_size,
-            context_length=model_config.context_length,
-            seed=s,
-            device=torch_device,
+    if len(train_tokens) <= model_config.context_length or len(valid_tokens) < 2:
+        raise UserError(
+            f"{len(train_tokens)} training and {len(valid_tokens)} held-out tokens are too few for a context of"
+            f" {model_config.context_length}; give more text"
         )
-        for tokens, s in ((train_tokens, seed), (valid_tokens, seed + 1))
+    if config.sample_interval and tokenizer is None:
+        raise UserError("sample_interval needs a tokenizer to write text with; set it to 0, or name the tokenizer")
+    torch_device = pick_device(device)
+    _compute_deterministically(torch_device)
+    torch.manual_seed(seed)
+    model = TransformerLM(model_config).to(torch_device).train()
+    optimizer = make_optimizer(model, config)
+    loss_of = _loss_function(model, config, torch_device)
+    if compile_model:
+        loss_of = torch.compile(loss_of, dynamic=False)
+    batches = _training_batches(train_tokens, config, model_config.context_length, seed, torch_device)
+    identity = {"model_config": asdict(model_config), "train": _plain(asdict(config)), "seed": seed}
+    start, seconds_before, finished = _resume(model, optimizer, folder, identity, torch_device)
+    clock = Clock(seconds_before)
+    context_length = model_config.context_length
+    tokens_per_step = config.batch_size * context_length
+
+    def check(row: dict[str, Any]) -> None:
+        if not is_finite(row):
+            loss, norm = row["train_loss"], row["grad_norm"]
+            what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient's norm became {norm}"
+            writer.settle()
+            raise _not_finite(what, row["step"], folder, batches, name_documents, context_length)
+
+    def save(done: int, over: bool) -> None:
+        writer.settle()
+        if not math.isfinite(math.hypot(*weight_norms(model).values())):
+            raise _not_finite("weights became infinite", done, folder, batches, name_documents, context_length)
+        writer.save(model, optimizer, done, finished=over, rng=rng_state(torch_device), **identity)
+
+    def is_over(done: int) -> bool:
+        """Whether the run ends here: its steps are done, or one more would end too late."""
+        late = bool(config.max_seconds) and log.seconds_of_next_step() > config.max_seconds
+        return done == config.num_steps or late
+
+    log = MetricsLog(
+        folder / METRICS_FILE,
+        clock=clock,
+        device=torch_device,
+        precision=config.precision,
+        tokens_per_step=tokens_per_step,
+        flops_per_token=training_flops_per_token(model),
+        check=check,
+        report=report,
     )
-    start, seconds_before = _resume(model, optimizer, folder)
-    metrics = folder / METRICS_FILE
-    clock = _Clock(done=start, seconds_before=seconds_before)
-    with metrics.open("a", encoding="utf-8") as log:
-        for step in progress(range(start, config.num_steps), unit="steps", label="train"):
-            learning_rate = lr_cosine(
-                step + 1, config.learning_rate, config.min_learning_rate, config.warmup_steps, config.num_steps
-            )
+    steps = range(start, start if finished else config.num_steps)
+    with (
+        contextlib.closing(log),
+        CheckpointWriter(folder / CHECKPOINTS_FOLDER, keep=config.keep_checkpoints) as writer,
+        contextlib.closing(batches.in_order(steps)) as data,
+    ):
+        for step, (inputs, targets) in zip(progress(steps, unit="steps", label="train"), data, strict=False):
+            writer.raise_failure()
+            done = step + 1
+            learning_rate = config.learning_rate_at(done, clock.seconds())
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            inputs, targets = batches.at(step)
-            with _autocast(torch_device, config.precision):
-                loss = cross_entropy(forward(inputs).float(), targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+                group["lr"] = learning_rate * group["rate_ratio"]
+            loss = _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
+            norms = {}
+            if config.norm_interval and done % config.norm_interval == 0:
+                norms["gradient_norms"] = gradient_norms(model)
+                with _autocast(torch_device, config.precision):
+                    norms["activation_norms"] = activation_norms(model, inputs[: config.micro_batch_size or None])
+                norms["weight_norms"] = weight_norms(model)
             grad_norm = clip_gradients(model.parameters(), config.max_grad_norm)
             optimizer.step()
+            row = {"step": done, "num_tokens": done * tokens_per_step, "learning_rate": learning_rate} | norms
+            log.begin(row, torch.stack((loss.float(), grad_norm.float())))
 
-            done = step + 1
-            row: dict[str, Any] = {
-                "step": done,
-                "num_tokens": done * config.batch_size * model_config.context_length,
-                "train_loss": loss.item(),
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm.item(),
-            }
-            if not math.isfinite(row["train_loss"]):
-                raise UserError(f"{metrics}: the loss became {row['train_loss']} at step {done}; lower learning_rate")
-            if done % config.valid_interval == 0 or done == config.num_steps:
-                row["valid_loss"] = _valid_loss(forward, valid_batches, config)
-            row |= clock.lap(done, config.batch_size * model_config.context_length)
-            log.write(json.dumps(row) + "\n")
-            report(row)
-            if done % config.checkpoint_interval == 0 or done == config.num_steps:
+            over = is_over(done)
+            if over or done % config.valid_interval == 0:
+                log.settle()
+                max_batches = None if over else config.valid_batches
+                valid_loss, num_valid_tokens = evaluate(
+                    model, valid_tokens, config, device=torch_device, max_batches=max_batches
+                )
+                log.add(valid_loss=valid_loss, num_valid_tokens=num_valid_tokens)
+            if config.sample_interval and tokenizer and (over or done % config.sample_interval == 0):
+                log.settle()
+                _write_samples(folder / SAMPLES_FILE, model, tokenizer, config, done)
+            log.end()
+            if over or done % config.checkpoint_interval == 0:
                 log.flush()
-                save_checkpoint(model, optimizer, done, folder / CHECKPOINT_FILE, train=asdict(config), seed=seed)
+                save(done, over)
+            if over and done < config.num_steps:
+                break
     save_model(model, folder)
     return model.eval()
 
 
-def _decay_groups(model: TransformerLM, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]  # decay would only shrink the norms' gains
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def make_optimizer(model: TransformerLM, config: TrainConfig) -> AdamW:
+    """The run's optimizer; each group's `rate_ratio` times the schedule is its learning rate."""
+    named = list(model.named_parameters())
+    hidden = [p for name, p in named if config.optimizer == "muon" and p.ndim == 2 and name.startswith("layers.")]
+    taken = {id(parameter) for parameter in hidden}
+    matrices = [p for _, p in named if p.ndim >= 2 and id(p) not in taken]
+    vectors = [p for _, p in named if p.ndim < 2]  # decay would only shrink the norms' gains
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay, "rate_ratio": 1.0},
+        {"params": vectors, "weight_decay": config.weight_decay if config.decay_all else 0.0, "rate_ratio": 1.0},
+    ]
+    if config.optimizer == "adamw":
+        return AdamW(groups, config.learning_rate, config.betas, config.eps, config.weight_decay)
+    groups.append({"params": hidden, "rate_ratio": config.muon_rate_ratio, "orthogonalize": True})
+    return Muon(
+        groups, config.learning_rate, config.betas, config.eps, config.weight_decay, momentum=config.muon_momentum
+    )
 
 
-def _resume(model: TransformerLM, optimizer: AdamW, folder: Path) -> tuple[int, float]:
-    """Steps already done and the seconds they took; metrics past the checkpoint will be made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, metrics = folder / CHECKPOINT_FILE, folder / METRICS_FILE
-    done = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else 0
-    rows = [row for row in _whole_rows(metrics) if row["step"] <= done]
-    write_jsonl(metrics, rows)
-    return done, rows[-1]["seconds"] if rows else 0.0
+@torch.no_grad()
+def evaluate(
+    model: TransformerLM,
+    tokens: Any,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    max_batches: int | None = None,
+) -> tuple[float, int]:
+    """Mean loss in nats over held-out text in the run's precision, and the number of tokens predicted.
+
+    Args:
+        max_batches: None for a full pass in which each token but the first is predicted once.
+    """
+    was_training = model.training
+    model.eval()
+    nats, counts = [], []
+    for batch in every_token_once(
+        tokens,
+        batch_size=config.micro_batch_size or config.batch_size,
+        context_length=model.config.context_length,
+        device=device,
+        max_batches=max_batches and max_batches * (config.batch_size // (config.micro_batch_size or config.batch_size)),
+    ):
+        with _autocast(device, config.precision):
+            losses = linear_token_losses(model.hidden_states(batch.inputs), model.lm_head.weight, batch.targets)
+        nats.append(torch.where(batch.counted, losses, 0.0).sum())
+        counts.append(batch.counted.sum())
+    model.train(was_training)
+    num_tokens = int(torch.stack(counts).sum())
+    return math.fsum(torch.stack(nats).tolist()) / num_tokens, num_tokens
 
 
-def _whole_rows(metrics: Path) -> Iterator[dict[str, Any]]:
-    if metrics.exists():
-        for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # a killed run may leave half a line
-                yield json.loads(line)
+def _compute_deterministically(device: torch.device) -> None:
+    """Make equal runs equal to the last bit.
+
+    Otherwise several threads, or a GPU's blocks, add up the embedding's gradient in any order, and equal
+    runs drift apart. An operation that a GPU has no deterministic form of warns, and does not stop the run.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS; read at its first product
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # Filling memory that is about to be written is for finding bugs, and takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-@torch.inference_mode()
-def _valid_loss(forward: Any, batches: Batches, config: TrainConfig) -> float:
-    """Mean loss over the same batches at each call, in full precision."""
-    losses = []
-    for number in range(config.valid_batches):
-        inputs, targets = batches.at(number)
-        losses.append(cross_entropy(forward(inputs).float(), targets).item())
-    return sum(losses) / len(losses)
+def _loss_function(model: TransformerLM, config: TrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], Loss]:
+    """Model and loss as one function of a batch, to be compiled as a whole."""
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Loss:
+        with _autocast(device, config.precision):
+            return linear_cross_entropy(
+                model.hidden_states(inputs), model.lm_head.weight, targets, z_loss=config.z_loss
+            )
+
+    return loss_of
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+def _accumulate_gradients(
+    loss_of: Callable[[Tensor, Tensor], Loss],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+) -> Tensor:
+    """Leave the gradient of the whole batch's mean loss in the parameters; returns its cross-entropy."""
+    optimizer.zero_grad(set_to_none=True)
+    size = config.micro_batch_size or config.batch_size
+    parts = []
+    for some_inputs, some_targets in zip(inputs.split(size), targets.split(size), strict=True):
+        loss = loss_of(some_inputs, some_targets)
+        (loss.total * (size / config.batch_size)).backward()
+        parts.append(loss.cross_entropy.detach())
+    return torch.stack(parts).mean()
 
 
-class _Clock:
-    """Wall-clock columns of the metrics: they vary from run to run and decide nothing."""
+def _training_batches(
+    tokens: Any, config: TrainConfig, context_length: int, seed: int, device: torch.device
+) -> Batches:
+    on_gpu = device.type == "cuda"
+    fits = on_gpu and 2 * len(tokens) < _TOKENS_SHARE * torch.cuda.mem_get_info(device)[0]
+    return Batches(
+        tokens,
+        batch_size=config.batch_size,
+        context_length=context_length,
+        seed=seed,
+        device=device,
+        keep_on_device=fits,
+        prefetch=on_gpu,
+    )
 
-    def __init__(self, done: int, seconds_before: float):
-        self.start = time.monotonic()
-        self.first = done
-        self.seconds_before = seconds_before
 
-    def lap(self, done: int, tokens_per_step: int) -> dict[str, float]:
-        seconds = time.monotonic() - self.start
-        return {
-            "seconds": round(self.seconds_before + seconds, 3),
-            "tokens_per_second": round((done - self.first) * tokens_per_step / max(seconds, 1e-9)),
-            "peak_bytes": peak_bytes(),
-        }
+def _resume(
+    model: TransformerLM, optimizer: AdamW, folder: Path, identity: dict[str, Any], device: torch.device
+) -> tuple[int, float, bool]:
+    """Steps already done, the seconds they took, and whether they were all.
+
+    Rows past the checkpoint are dropped: their steps will be made again.
+    """
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for partial in [*folder.glob(".*.partial"), *checkpoints.glob(".*.partial")]:  # of a write that was killed
+        partial.unlink()
+    done, finished = 0, False
+    if paths := checkpoint_paths(checkpoints):
+        state = read_checkpoint(paths[-1])
+        _check_identity(paths[-1], state, identity)
+        done = restore(state, model, optimizer)
+        restore_rng(state["rng"], device)
+        finished = state["finished"]
+    rows = drop_rows_after(folder / METRICS_FILE, done)
+    if (folder / SAMPLES_FILE).exists():
+        drop_rows_after(folder / SAMPLES_FILE, done)
+    return done, rows[-1]["seconds"] if rows else 0.0, finished
+
+
+def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """A checkpoint of other settings would go on as a run that is neither."""
+    here, there = _flat(identity), _flat({part: state.get(part) for part in identity})
+    changed = [
+        f"{name} was {there.get(name)!r}, is {here.get(name)!r}"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    if changed:
+        raise UserError(f"{path}: of a run with other settings ({'; '.join(changed)}); take another folder")
+
+
+def _flat(parts: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for part, value in parts.items():
+        flat |= value if isinstance(value, dict) else {part: value}
+    return flat
+
+
+def _not_finite(
+    what: str,
+    step: int,
+    folder: Path,
+    batches: Batches,
+    name_documents: NameDocuments | None,
+    context_length: int,
+) -> UserError:
+    """One line for a run that cannot go on: the step, the text it saw, and the checkpoint before it."""
+    line = f"{folder / METRICS_FILE}: the {what} at step {step}"
+    if name_documents is not None:
+        names = list(name_documents(batches.starts(step - 1).tolist(), context_length + 1))
+        more = f" and {len(names) - _NAMED_DOCUMENTS} more" if len(names) > _NAMED_DOCUMENTS else ""
+        line += f", on {', '.join(names[:_NAMED_DOCUMENTS])}{more}"
+    good = checkpoint_paths(folder / CHECKPOINTS_FOLDER)
+    line += f"; the last good checkpoint is {good[-1]}" if good else "; there is no checkpoint yet"
+    return UserError(f"{line}; lower learning_rate, or look at that text")
+
+
+def _write_samples(path: Path, model: TransformerLM, tokenizer: TextCodec, config: TrainConfig, step: int) -> None:
+    """Let the model continue the prompts; it goes on as if it had not (its random streams are its own)."""
+    from cs336.generate.engine import generate
+
+    model.eval()
+    completions = generate(
+        model,
+        tokenizer,
+        config.sample_prompts,
+        max_new_tokens=min(config.sample_tokens, model.config.context_length - 1),
+        temperature=config.sample_temperature,
+        seed=step,
+    )
+    model.train()
+    with path.open("a", encoding="utf-8") as file:
+        for prompt, completion in zip(config.sample_prompts, completions, strict=True):
+            row = {"step": step, "prompt": prompt, "text": completion.text}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, so that they compare equal wherever they were read from."""
+    return json.loads(json.dumps(values))

@@ -5,15 +5,22 @@ it also runs on machines that have PyTorch and little more.
 
     {"model": {...}, "train": {...}, "seed": 0, "folder": "out",
      "token_shards": ["folder of a shard", ...],
+     "tokenizer": "folder of the tokenizer",
      "device": "auto", "compile": false, "num_threads": 2}
+
+The last four may be left out; the tokenizer is needed only where the model writes samples. The folder
+gets `metrics.jsonl` (a line a step), `checkpoints/`, `samples.jsonl`, and at the end `config.json` and
+`model.safetensors`. The same command goes on with a run that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +29,20 @@ import torch
 from cs336.files import UserError, read_json
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.progress import Progress, bar
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens.batches import documents_at
 from cs336.tokens.shards import concatenate
-from cs336.train.loop import Report, TrainConfig, train
+from cs336.train.loop import TrainConfig, train
+from cs336.train.metrics import Report
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train what the file describes, with a progress bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"{_settings('model', ModelConfig)}\n\n{_settings('train', TrainConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=Path, help="run.json")
     try:
         run_training(read_json(parser.parse_args(arguments).run), progress=bar)
@@ -48,7 +62,10 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
     Raises:
         UserError: a setting that is missing or does not exist, or more than one process.
     """
-    needed, known = {"model", "train", "seed", "folder", "token_shards"}, {"device", "compile", "num_threads"}
+    needed, known = (
+        {"model", "train", "seed", "folder", "token_shards"},
+        {"tokenizer", "device", "compile", "num_threads"},
+    )
     if needed - run.keys() or run.keys() - needed - known:
         wrong = sorted((needed - run.keys()) or (run.keys() - needed - known))
         raise UserError(f"run.json: {'lacks' if needed - run.keys() else 'has an unknown'} {', '.join(wrong)}")
@@ -58,6 +75,11 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
     torch.set_num_threads(run.get("num_threads") or torch.get_num_threads())
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU stays at fp32
     folders = [Path(folder) for folder in run["token_shards"]]
+
+    def name_documents(starts: Sequence[int], num_tokens: int) -> Iterator[str]:
+        for document in documents_at(folders, "train", starts, num_tokens):
+            yield f"{document.url} ({document.id})"
+
     return train(
         _config(ModelConfig, run["model"]),
         _config(TrainConfig, run["train"]),
@@ -67,9 +89,19 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
         folder=Path(run["folder"]),
         device=run.get("device", "auto"),
         compile_model=run.get("compile", False),
+        tokenizer=Tokenizer.load(Path(run["tokenizer"])) if run.get("tokenizer") else None,
+        name_documents=name_documents,
         report=report,
         progress=progress,
     )
+
+
+def _settings(name: str, kind: type) -> str:
+    """What a part of the run file may say: each setting's meaning, and the defaults."""
+    values = [f"{f.name}={f.default!r}" for f in fields(kind) if f.default is not MISSING]
+    needed = [f.name for f in fields(kind) if f.default is MISSING]
+    attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")[2]
+    return f'"{name}": needs {", ".join(needed)};\nby default {", ".join(values)}\n{attributes}'
 
 
 def _config(kind: type, values: dict[str, Any]) -> Any:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cs336.tokens.batches import Batches, get_batch
-from cs336.tokens.shards import TokenArray
+from cs336.files import write_jsonl
+from cs336.tokens.batches import Batches, documents_at, every_token_once, get_batch
+from cs336.tokens.shards import INDEX_FILE, IndexedDocument, TokenArray
 
 TOKENS = np.arange(1_000, 1_100, dtype=np.uint16)
 
@@ -47,8 +48,8 @@ def test_a_bad_device_raises(device: str):
         get_batch(TOKENS, 4, 7, device)
 
 
-def batches(seed: int, tokens=TOKENS) -> Batches:
-    return Batches(tokens, batch_size=8, context_length=5, seed=seed, device="cpu")
+def batches(seed: int, tokens=TOKENS, **options) -> Batches:
+    return Batches(tokens, batch_size=8, context_length=5, seed=seed, device="cpu", **options)
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -67,3 +68,75 @@ def test_shards_give_the_batches_of_one_array():
     for step in range(20):
         for actual, expected in zip(batches(1, shards).at(step), batches(1).at(step), strict=True):
             assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("options", [{"keep_on_device": True}, {"prefetch": True}])
+@pytest.mark.parametrize("tokens", [TOKENS, TokenArray([TOKENS[:50], TOKENS[50:]]), np.full(10, 65_535, np.uint16)])
+def test_where_tokens_are_kept_changes_no_batch(options, tokens):
+    plain = batches(2, tokens)
+    for step, (inputs, targets) in enumerate(batches(2, tokens, **options).in_order(range(3, 9)), 3):
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert torch.equal(inputs, plain.at(step)[0]) and torch.equal(targets, plain.at(step)[1])
+    assert step == 8
+
+
+def test_a_batch_that_cannot_be_read_is_an_error_at_its_step():
+    class Broken(TokenArray):
+        def __getitem__(self, place):
+            raise OSError("unreadable")
+
+    stream = batches(2, Broken([TOKENS]), prefetch=True).in_order(range(5))
+    with pytest.raises(OSError, match="unreadable"):
+        next(stream)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, 5, 6, 7, 21, 22, 23, 40, 41, 42])  # shorter than a window, full, more
+def test_a_full_pass_predicts_each_token_once(num_tokens):
+    tokens = np.arange(100, 100 + num_tokens)
+    predicted = []
+    shapes = set()
+    for inputs, targets, counted in every_token_once(tokens, batch_size=4, context_length=5, device="cpu"):
+        assert torch.equal(targets, inputs + 1)
+        predicted += targets[counted].tolist()
+        shapes.add(tuple(inputs.shape))
+    assert predicted == tokens[1:].tolist()
+    assert shapes == {(4, min(5, num_tokens - 1))}  # one shape, so that a compiled model is compiled once
+
+
+def test_a_part_of_a_pass_is_always_the_same_and_spread_over_the_text():
+    tokens = np.arange(1_001)
+    parts = [
+        [
+            batch.targets[batch.counted].tolist()
+            for batch in every_token_once(tokens, batch_size=4, context_length=5, device="cpu", max_batches=10)
+        ]
+        for _ in range(2)
+    ]
+    assert parts[0] == parts[1]
+    counted = [token for batch in parts[0] for token in batch]
+    assert len(counted) == len(set(counted)) == 10 * 4 * 5
+    assert counted[0] == 1 and counted[-1] > 950 and max(np.diff(counted)) < 50
+    with pytest.raises(ValueError, match="1 tokens leave nothing to predict"):
+        next(every_token_once(tokens[:1], batch_size=4, context_length=5, device="cpu"))
+
+
+def test_the_documents_of_a_batch_are_those_its_stretches_touch(tmp_path):
+    lengths = {"a": [4, 3, 1, 6], "b": [2, 7]}  # tokens of each training document, in two shards
+    owner = []
+    for shard, sizes in lengths.items():
+        rows, first = [], 0
+        for number, size in enumerate(sizes):
+            rows.append(IndexedDocument("valid", 0, 5, 1, 0, "held-out", "")._asdict())
+            rows.append(IndexedDocument("train", first, size, 1, number, f"{shard}{number}", "")._asdict())
+            owner += [f"{shard}{number}"] * size
+            first += size
+        (tmp_path / shard).mkdir()
+        write_jsonl(tmp_path / shard / INDEX_FILE, rows)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    rng = np.random.default_rng(0)
+    for num_tokens in (1, 2, 5):
+        for _ in range(40):
+            starts = rng.integers(0, len(owner) - num_tokens + 1, size=rng.integers(1, 4)).tolist()
+            touched = {owner[place] for start in starts for place in range(start, start + num_tokens)}
+            found = [document.id for document in documents_at(folders, "train", starts, num_tokens)]
+            assert found == [name for name in dict.fromkeys(owner) if name in touched]

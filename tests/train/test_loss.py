@@ -1,0 +1,112 @@
+"""The cross-entropy that never holds all logits: the plain one's value and gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cs336.train.loss import cross_entropy, linear_cross_entropy, linear_token_losses
+
+VOCAB = 37
+
+
+def _example(scale=1.0):
+    torch.manual_seed(0)
+    hidden = (scale * torch.randn(3, 5, 8)).requires_grad_()
+    weight = torch.randn(VOCAB, 8, requires_grad=True)
+    return hidden, weight, torch.randint(0, VOCAB, (3, 5))
+
+
+def _gradients(loss, *parameters):
+    return torch.autograd.grad(loss, parameters)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 15, 100])  # one token, a remainder, exactly all, more than there are
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_value_and_gradients_are_pytorchs(chunk_tokens, scale):
+    hidden, weight, targets = _example(scale)
+    plain = nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
+    loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk_tokens)
+    assert torch.equal(loss.total, loss.cross_entropy) and not loss.cross_entropy.requires_grad
+    torch.testing.assert_close(loss.total, plain, atol=1e-4, rtol=1e-5)
+    # Three times the loss has three times the gradient: what comes from above is not forgotten.
+    for ours, theirs in zip(
+        _gradients(3 * loss.total, hidden, weight), _gradients(3 * plain, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-6 * scale, rtol=1e-4)
+
+
+def test_the_z_loss_is_the_mean_squared_log_of_the_denominator():
+    hidden, weight, targets = _example()
+    logits = hidden @ weight.T
+    plain = cross_entropy(logits, targets) + 0.1 * logits.logsumexp(-1).square().mean()
+    loss = linear_cross_entropy(hidden, weight, targets, z_loss=0.1, chunk_tokens=4)
+    torch.testing.assert_close(loss.total, plain)
+    torch.testing.assert_close(loss.cross_entropy, cross_entropy(logits, targets))
+    for ours, theirs in zip(_gradients(loss.total, hidden, weight), _gradients(plain, hidden, weight), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype():
+    hidden, weight, targets = _example()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=4).total
+        plain = cross_entropy((hidden @ weight.T).float(), targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(loss, linear_cross_entropy(hidden, weight, targets, chunk_tokens=4).total)
+    for ours, theirs in zip(_gradients(loss, hidden, weight), _gradients(plain, hidden, weight), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)  # bf16 has 8 bits
+
+
+class _Largest(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_no_tensor_is_as_large_as_all_logits():
+    hidden = torch.randn(512, 8, requires_grad=True)
+    weight, targets = torch.randn(VOCAB, 8, requires_grad=True), torch.randint(0, VOCAB, (512,))
+    with _Largest() as largest:
+        linear_cross_entropy(hidden, weight, targets, chunk_tokens=64).total.backward()
+        linear_token_losses(hidden, weight, targets, chunk_tokens=64)
+    assert largest.numel == max(512 * 8, 64 * VOCAB) < 512 * VOCAB
+
+
+def test_single_losses_are_those_whose_mean_is_the_loss():
+    hidden, weight, targets = _example()
+    losses = linear_token_losses(hidden, weight, targets, chunk_tokens=4)
+    expected = nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(losses, expected.view(3, 5))
+    assert losses.shape == targets.shape and not losses.requires_grad
+
+
+def test_it_compiles_with_what_stands_before_it_to_the_same_numbers():
+    hidden, weight, targets = _example()
+
+    def loss_of(x):
+        return linear_cross_entropy(torch.tanh(x), weight, targets, z_loss=1e-3, chunk_tokens=4).total
+
+    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(hidden), loss_of(hidden))
+    for ours, theirs in zip(
+        _gradients(compiled(hidden), hidden, weight), _gradients(loss_of(hidden), hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_mistakes_are_named():
+    hidden, weight, targets = _example()
+    with pytest.raises(ValueError, match="do not belong together"):
+        linear_cross_entropy(hidden, weight, targets[:, :-1])
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1, got 0"):
+        linear_cross_entropy(hidden, weight, targets, chunk_tokens=0)
+    with pytest.raises(ValueError, match="z_loss"):
+        linear_cross_entropy(hidden, weight, targets, z_loss=-1.0)
