@@ -184,7 +184,7 @@ def test_stop_strings_cut_every_row_of_a_batch_where_they_begin(bytes_model):
     prompts = [f"prompt {'x' * (i % 7)}" for i in range(24)]
     options = {"max_new_tokens": 30, "temperature": 1.0, "seed": 1}
     free = generate(bytes_model, Pieces(), prompts, **options)
-    stop = ["ab", "gfe", "dd", "ca", "fb", "bgd", "€"]
+    stop = ["gfe", "dd", "ca", "b", "bgd", "€"]
     stopped = generate(bytes_model, Pieces(), prompts, stop=stop, **options)
     for before, after in zip(free, stopped, strict=True):
         ends = [before.text.find(string) + len(string) for string in stop if string in before.text]
