@@ -18,7 +18,20 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert caught.value.code == 0
-    for command in ("presets", "data", "show", "look", "generate", "scores", "verify", "run", "demo", "ui", "adopt"):
+    for command in (
+        "presets",
+        "data",
+        "show",
+        "look",
+        "generate",
+        "chat",
+        "scores",
+        "verify",
+        "run",
+        "demo",
+        "ui",
+        "adopt",
+    ):
         assert f"    {command} " in printed
 
 
@@ -48,6 +61,13 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
         (["look", "--preset", "huge"], "no preset 'huge'"),
         (["look"], "holds no documents"),
         (["generate", "x"], "not there yet; `cs336 demo`"),
+        (["generate", "x", "--preset", "huge"], "no preset 'huge'"),
+        (["generate", "x", "--num-samples", "0"], "--num-samples is 0; give 1 or more"),
+        (["generate", "x", "--device", "abacus"], "device 'abacus'"),
+        (["generate", "x", "--model", "nowhere"], "nowhere: holds no config.json"),
+        (["chat"], "not there yet; `cs336 demo`"),
+        (["chat", "--model", "nowhere"], "nowhere: holds no config.json"),
+        (["chat", "--top-p", "2"], "--top-p: 2.0 is out of range; give above 0 and at most 1"),
         (["scores"], "no scores yet"),
         (["presets", "huge"], "no preset 'huge'"),
         (["data", "fetch", "nonsense"], "the catalogue has no 'nonsense'"),
