@@ -124,7 +124,7 @@ def chat(
             room = max(context - settings.tokens, context // 2)
             prompt, now_left_out = conversation.prompt(line, tokenizer, room=room)
             if now_left_out > num_left_out:
-                write(f"[the model sees {context} tokens: the first {now_left_out} turns are left out]\n")
+                write(f"[the model sees {context} tokens; oldest turns left out: {now_left_out}]\n")
             num_left_out = now_left_out
             answer = _answer(model, tokenizer, prompt, settings, turn=len(conversation.turns), write=write)
             conversation.turns.append((line, answer))
@@ -157,7 +157,7 @@ def _answer(
 ) -> str:
     """Show the model's answer as it comes; Ctrl-C ends it where it is."""
     write("Assistant: ")
-    answer = ""
+    answer = shown = ""
     pieces = stream(
         model,
         tokenizer,
@@ -174,9 +174,10 @@ def _answer(
     try:
         while True:
             _, piece = next(pieces)
-            piece = piece if answer else piece.lstrip()
             answer += piece
-            write(piece)
+            # White space around the answer belongs to the template, not to the screen.
+            write(answer.strip()[len(shown) :])
+            shown = answer.strip()
     except StopIteration as end:
         completion: Completion = end.value[0]
         if completion.prompt_truncated:
@@ -185,5 +186,5 @@ def _answer(
             note += f" [{settings.tokens} tokens; /tokens allows more]"
     except KeyboardInterrupt:
         note = " [stopped]"
-    write(f"{note}\n" if answer else f"[nothing]{note}\n")
-    return answer.rstrip()
+    write(f"{note}\n" if shown else f"[nothing]{note}\n")
+    return shown
