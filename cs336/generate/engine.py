@@ -344,6 +344,7 @@ class _Batch:
         self._padding = torch.tensor([self._width - len(row.prompt_ids) for row in rows], device=self.device)
         self._least_padding = 0
         self._window_moves = False
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._any_padding = bool(self._padding.any())
         uniforms = torch.from_numpy(np.stack([uniforms_of(plan.seed, row.number, num_new) for row in rows]))
         self._uniforms = (uniforms.float() if self.device.type == "mps" else uniforms).to(self.device)
@@ -354,11 +355,47 @@ class _Batch:
 
     def write_token(self) -> None:
         """Choose the next token of every row, those that have ended included; nobody reads theirs."""
-        logits = self._next_logits()
-        self._unsound |= ~logits.amax(dim=-1).isfinite().all()
-        step = self._width - self._num_prompt_columns
-        self._tokens[:, self._width] = sample(logits, self._uniforms[:, step], self._sampling)
+        if self._overflow == "crop" and self._width - self._least_padding > self._model.config.context_length:
+            self._window_moves = True
+        if self.device.type == "cuda" and self._num_cached and not self._window_moves:
+            self._write_token_by_graph()
+        else:
+            step = self._width - self._num_prompt_columns
+            self._tokens[:, self._width] = self._choose(self._next_logits(), self._uniforms[:, step])
         self._width += 1
+
+    def _choose(self, logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        self._unsound |= ~logits.amax(dim=-1).isfinite().all()
+        return sample(logits, uniforms, self._sampling)
+
+    def _write_token_by_graph(self) -> None:
+        """One recorded step, played again: starting its few hundred kernels one by one takes longer than they run."""
+        if self._columns.num_visible < self._columns.capacity:  # the step before read the prompts
+            self._columns.places = torch.tensor([self._width - 1], device=self.device)
+            self._columns.num_visible = self._columns.capacity
+            self._step_with_fixed_shapes()  # warms up what must not happen while recording
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._step_with_fixed_shapes()
+        self._graph.replay()
+
+    def _step_with_fixed_shapes(self) -> None:
+        """Feed the newest column and write the next; where that is stands on the device, so all steps look alike."""
+        place = self._columns.places
+        columns = torch.arange(self._columns.capacity, device=self.device)
+        positions = (place - self._padding).clamp(0, self._model.config.context_length - 1)[:, None]
+        mask = (columns <= place) & (columns >= self._padding[:, None])
+        logits = self._model(
+            self._tokens.index_select(1, place),
+            token_positions=positions,
+            mask=mask[:, None, None, :],
+            caches=self._caches,
+        )[:, -1]
+        uniforms = self._uniforms.index_select(1, place + 1 - self._num_prompt_columns)[:, 0]
+        self._tokens.index_copy_(1, place + 1, self._choose(logits, uniforms)[:, None])
+        place += 1
 
     def new_ids(self, start: int, end: int) -> np.ndarray:
         """Generated tokens number `start` to `end` of each row.
@@ -382,11 +419,10 @@ class _Batch:
         self._least_padding = int(self._padding.min())
         for cache in self._caches:
             cache.keep(chosen)
+        self._graph = None  # it holds the addresses of what has just been replaced
 
     def _next_logits(self) -> Float[Tensor, "batch vocab"]:
         context = self._model.config.context_length
-        if self._overflow == "crop" and self._width - self._least_padding > context:
-            self._window_moves = True
         if self._window_moves:
             # Every cached key was computed from tokens that the model no longer sees.
             first = max(0, self._width - context)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cs336.generate import engine
 from cs336.generate.cache import Columns, PreallocatedCache
 from cs336.generate.engine import continuation_logprobs, generate, stream
-from cs336.generate.sampling import next_token_probabilities, uniforms_of
+from cs336.generate.sampling import Sampling, next_token_probabilities, uniforms_of
 from cs336.model.transformer import ModelConfig, TransformerLM
 
 
@@ -197,6 +197,35 @@ def test_stop_strings_cut_every_row_of_a_batch_where_they_begin(bytes_model):
         assert after.num_tokens <= before.num_tokens
     assert 8 < sum(each.finish == "stop" for each in stopped) < 24
     assert stopped == generate(bytes_model, Pieces(), prompts, stop=stop, batch_size=5, **options)
+
+
+def test_steps_of_fixed_shapes_equal_growing_ones(model):
+    """What a GPU records and plays again, run step by step."""
+    plan = engine._Plan(
+        max_new_tokens=10, sampling=Sampling(temperature=1.0, top_p=0.9), stop=(), seed=4, overflow="share"
+    )
+    with torch.inference_mode():
+        growing, fixed = (engine._Batch(model, plan.rows(model, Characters(), PROMPTS), plan) for _ in range(2))
+        for _ in range(10):
+            growing.write_token()
+        fixed.write_token()
+        fixed._columns.places, fixed._columns.num_visible = torch.tensor([fixed._width - 1]), fixed._columns.capacity
+        for _ in range(9):
+            fixed._step_with_fixed_shapes()
+    assert growing.new_ids(0, 10).tolist() == fixed.new_ids(0, 10).tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("overflow", ["share", "crop", "stop"])
+def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling, overflow):
+    prompts = [f"prompt {'x' * (i % 7)}" for i in range(24)]
+    options = {"max_new_tokens": 30 if overflow == "share" else 44, "seed": 6, "overflow": overflow, **sampling}
+    on_gpu = copy.deepcopy(bytes_model).to("cuda")
+    for stop in ([], ["gfe", "dd", "ca", "b", "bgd"]):
+        expected = generate(bytes_model, Pieces(), prompts, stop=stop, **options)
+        assert generate(on_gpu, Pieces(), prompts, stop=stop, **options) == expected
 
 
 @pytest.mark.parametrize("stop", [[], ["ab", "gfe", "dd"]])
