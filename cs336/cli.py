@@ -325,7 +325,8 @@ def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, 
     from cs336.model.transformer import load_model
     from cs336.presets import find_preset
     from cs336.store import Store
-    from cs336.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
+    from cs336.tokenizer.bpe import Tokenizer
+    from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
 
     device = pick_device(options.device)
     if options.model is None:
@@ -337,9 +338,16 @@ def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, 
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: holds no config.json; --model takes a model's folder, such as base_model")
         # A model exported whole has its tokenizer with it; among artifacts it stands beside.
-        tokenizer = folder if (folder / TOKENIZER_FILE).is_file() else folder.resolve().parent / "tokenizer"
+        inside = any((folder / name).is_file() for name in (OWN_FILE, HUGGING_FACE_FILE))
+        tokenizer = folder if inside else folder.resolve().parent / "tokenizer"
+    if "model_type" in read_json(folder / "config.json"):
+        raise UserError(f"{folder}: is a Hugging Face checkpoint; --model takes a folder such as base_model")
     model = load_model(folder, device=device)
     codec = Tokenizer.load(tokenizer)
+    try:
+        codec.end_of_text_id  # noqa: B018 - generation ends there
+    except ValueError as error:
+        raise UserError(f"{tokenizer}: {error}") from None
     if codec.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{tokenizer}: {codec.vocab_size:,} tokens, but the model {folder} knows {model.config.vocab_size:,};"

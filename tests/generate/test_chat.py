@@ -104,6 +104,19 @@ def test_a_tokenizer_of_another_model_is_one_line(folder, tmp_path, capsys):
     assert "258 tokens, but the model" in printed and len(printed.splitlines()) == 1
 
 
+def test_what_cannot_be_opened_is_one_line(folder, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder / "base_model" / name)
+    Tokenizer({i: bytes([i]) for i in range(256)}, []).save(tmp_path)
+    assert main(["chat", "--model", str(tmp_path)]) == 1
+    assert "<|endoftext|> is not a special token" in capsys.readouterr().err
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["generate", "x", "--model", str(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert "is a Hugging Face checkpoint" in printed and len(printed.splitlines()) == 1
+
+
 def talk(model, tokenizer, lines, settings=None):
     """What a chat shows when these lines are typed; an exception among them is raised instead."""
     shown = []
