@@ -13,8 +13,13 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cs336.files import UserError, read_json
+
+if TYPE_CHECKING:
+    from cs336.model.transformer import TransformerLM
+    from cs336.tokenizer.bpe import Tokenizer
 
 DESCRIPTION = """Train language models from scratch, from raw crawl to MMLU and GSM8K scores.
 
@@ -23,6 +28,7 @@ first steps:
   cs336 scores                     the score table of every model there is
   cs336 look filtered_text         read documents at any stage
   cs336 generate "def "            let the model write
+  cs336 chat                       talk with it
 """
 
 
@@ -87,13 +93,20 @@ def _register(commands: argparse._SubParsersAction) -> None:
     add_preset_option(command)
     command.set_defaults(run=_look)
 
-    command = commands.add_parser("generate", help="let a model continue a prompt")
+    command = commands.add_parser("generate", help="let a model continue a prompt, shown as it is written")
     command.add_argument("prompt", nargs="?", default="", help="text to continue")
     command.add_argument("--tokens", type=int, default=100, help="at most (default: %(default)s)")
-    command.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    command.add_argument("--top-p", type=float, default=0.95, help="nucleus (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0)
-    add_preset_option(command)
+    command.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"end before this text; \n in it is a line's end; may be given several times",
+    )
+    command.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="several texts, all at once (default: %(default)s)"
+    )
+    _add_generation_options(command)
     command.set_defaults(run=_generate)
 
     command = commands.add_parser("export", help="write a preset's model as a Hugging Face checkpoint")
@@ -104,12 +117,29 @@ def _register(commands: argparse._SubParsersAction) -> None:
     add_preset_option(command)
     command.set_defaults(run=_export)
 
+    command = commands.add_parser("chat", help="talk with a model in the terminal; /help there lists its commands")
+    command.add_argument("--tokens", type=int, default=200, help="longest answer (default: %(default)s)")
+    _add_generation_options(command)
+    command.set_defaults(run=_chat)
+
     command = commands.add_parser("scores", help="the score table of every preset's model")
     command.set_defaults(run=_scores)
 
     command = commands.add_parser("verify", help="compare every artifact's files with its manifest")
     add_preset_option(command)
     command.set_defaults(run=_verify)
+
+
+def _add_generation_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--top-k", type=int, default=0, help="most probable tokens; 0 is all (default: %(default)s)")
+    command.add_argument("--top-p", type=float, default=0.95, help="nucleus; 1 is all (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="another seed, another text (default: %(default)s)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    command.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="a model's folder (default: the preset's base_model)"
+    )
+    add_preset_option(command)
 
 
 def _presets(options: argparse.Namespace) -> int:
@@ -228,36 +258,110 @@ def _look(options: argparse.Namespace) -> None:
         print(document.text[: options.characters])
 
 
-def _generate(options: argparse.Namespace) -> None:
-    from cs336.generate.engine import generate
+def _generate(options: argparse.Namespace) -> int:
+    from cs336.generate.engine import generate, stream
+
+    if options.num_samples < 1:
+        raise UserError(f"--num-samples is {options.num_samples}; give 1 or more")
+    model, codec, _ = _open_model(options)
+    settings: dict[str, Any] = {
+        "max_new_tokens": options.tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "stop": [text.replace("\\n", "\n") for text in options.stop],
+        "seed": options.seed,
+        "overflow": "crop",
+    }
+    prompts = [options.prompt] * options.num_samples
+    try:
+        if options.num_samples == 1:
+            pieces = stream(model, codec, prompts, **settings)
+            shown = options.prompt
+            try:
+                while True:
+                    _, piece = next(pieces)
+                    print(shown + piece, end="", flush=True)
+                    shown = ""
+            except StopIteration as end:
+                print(shown)
+                completions = end.value
+        else:
+            completions = generate(model, codec, prompts, **settings)
+            for number, completion in enumerate(completions, 1):
+                print(f"--- {number}\n{options.prompt}{completion.text}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except KeyboardInterrupt:
+        print("\n[stopped]", file=sys.stderr)
+        return 130
+    if completions[0].prompt_truncated:
+        print(
+            f"[the model sees {model.config.context_length} tokens: the prompt's beginning was left out]",
+            file=sys.stderr,
+        )
+    finishes = {"stop": "a stop string", "end": "the model", "length": "--tokens"}
+    for completion in completions:
+        print(f"[{completion.num_tokens} tokens, ended by {finishes[completion.finish]}]", file=sys.stderr)
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from cs336.generate.chat import Settings, chat
+
+    settings = Settings()
+    for name in vars(settings):
+        try:
+            settings.change(name, str(getattr(options, name)))
+        except ValueError as error:
+            raise UserError(f"--{name.replace('_', '-')}: {error}") from None
+    model, codec, folder = _open_model(options)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{folder}: {num_parameters:,} parameters, context of {model.config.context_length:,} tokens, on"
+        f" {model.lm_head.weight.device}\n"
+        "This is a base model: it has learnt to continue text, not to answer. It writes on in the text of this\n"
+        "conversation, as the assistant; do not trust what it says.\n"
+        "/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n"
+    )
+    chat(model, codec, settings)
+
+
+def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, Path]:
+    """The model that `--model` or `--preset` names, its tokenizer, and its folder."""
+    from cs336.hardware import pick_device
     from cs336.model.transformer import load_model
     from cs336.presets import find_preset
     from cs336.store import Store
     from cs336.tokenizer.bpe import Tokenizer
+    from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
 
-    find_preset(options.preset)
-    store = Store(options.preset)
-    model = load_model(_made(store.path("base_model")))
-    codec = Tokenizer.load(_made(store.path("tokenizer")))
-    room = model.config.context_length - len(codec.encode(options.prompt))
-    if room < 1 or options.tokens < 1:
-        raise UserError(f"prompt and completion share {model.config.context_length} tokens; shorten the prompt")
+    device = pick_device(options.device)
+    if options.model is None:
+        find_preset(options.preset)
+        store = Store(options.preset)
+        folder, tokenizer = _made(store.path("base_model")), _made(store.path("tokenizer"))
+    else:
+        folder = options.model
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder}: holds no config.json; --model takes a model's folder, such as base_model")
+        # A model exported whole has its tokenizer with it; among artifacts it stands beside.
+        inside = any((folder / name).is_file() for name in (OWN_FILE, HUGGING_FACE_FILE))
+        tokenizer = folder if inside else folder.resolve().parent / "tokenizer"
+    if "model_type" in read_json(folder / "config.json"):
+        raise UserError(f"{folder}: is a Hugging Face checkpoint; --model takes a folder such as base_model")
+    model = load_model(folder, device=device)
+    codec = Tokenizer.load(tokenizer)
     try:
-        completion = generate(
-            model,
-            codec,
-            [options.prompt],
-            max_new_tokens=min(options.tokens, room - 1 or 1),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-        )[0]
+        codec.end_of_text_id  # noqa: B018 - generation ends there
     except ValueError as error:
-        raise UserError(str(error)) from None
-    print(options.prompt + completion.text)
-    if options.tokens >= room:
-        print(f"[prompt and completion share {model.config.context_length} tokens of context]", file=sys.stderr)
-    print(f"[{completion.num_tokens} tokens, ended by {completion.finish}]", file=sys.stderr)
+        raise UserError(f"{tokenizer}: {error}") from None
+    if codec.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{tokenizer}: {codec.vocab_size:,} tokens, but the model {folder} knows {model.config.vocab_size:,};"
+            " they are not of the same training"
+        )
+    return model, codec, folder
 
 
 def _made(folder: Path) -> Path:

@@ -1,0 +1,23 @@
+"""The generation benchmark at a tiny shape: transformers' weights are ours, so its greedy texts are, too."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import generate
+from benchmarks.measure import run_subject
+
+
+def test_ours_and_transformers_write_the_same(tmp_path):
+    pytest.importorskip("transformers")
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    arguments = "--d-model 32 --num-layers 2 --num-heads 4 --vocab-size 99 --context-length 32 --tokens 12"
+    options = parser.parse_args([*arguments.split(), "--num-prompts", "5", "--device", "cpu"])
+    assert run_subject("generate", generate, argparse.Namespace(**vars(options), repeats=1, results=tmp_path)) == 0
+    rows = [json.loads(line) for line in (tmp_path / "generate.jsonl").read_text().splitlines()]
+    assert [(row["case"], row["contender"]) for row in rows] == [
+        (case, contender) for case in generate.CASES for contender in ("ours", "transformers")
+    ]
+    assert not [row["failure"] for row in rows if "failure" in row]
