@@ -206,6 +206,8 @@ def train(
     _compute_deterministically(torch_device)
     torch.manual_seed(seed)
     model = TransformerLM(model_config).to(torch_device).train()
+    if torch_device.type == "cuda":  # the reference holds all scores, in fp32: slow, and most of the memory
+        model.use_attention_kernel("fused")
     optimizer = make_optimizer(model, config)
     loss_of = _loss_function(model, config, torch_device)
     if compile_model:
