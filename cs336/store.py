@@ -1,8 +1,10 @@
 """Artifact folders that appear whole or not at all, each with a manifest of how it came to be.
 
-    artifacts/<preset>/<asset>[/<shard>]/        the artifact
+    artifacts/<preset>/<asset>[/<part>]/         the artifact
                                 manifest.json    fingerprint, inputs, code, files, machine, time
     artifacts/<preset>/.work/<asset>...          being made; renamed when complete
+
+A part is one partition of an asset: a crawl shard, or a cell of an experiment.
 
 An artifact is current when its manifest's fingerprint equals that of the code, settings and inputs
 it would be made from now. Fingerprints never hold absolute paths, worker counts or hardware.
@@ -83,32 +85,32 @@ class Store:
         self.root = root or default_root()
         self.folder = self.root / preset
 
-    def path(self, asset: str, shard: str | None = None) -> Path:
+    def path(self, asset: str, part: str | None = None) -> Path:
         """Where an artifact lies, whether or not it exists."""
-        return self.folder / asset / shard if shard else self.folder / asset
+        return self.folder / asset / part if part else self.folder / asset
 
-    def manifest(self, asset: str, shard: str | None = None) -> dict[str, Any] | None:
+    def manifest(self, asset: str, part: str | None = None) -> dict[str, Any] | None:
         """The manifest of a finished artifact, or None."""
-        path = self.path(asset, shard) / MANIFEST
+        path = self.path(asset, part) / MANIFEST
         return read_json(path) if path.exists() else None
 
-    def data_version(self, asset: str, shard: str | None = None) -> str:
+    def data_version(self, asset: str, part: str | None = None) -> str:
         """Fingerprint of a finished artifact.
 
         Raises:
             UserError: it was never made.
         """
-        manifest = self.manifest(asset, shard)
+        manifest = self.manifest(asset, part)
         if manifest is None:
-            raise UserError(f"{self.path(asset, shard)}: not there yet; materialize {self.preset}/{asset} first")
+            raise UserError(f"{self.path(asset, part)}: not there yet; materialize {self.preset}/{asset} first")
         return manifest["fingerprint"]
 
-    def is_current(self, asset: str, shard: str | None, version: Version) -> bool:
+    def is_current(self, asset: str, part: str | None, version: Version) -> bool:
         """True when the artifact exists, was made from `version`, and its files have their sizes."""
-        manifest = self.manifest(asset, shard)
+        manifest = self.manifest(asset, part)
         if manifest is None or manifest["fingerprint"] != version.fingerprint:
             return False
-        folder = self.path(asset, shard)
+        folder = self.path(asset, part)
         return all(
             (folder / name).exists() and (folder / name).stat().st_size == facts["bytes"]
             for name, facts in manifest["files"].items()
@@ -116,7 +118,7 @@ class Store:
 
     @contextmanager
     def staging(
-        self, asset: str, shard: str | None, version: Version, *, resumable: bool = False
+        self, asset: str, part: str | None, version: Version, *, resumable: bool = False
     ) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Give out a folder to fill; on success it becomes the artifact, on failure nothing changes.
 
@@ -127,12 +129,12 @@ class Store:
         Yields:
             The folder, and a dictionary of facts to keep in the manifest under "metadata".
         """
-        target = self.path(asset, shard)
-        name = f"{asset}--{shard}" if shard else asset
+        target = self.path(asset, part)
+        name = f"{asset}--{part}" if part else asset
         work = self.folder / ".work" / f"{name}--{version.fingerprint}"
         metadata: dict[str, Any] = {}
         start = time.time()
-        with name_full_disk(work), self.only_maker(asset, shard):
+        with name_full_disk(work), self.only_maker(asset, part):
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ class Store:
                 raise
             manifest = {
                 "asset": f"{self.preset}/{asset}",
-                "shard": shard,
+                "part": part,
                 "fingerprint": version.fingerprint,
                 "code": version.code,
                 "config": version.config,
@@ -164,14 +166,14 @@ class Store:
                 if re.fullmatch(r"[0-9a-f]{16}(\.old)?", stale.name.removeprefix(f"{name}--")):
                     shutil.rmtree(stale, ignore_errors=True)
 
-    def only_maker(self, asset: str, shard: str | None) -> AbstractContextManager[None]:
+    def only_maker(self, asset: str, part: str | None) -> AbstractContextManager[None]:
         """Hold the right to make an artifact.
 
         Raises:
             UserError: another process holds it.
         """
         return _only_one(
-            self.folder / ".work" / f"{asset}--{shard}.lock" if shard else self.folder / ".work" / f"{asset}.lock"
+            self.folder / ".work" / f"{asset}--{part}.lock" if part else self.folder / ".work" / f"{asset}.lock"
         )
 
 

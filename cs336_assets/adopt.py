@@ -11,7 +11,7 @@ import dagster as dg
 from cs336.files import UserError, read_json, read_jsonl, write_json
 from cs336.presets import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
-from cs336_assets.asset import shard_names, version_of
+from cs336_assets.asset import part_names, version_of
 from cs336_assets.binding import to_dagster
 from cs336_assets.crawl import table
 from cs336_assets.flow import STAGES
@@ -29,7 +29,7 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
         replace: also where this machine has made the artifact itself.
 
     Raises:
-        UserError: no manifest, a changed file, an unknown preset, asset or shard, or an artifact made
+        UserError: no manifest, a changed file, an unknown preset, asset or partition, or an artifact made
             here that it would replace.
     """
     if source.suffix == ".jsonl":
@@ -40,12 +40,15 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
         raise UserError(f"{source / MANIFEST}: {manifest['asset']} is no asset of this graph")
     preset = find_preset(preset_name)
     store = Store(preset_name)
-    shard = manifest["shard"]
-    if bool(shard) != STAGES[asset].per_shard or (shard and shard not in shard_names(store)):
-        raise UserError(f"{source / MANIFEST}: {preset_name}/{asset} has no shard {shard!r}; plan the same crawl first")
-    present = store.manifest(asset, shard)
+    part = manifest["part"]
+    if bool(part) != STAGES[asset].in_parts or (part and part not in part_names(STAGES[asset], preset, store)):
+        raise UserError(
+            f"{source / MANIFEST}: {preset_name}/{asset} has no partition {part!r}; plan the same crawl or experiment"
+            " first"
+        )
+    present = store.manifest(asset, part)
     if present and ELSEWHERE not in present and not replace:
-        raise UserError(f"{store.path(asset, shard)}: was made on this machine; --replace puts the adopted one there")
+        raise UserError(f"{store.path(asset, part)}: was made on this machine; --replace puts the adopted one there")
     left_behind = _check_files(source, manifest)
     manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in left_behind}
     manifest[ELSEWHERE] = {
@@ -59,18 +62,18 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, work / name)
     write_json(work / MANIFEST, manifest)
-    with store.only_maker(asset, shard):
-        install(work, store.path(asset, shard))
+    with store.only_maker(asset, part):
+        install(work, store.path(asset, part))
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             asset_key=dg.AssetKey([preset_name, asset]),
-            partition=shard,
-            metadata=to_dagster(manifest["metadata"], store.path(asset, shard))
+            partition=part,
+            metadata=to_dagster(manifest["metadata"], store.path(asset, part))
             | {"unchanged": False, "fingerprint": manifest["fingerprint"], **_where(manifest)},
             tags={"dagster/data_version": manifest["fingerprint"]},
         )
     )
-    return f"{manifest['asset']}: adopted, {_agreement(asset, preset, store, shard, manifest)}"
+    return f"{manifest['asset']}: adopted, {_agreement(asset, preset, store, part, manifest)}"
 
 
 def _check_files(source: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -93,10 +96,10 @@ def _where(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _agreement(asset: str, preset: Any, store: Store, shard: str | None, manifest: dict[str, Any]) -> str:
+def _agreement(asset: str, preset: Any, store: Store, part: str | None, manifest: dict[str, Any]) -> str:
     """Whether the run stands in this machine's lineage, or only beside it."""
     try:
-        wanted = version_of(STAGES[asset], preset, store, shard).fingerprint
+        wanted = version_of(STAGES[asset], preset, store, part).fingerprint
     except UserError:
         return "its inputs are not on this machine, so the next run would make it again"
     if wanted == manifest["fingerprint"]:

@@ -7,8 +7,14 @@
         return {"num_tokens": stats.num_tokens}
 
 A parameter annotated `Path` is the folder of the upstream asset of that name (of the same shard,
-when both are per shard); `list[Path]` is all its shards in order. Any other parameter is the field
-of that name of the preset, and exactly these fields enter the fingerprint. The function fills
+when both are per shard); `list[Path]` is all its parts in order. Any other parameter is the field
+of that name of the preset, and exactly these fields enter the fingerprint. An experiment has cells,
+each an asset partition with a description of its own, which the function gets as `cell`:
+
+    @asset(group="experiments", kinds={"pytorch"}, cells=learning_rate_cells)
+    def learning_rate_runs(step: Step, token_shards: list[Path], cell: Run) -> Metadata: ...
+
+Only its own description enters a cell's fingerprint, so a grid can grow and what was run stays. The function fills
 `step.folder`, which becomes the artifact when it returns, and returns what the UI shows. It stays a
 plain function: tests and notebooks call it with a `Step` of their own.
 """
@@ -32,6 +38,7 @@ from cs336.store import Store, Version, plain_metadata
 Metadata = dict[str, Any]
 PLAN_ASSET = "crawl_plan"
 PLAN_FILE = "plan.json"
+CELL = "cell"
 
 
 @dataclass
@@ -41,7 +48,7 @@ class Step:
     Attributes:
         folder: to be filled; becomes the artifact.
         preset: name of the preset.
-        shard: the crawl shard, for assets that are per shard.
+        part: the crawl shard or the cell, for assets made in parts.
         num_workers, device, compile_model: of this machine; they never change an artifact.
         progress: wraps long loops.
         context: Dagster's, where the asset runs under it.
@@ -49,7 +56,7 @@ class Step:
 
     folder: Path
     preset: str = "tiny"
-    shard: str | None = None
+    part: str | None = None
     num_workers: int = 1
     device: str = "auto"
     compile_model: bool = False
@@ -66,18 +73,23 @@ class Stage:
     kinds: frozenset[str]
     owner: str
     per_shard: bool
+    cells: Callable[[Preset], Mapping[str, Any]] | None
     datasets: tuple[str, ...]
     files: tuple[Path, ...]
     runs: tuple[Callable[..., Any], ...]
     resumable: bool
     pool: str | None
     watches: Callable[[Path], str] | None
-    inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its shards?
+    inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its parts?
     settings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def in_parts(self) -> bool:
+        return self.per_shard or self.cells is not None
 
     @property
     def description(self) -> str:
@@ -105,6 +117,7 @@ def asset(
     kinds: set[str],
     owner: str,
     per_shard: bool = False,
+    cells: Callable[[Preset], Mapping[str, Any]] | None = None,
     datasets: tuple[str, ...] = (),
     files: tuple[Path, ...] = (),
     runs: tuple[Callable[..., Any], ...] = (),
@@ -116,6 +129,7 @@ def asset(
 
     Args:
         per_shard: made once for each crawl shard.
+        cells: preset -> name and description of each cell that the asset is made for.
         datasets: catalogue entries it reads when present; their checksums enter the fingerprint.
         files: data files of this project that it reads; their bytes enter the fingerprint.
         runs: library functions that it runs in a child process, so that their code counts too.
@@ -132,6 +146,7 @@ def asset(
             kinds=frozenset(kinds),
             owner=owner,
             per_shard=per_shard,
+            cells=cells,
             datasets=datasets,
             files=files,
             runs=runs,
@@ -187,13 +202,22 @@ def shard_names(store: Store) -> list[str]:
     return [shard["name"] for shard in _plan(store)]
 
 
+def part_names(stage: Stage, preset: Preset, store: Store) -> list[str]:
+    """Crawl shards or cells of an asset made in parts, in order.
+
+    Raises:
+        UserError: the crawl is not planned yet.
+    """
+    return list(stage.cells(preset)) if stage.cells else shard_names(store)
+
+
 def _plan(store: Store) -> list[dict[str, Any]]:
     return read_json(store.path(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 
 def code_version(stage: Stage, preset: Preset) -> str:
     """Version of everything but the inputs: code, settings, external data."""
-    settings = _settings(stage, preset)
+    settings = _settings(stage, preset, None)
     try:
         hashed = digest(_hashed(stage, settings))
     except UserError as missing:  # a source whose files are gone: the graph loads, and the step says what is missing
@@ -201,22 +225,28 @@ def code_version(stage: Stage, preset: Preset) -> str:
     return digest([_code(stage, settings), hashed, _external(stage)])
 
 
-def version_of(stage: Stage, preset: Preset, store: Store, shard: str | None) -> Version:
+def version_of(stage: Stage, preset: Preset, store: Store, part: str | None) -> Version:
     """The version an artifact would have if it were made now.
 
     Raises:
         UserError: an input is not there.
     """
-    settings = _settings(stage, preset)
-    inputs = {name: _input_version(name, everything, stage, store, shard) for name, everything in stage.inputs.items()}
+    settings = _settings(stage, preset, part)
+    inputs = {
+        name: _input_version(name, everything, preset, store, part) for name, everything in stage.inputs.items()
+    }
     inputs |= _external(stage)
     if stage.watches:
         inputs["watched"] = stage.watches(store.root)
     return Version(code=_code(stage, settings), config=digest(_hashed(stage, settings)), inputs=inputs)
 
 
-def _settings(stage: Stage, preset: Preset) -> dict[str, Any]:
-    return {name: getattr(preset, name) for name in stage.settings}
+def _settings(stage: Stage, preset: Preset, part: str | None) -> dict[str, Any]:
+    """Fields of the preset, and as `cell` the description of one cell (of all, for the version of the asset)."""
+    cells = stage.cells(preset) if stage.cells else {}
+    return {
+        name: (cells[part] if part else cells) if name == CELL else getattr(preset, name) for name in stage.settings
+    }
 
 
 def _hashed(stage: Stage, settings: dict[str, Any]) -> dict[str, Any]:
@@ -238,20 +268,22 @@ def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
     return code_of(stage.function, *stage.runs, *kinds)
 
 
-def _input_version(name: str, everything: bool, stage: Stage, store: Store, shard: str | None) -> str:
-    if name == PLAN_ASSET and shard:  # a longer plan leaves the shards that it had as they are
-        return digest([entry for entry in _plan(store) if entry["name"] == shard])
+def _input_version(name: str, everything: bool, preset: Preset, store: Store, part: str | None) -> str:
+    if name == PLAN_ASSET and part:  # a longer plan leaves the shards that it had as they are
+        return digest([entry for entry in _plan(store) if entry["name"] == part])
     if everything:
-        return digest([[key, store.data_version(name, key)] for key in shard_names(store)])
-    return store.data_version(name, shard if STAGES[name].per_shard else None)
+        return digest([[key, store.data_version(name, key)] for key in part_names(STAGES[name], preset, store)])
+    return store.data_version(name, part if STAGES[name].in_parts else None)
 
 
-def input_folders(inputs: Mapping[str, bool], store: Store, shard: str | None = None) -> dict[str, Path | list[Path]]:
-    """Where the inputs of a stage or check lie; of an asset's shards, those that are there."""
+def input_folders(
+    inputs: Mapping[str, bool], preset: Preset, store: Store, part: str | None = None
+) -> dict[str, Path | list[Path]]:
+    """Where the inputs of a stage or check lie; of an asset's parts, those that are there."""
     return {
-        name: [store.path(name, key) for key in shard_names(store) if store.manifest(name, key)]
+        name: [store.path(name, key) for key in part_names(STAGES[name], preset, store) if store.manifest(name, key)]
         if everything
-        else store.path(name, shard if STAGES[name].per_shard else None)
+        else store.path(name, part if STAGES[name].in_parts else None)
         for name, everything in inputs.items()
     }
 
@@ -269,13 +301,14 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
     if preset.fetch:
         for name in filter(catalog.has_address, stage.datasets):  # the others can only be placed by hand
             catalog.fetch(name, progress=step.progress)
-    version = version_of(stage, preset, store, step.shard)
-    if store.is_current(stage.name, step.shard, version):
-        manifest = store.manifest(stage.name, step.shard)
+    version = version_of(stage, preset, store, step.part)
+    if store.is_current(stage.name, step.part, version):
+        manifest = store.manifest(stage.name, step.part)
         assert manifest is not None
         return version, manifest["metadata"], True
-    with store.staging(stage.name, step.shard, version, resumable=stage.resumable) as (folder, kept):
+    with store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept):
         step.folder = folder
-        result = stage.function(step, **input_folders(stage.inputs, store, step.shard), **_settings(stage, preset))
+        inputs = input_folders(stage.inputs, preset, store, step.part)
+        result = stage.function(step, **inputs, **_settings(stage, preset, step.part))
         kept |= plain_metadata(result)
     return version, kept, False

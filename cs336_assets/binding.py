@@ -6,6 +6,8 @@ import inspect
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cs336.files import UserError
 from cs336.hardware import available_cores
 from cs336.presets import Preset
 from cs336.progress import Progress, bar, both, log_lines
-from cs336.store import Store
+from cs336.store import Store, Version
 from cs336_assets.asset import (
     PLAN_ASSET,
     STAGES,
@@ -36,9 +38,15 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.SupersessionWarning)
 
 
-def partitions_of(preset: Preset) -> dg.DynamicPartitionsDefinition:
+def shard_partitions(preset: Preset) -> dg.DynamicPartitionsDefinition:
     """Crawl shards of a preset; `crawl_plan` registers them."""
     return dg.DynamicPartitionsDefinition(name=f"{preset.name}_shards")
+
+
+def _partitions_of(stage: Stage, preset: Preset) -> dg.PartitionsDefinition | None:
+    if stage.cells:
+        return dg.StaticPartitionsDefinition(list(stage.cells(preset)))
+    return shard_partitions(preset) if stage.per_shard else None
 
 
 def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
@@ -52,8 +60,8 @@ def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
         owners=[stage.owner],
         description=stage.description,
         code_version=code_version(stage, preset),
-        deps=[dg.AssetKey([preset.name, name]) for name in stage.inputs],
-        partitions_def=partitions_of(preset) if stage.per_shard else None,
+        deps=[_dependency(name, everything, preset) for name, everything in stage.inputs.items()],
+        partitions_def=_partitions_of(stage, preset),
         backfill_policy=dg.BackfillPolicy.single_run(),
         metadata=_code_reference(stage),
         pool=stage.pool,
@@ -64,6 +72,11 @@ def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
     return compute
 
 
+def _dependency(name: str, everything: bool, preset: Preset) -> dg.AssetDep:
+    key = dg.AssetKey([preset.name, name])
+    return dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) if everything else dg.AssetDep(key)
+
+
 def group_name(group: str, preset: Preset) -> str:
     """Groups are listed by name, so a number keeps them in flow order, and the preset keeps them apart."""
     order = list(dict.fromkeys(stage.group for stage in STAGES.values()))
@@ -71,16 +84,18 @@ def group_name(group: str, preset: Preset) -> str:
 
 
 def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, preset: Preset) -> dg.MaterializeResult:
-    """Make each shard that is asked for, or the one artifact of an unpartitioned asset."""
+    """Make each part that is asked for, or the one artifact of an unpartitioned asset."""
     store = Store(preset.name)
-    shards: list[str | None] = list(context.partition_keys) if stage.per_shard else [None]
-    for shard in shards:
+    parts: list[str | None] = list(context.partition_keys) if stage.in_parts else [None]
+    at_once = runtime.runs_at_once if stage.cells else 1
+
+    def make_part(part: str | None) -> tuple[Version, Metadata, bool]:
         start = time.monotonic()
         step = Step(
             folder=Path(),
             preset=preset.name,
-            shard=shard,
-            num_workers=runtime.num_workers or available_cores(),
+            part=part,
+            num_workers=max(1, (runtime.num_workers or available_cores()) // at_once),
             device=runtime.device,
             compile_model=runtime.compile_model,
             progress=_progress(context, runtime),
@@ -90,13 +105,16 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
             version, metadata, current = make(stage, preset, store, step)
         except UserError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from error
-        said = f"{preset.name}/{stage.name}{f'[{shard}]' if shard else ''}: " + (
+        said = f"{preset.name}/{stage.name}{f'[{part}]' if part else ''}: " + (
             "unchanged, skipped" if current else f"made in {time.monotonic() - start:,.1f} s"
         )
         context.log.info(said)
         if runtime.terminal:
             print(said, flush=True)
-        folder = store.path(stage.name, shard)
+        return version, metadata, current
+
+    for part, (version, metadata, current) in zip(parts, _several_at_once(make_part, parts, at_once), strict=True):
+        folder = store.path(stage.name, part)
         shown = to_dagster(metadata, folder) | {
             "unchanged": current,
             "fingerprint": version.fingerprint,
@@ -105,11 +123,28 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
         }
         if "num_documents" in metadata:
             shown["dagster/row_count"] = metadata["num_documents"]  # what Dagster draws as the asset's size
-        context.add_asset_metadata(shown, partition_key=shard) if shard else context.add_asset_metadata(shown)
+        context.add_asset_metadata(shown, partition_key=part) if part else context.add_asset_metadata(shown)
     if stage.name == PLAN_ASSET:
         register_shards(context.instance, preset, store)
-    # Dagster allows one data version a step: for shards it derives one from code, settings and inputs.
-    return dg.MaterializeResult(data_version=None if stage.per_shard else dg.DataVersion(version.fingerprint))
+    # Dagster allows one data version a step: for parts it derives one from code, settings and inputs.
+    return dg.MaterializeResult(data_version=None if stage.in_parts else dg.DataVersion(version.fingerprint))
+
+
+def _several_at_once(
+    work: Callable[[str | None], tuple[Version, Metadata, bool]], parts: Sequence[str | None], at_once: int
+) -> Iterator[tuple[Version, Metadata, bool]]:
+    """Results in order. After a failure nothing new begins, what runs is finished, and what is made stays."""
+    if at_once == 1:
+        yield from map(work, parts)
+        return
+    with ThreadPoolExecutor(at_once) as threads:
+        running = [threads.submit(work, part) for part in parts]
+        try:
+            for future in running:
+                yield future.result()
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
@@ -127,7 +162,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         settings = {name: getattr(preset, name) for name in check.settings}
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         try:
-            passed, metadata = check.function(**input_folders(check.inputs, store), **settings)
+            passed, metadata = check.function(**input_folders(check.inputs, preset, store), **settings)
         except UserError as missing:  # what it compares with is not here: that is no pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
         facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
@@ -145,7 +180,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
 
 def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) -> None:
     """Make Dagster's partitions those of the plan; artifacts of other shards stay, unused."""
-    name = partitions_of(preset).name
+    name = shard_partitions(preset).name
     assert name is not None
     planned = shard_names(store)
     known = instance.get_dynamic_partitions(name)

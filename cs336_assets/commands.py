@@ -57,7 +57,7 @@ def run(preset: str, job: str) -> None:
     import dagster as dg
 
     from cs336.presets import find_preset
-    from cs336_assets.binding import partitions_of
+    from cs336_assets.binding import shard_partitions
     from cs336_assets.definitions import build_definitions
     from cs336_assets.flow import STAGES
     from cs336_assets.jobs import PLAN_JOB, job_assets
@@ -73,7 +73,7 @@ def run(preset: str, job: str) -> None:
             return
         tags = {}
         if any(STAGES[name].per_shard for name in job_assets(job)):
-            keys = instance.get_dynamic_partitions(partitions_of(chosen).name or "")
+            keys = instance.get_dynamic_partitions(shard_partitions(chosen).name or "")
             if not keys:
                 raise UserError(f"{preset}: the crawl has no shards; check its source with `cs336 presets {preset}`")
             tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}

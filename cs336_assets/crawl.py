@@ -37,7 +37,7 @@ def crawl(step: Step, crawl_plan: Path, source: Source) -> Metadata:
     taken over whole; either way the shard's requests are counted by their outcome.
     """
     stats = source.fetch(
-        planned_shard(crawl_plan, step.shard), step.folder, num_workers=step.num_workers, progress=step.progress
+        planned_shard(crawl_plan, step.part), step.folder, num_workers=step.num_workers, progress=step.progress
     )
     return {
         "num_records": sum(stats.num_records.values()),

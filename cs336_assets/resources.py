@@ -13,12 +13,15 @@ class Runtime(dg.ConfigurableResource):
     Attributes:
         num_workers: processes of a step; 0 takes every core (`CS336_WORKERS`).
         device: "auto", "cpu", "cuda" or "cuda:N" (`CS336_DEVICE`).
+        runs_at_once: experiment runs of a step that train side by side (`CS336_RUNS_AT_ONCE`): small models leave most
+            of a GPU idle. Each has its share of the workers; what runs by the clock sees fewer tokens.
         compile_model: use `torch.compile` in training (`CS336_COMPILE=1`).
         terminal: print a line for each artifact, and draw progress bars where a person looks on.
     """
 
     num_workers: int = 0
     device: str = "auto"
+    runs_at_once: int = 1
     compile_model: bool = False
     terminal: bool = False
 
@@ -28,6 +31,7 @@ class Runtime(dg.ConfigurableResource):
         return cls(
             num_workers=int(os.environ.get("CS336_WORKERS", "0")),
             device=os.environ.get("CS336_DEVICE", "auto"),
+            runs_at_once=int(os.environ.get("CS336_RUNS_AT_ONCE", "1")),
             compile_model=os.environ.get("CS336_COMPILE") == "1",
             terminal=terminal,
         )

@@ -19,8 +19,8 @@ def store(tmp_path):
     return Store("tiny", tmp_path)
 
 
-def _make(store, version=VERSION, text="content", shard=None):
-    with store.staging("thing", shard, version) as (folder, metadata):
+def _make(store, version=VERSION, text="content", part=None):
+    with store.staging("thing", part, version) as (folder, metadata):
         (folder / "file.txt").write_text(text)
         metadata["n"] = 1
 

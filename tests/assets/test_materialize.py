@@ -64,7 +64,7 @@ def test_asset_functions_are_plain_functions(tmp_path):
     plan.mkdir(), shard.mkdir()
     shown = crawl_plan(Step(plan), source=source)
     assert shown["num_shards"] == 1
-    assert crawl(Step(shard, shard="texts"), crawl_plan=plan, source=source)["num_records"] == 3
+    assert crawl(Step(shard, part="texts"), crawl_plan=plan, source=source)["num_records"] == 3
     assert (shard / "texts.warc.gz").exists()
 
 
