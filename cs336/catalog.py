@@ -38,6 +38,7 @@ __all__ = [
     "read_mmlu",
     "read_simple_safety_tests",
     "require",
+    "require_files",
     "status_table",
 ]
 
@@ -82,6 +83,18 @@ def require(name: str) -> Path:
     if found is None:
         raise UserError(f"{name} ({entry(name).what}) is not on this machine: {_remedy(entry(name))}")
     return found
+
+
+def require_files(name: str) -> list[Path]:
+    """All files of an entry, by name, in whatever compression.
+
+    Raises:
+        UserError: it is missing; the line says how to get it.
+    """
+    require(name)
+    located = _locate(entry(name))
+    assert located is not None
+    return [path for _, path in sorted(located[1].items())]
 
 
 def find_file(name: str, file_name: str) -> Path | None:

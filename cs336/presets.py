@@ -30,7 +30,7 @@ from cs336.dedup.minhash import MinHashConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.html import ExtractConfig
 from cs336.files import UserError
-from cs336.filters.pipeline import FilterConfig
+from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.train import BpeConfig
@@ -50,6 +50,7 @@ class Preset:
     """One whole experiment, from where the text comes from to how the model is scored.
 
     Attributes:
+        measured_filters: those that are run; the others are off, and recorded as such.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
     """
@@ -66,6 +67,7 @@ class Preset:
     model: ModelConfig
     train: TrainConfig
     evals: EvalConfig
+    measured_filters: tuple[str, ...] = FILTERS
     seed: int = 0
     fetch: bool = False
     max_training_seconds: float = float("inf")
@@ -117,6 +119,56 @@ COURSE = replace(  # the first handout's model (spec 1, section 6) on web text; 
     fetch=True,
     max_training_seconds=3_600,
 )
+RAW = replace(  # text taken as it is: no filter and no deduplication changes it; overlap with evaluations is told
+    COURSE,
+    name="raw",
+    quality=QualityConfig(),
+    measured_filters=("contaminated",),
+    filters=FilterConfig(languages=(), max_eval_hits=None, mask_pii=False),
+    lines=LineConfig(enabled=False, min_words=0),
+    minhash=MinHashConfig(enabled=False),
+    fetch=False,
+)
+PROSE = replace(  # 150 MB of books, film reviews and news (about 40 M tokens, so 8 passes) below the data folder
+    RAW,
+    name="prose",
+    source=TextFiles(
+        paths=(
+            "$CS336_DATA/text/books/train.jsonl.gz",
+            "$CS336_DATA/text/books/valid.jsonl.gz",
+            "$CS336_DATA/text/imdb/train.jsonl.gz",
+            "$CS336_DATA/text/imdb/test.jsonl.gz",
+            "$CS336_DATA/text/bbc/bbc.jsonl.gz",
+            "$CS336_DATA/text/reuters21578/reuters.jsonl.gz",
+        ),
+        name_parts=2,
+    ),
+    split=SplitConfig(valid_fraction=0.01),
+)
+TINYSTORIES = replace(  # the base of the first handout's experiments (spec 1, section 6): validation loss 1.45 or less
+    RAW,
+    name="tinystories",
+    source=TextFiles(paths=("catalog:tinystories",)),
+    split=SplitConfig(valid_pattern=r"^text://[^/]*valid\.txt"),  # the documents of the file for validation
+)
+TINYSTORIES_LOW = replace(  # its low-resource variant, for a CPU or Apple's GPU: validation loss 2.00 or less
+    TINYSTORIES,
+    name="tinystories_low",
+    train=replace(  # 40,960,000 tokens; the cosine ends with the last step
+        COURSE.train,
+        batch_size=32,
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        precision="float32",
+    ),
+    max_training_seconds=7_200,  # the handout's own run took 1 h 22 min on a laptop's CPU
+)
+OWT = replace(  # the course's sample of OpenWebText: same architecture, same number of steps
+    TINYSTORIES,
+    name="owt",
+    source=TextFiles(paths=("catalog:owt-sample",)),
+    bpe=BpeConfig(vocab_size=32_000),
+)
 TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256; needs more than one GPU
     COURSE,
     name="2b",
@@ -137,7 +189,7 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     evals=EvalConfig(max_new_tokens=512, mmlu_few_shot=5),
     max_training_seconds=float("inf"),
 )
-PRESETS = {preset.name: preset for preset in (TINY, COURSE, TWO_B)}
+PRESETS = {preset.name: preset for preset in (TINY, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, TWO_B)}
 
 
 def presets_file() -> Path:

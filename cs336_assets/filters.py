@@ -92,14 +92,18 @@ def eval_index(step: Step) -> Metadata:
     per_shard=True,
     datasets=("lid176", "dolma-nsfw", "dolma-toxic"),
 )
-def document_scores(step: Step, extracted_text: Path, quality_classifier: Path, eval_index: Path) -> Metadata:
+def document_scores(
+    step: Step, extracted_text: Path, quality_classifier: Path, eval_index: Path, measured_filters: tuple[str, ...]
+) -> Metadata:
     """What every filter measures on every document, whatever the other filters say.
 
     Language and confidence, NSFW and toxicity scores, Gopher's figures, quality, overlap with
-    evaluations, personal data. A filter whose model is not there is recorded as *off, no model*.
+    evaluations, personal data. A filter whose model is not there is recorded as *off, no model*, one that the
+    preset leaves out as *off, by the preset*.
     """
     quality = quality_classifier / QUALITY_FILE
     models = FilterModels(
+        filters=measured_filters,
         language=catalog.find("lid176"),
         nsfw=catalog.find("dolma-nsfw"),
         toxic=catalog.find("dolma-toxic"),

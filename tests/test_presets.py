@@ -35,6 +35,21 @@ def test_course_is_the_first_handouts_model_and_budget():
     assert COURSE.bpe.vocab_size == 10_000
 
 
+def test_the_handouts_corpora_have_its_vocabularies_and_budgets():
+    tinystories, low, owt = PRESETS["tinystories"], PRESETS["tinystories_low"], PRESETS["owt"]
+    assert tinystories.model == low.model == owt.model == COURSE.model
+    assert tinystories.train == owt.train == COURSE.train
+    assert (low.train.batch_size, low.train.num_steps, low.model.context_length) == (32, 5_000, 256)
+    assert [preset.bpe.vocab_size for preset in (tinystories, low, owt)] == [10_000, 10_000, 32_000]
+
+
+@pytest.mark.parametrize("name", ["prose", "tinystories", "tinystories_low", "owt"])
+def test_raw_presets_change_no_text(name):
+    preset = PRESETS[name]
+    assert preset.measured_filters == ("contaminated",) and preset.filters.max_eval_hits is None
+    assert not preset.lines.enabled and preset.lines.min_words == 0 and not preset.minhash.enabled
+
+
 def test_two_b_has_two_billion_parameters_and_twenty_tokens_for_each():
     model, vocab = TWO_B.model, TWO_B.bpe.vocab_size
     d = model.d_model
@@ -60,7 +75,7 @@ def test_a_users_preset_changes_what_it_names_and_nothing_else(presets):
     assert (mine.name, mine.seed, mine.train.num_steps, mine.train.learning_rate) == ("mine", 3, 7, 1.0)
     assert mine.filters.languages == ("en", "de") and mine.filters.gopher.min_words == 9
     assert mine.model == TINY.model and mine.train.batch_size == TINY.train.batch_size
-    assert preset_names() == ["tiny", "course", "2b", "mine"]
+    assert preset_names() == [*PRESETS, "mine"]
 
 
 def test_presets_build_on_each_other_and_on_common_crawl(presets):

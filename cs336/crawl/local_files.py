@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from cs336 import catalog
 from cs336.crawl.source import CrawlStats, Shard
 from cs336.crawl.warc import write_record
 from cs336.download import cached_sha256, copy_file, download, downloads_folder, move_file, remote_file
@@ -27,6 +28,8 @@ from cs336.progress import Progress, silent
 # A longer document is most likely a file without separators; extraction would refuse it anyway.
 MAX_DOCUMENT_BYTES = 100 * 2**20
 _PIECE_BYTES = 1 << 20
+_DATA_FOLDER = "$CS336_DATA/"
+_CATALOG = "catalog:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,31 +99,39 @@ class TextFiles:
 
     Attributes:
         paths: files or patterns. `.jsonl` and `.jsonl.gz`: one JSON object a line; everything else:
-            plain UTF-8 text, gzipped or not.
+            plain UTF-8 text, gzipped or not. `$CS336_DATA/...` lies below the data folder, and
+            `catalog:NAME` stands for the files of a catalogue entry, wherever they were found.
         text_field: of JSON objects, the field with the text; a field `url` becomes the address.
         separator: stands between the documents of a plain text.
+        name_parts: how many last parts of a path name a shard and its documents; 2 tells
+            `books/train.jsonl` from `news/train.jsonl`.
     """
 
     paths: tuple[str, ...]
     text_field: str = "text"
     separator: str = "<|endoftext|>"
+    name_parts: int = 1
 
     def __post_init__(self) -> None:
         _check_paths(self.paths)
         for path in self.paths:
             if _is_url(path):
                 raise ValueError(f"{path}: text files are read from disk; download it first")
+            if path.startswith(_CATALOG):
+                catalog.entry(path.removeprefix(_CATALOG))
         if not self.separator:
             raise ValueError("separator is empty; give the string that stands between documents")
+        if self.name_parts < 1:
+            raise ValueError(f"name_parts is {self.name_parts}; a shard's name takes at least the file's own")
 
     def identity(self) -> Any:
         """Name, size and checksum of each file, and how documents are read from it."""
-        files = _identities(_inputs(self.paths, _text_name))
-        return {"source": "text-files", "files": files, "text_field": self.text_field, "separator": self.separator}
+        return self.shard_identity() | {"files": _identities(self._inputs())}
 
     def shard_identity(self) -> Any:
         """How documents are read from the files that the items pin."""
-        return {"source": "text-files", "text_field": self.text_field, "separator": self.separator}
+        settings = {"text_field": self.text_field, "separator": self.separator, "name_parts": self.name_parts}
+        return {"source": "text-files"} | settings
 
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """One shard per file, by name.
@@ -129,7 +140,7 @@ class TextFiles:
             ValueError: two files would have the same shard name.
             UserError: a pattern matches nothing.
         """
-        inputs = _inputs(self.paths, _text_name)
+        inputs = self._inputs()
         watched = progress(inputs.items(), total=len(inputs), unit="files", label="checksums")
         return [Shard(name, (_item(place),)) for name, place in watched]
 
@@ -143,26 +154,27 @@ class TextFiles:
             UserError: the file has gone or changed since the plan; the disk is full.
         """
         start = time.monotonic()
-        place = _unchanged(shard, _inputs(self.paths, _text_name))
+        place = _unchanged(shard, self._inputs())
+        name = "/".join(place.parts[-self.name_parts :])
         stats = CrawlStats()
         stats.num_fetches["file"] += 1
         target = folder / f"{shard.name}.warc.gz"
         with replacing(target) as file:
-            info = f"software: cs336\r\nformat: WARC File Format 1.0\r\nisPartOf: {place.name}\r\n"
+            info = f"software: cs336\r\nformat: WARC File Format 1.0\r\nisPartOf: {name}\r\n"
             write_record(
                 file,
                 "warcinfo",
                 url=None,
                 content_type="application/warc-fields",
                 block=info.encode(),
-                record_id=_record_id(f"text://{quote(place.name)}"),
+                record_id=_record_id(f"text://{quote(name)}"),
             )
             stats.num_records["warcinfo"] += 1
             for number, found in enumerate(progress(self._documents(place), unit="documents", label=shard.name)):
                 if isinstance(found, str):
                     stats.num_fetches[found] += 1
                     continue
-                address = f"text://{quote(place.name)}/{number}"
+                address = f"text://{quote(name)}/{number}"
                 url, text = found
                 write_record(
                     file,
@@ -176,6 +188,9 @@ class TextFiles:
         stats.num_bytes = target.stat().st_size
         stats.fetch_seconds = time.monotonic() - start
         return stats
+
+    def _inputs(self) -> dict[str, str | Path]:
+        return _inputs(self.paths, _text_name, self.name_parts)
 
     def _documents(self, path: Path) -> Iterator[tuple[str, str] | str]:
         """(address or "", text) of every document, or the reason why it is none."""
@@ -281,19 +296,26 @@ def _check_paths(paths: Any) -> None:
         raise ValueError(f"paths is {paths!r}; give a list of at least one file, pattern or address")
 
 
-def _inputs(paths: tuple[str, ...], name_of: Any) -> dict[str, str | Path]:
+def _inputs(paths: tuple[str, ...], name_of: Any, name_parts: int = 1) -> dict[str, str | Path]:
     """Address or local path by shard name, in the order of the names."""
     inputs: dict[str, str | Path] = {}
     for pattern in paths:
         for place in [pattern] if _is_url(pattern) else _matches(pattern):
-            name = name_of(unquote(Path(urlsplit(place).path).name) if isinstance(place, str) else place.name)
+            if isinstance(place, str):
+                name = name_of(unquote(Path(urlsplit(place).path).name))
+            else:
+                name = name_of("-".join(place.parts[-name_parts:]))
             if inputs.setdefault(name, place) != place:
                 raise ValueError(f"{inputs[name]} and {place} would both be shard {name!r}; rename one of them")
     return dict(sorted(inputs.items()))
 
 
 def _matches(pattern: str) -> list[Path]:
-    expanded = os.path.expanduser(pattern)
+    if pattern.startswith(_CATALOG):
+        return catalog.require_files(pattern.removeprefix(_CATALOG))
+    if pattern.startswith(_DATA_FOLDER) and not os.environ.get("CS336_DATA"):
+        raise UserError(f"{pattern}: CS336_DATA is not set; set it to the folder that holds the file")
+    expanded = os.path.expanduser(pattern.replace(_DATA_FOLDER, os.environ.get("CS336_DATA", "") + "/", 1))
     # A file whose own name holds brackets is no pattern.
     found = [expanded] if os.path.lexists(expanded) else glob.glob(expanded, recursive=True)
     files = sorted(Path(os.path.abspath(path)) for path in found if Path(path).is_file())

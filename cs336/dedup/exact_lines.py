@@ -23,11 +23,13 @@ class LineConfig:
     """How lines are dropped.
 
     Attributes:
+        enabled: without it no line is taken for repeated; `min_words` stays.
         exempt_blank: keep blank lines. Without it all but a lone one repeat, so paragraph gaps vanish.
         min_words: documents left with fewer words are dropped; 50 is Gopher's floor (the public
             reference run applies it again after this step). 0 drops none but those left empty.
     """
 
+    enabled: bool = True
     exempt_blank: bool = False
     min_words: int = 50
 
@@ -117,10 +119,10 @@ def _hashes(lines: Iterable[bytes]) -> NDArray[np.uint64]:
 
 
 def _kept_lines(data: bytes, repeated: NDArray[np.uint64], *, exempt_blank: bool) -> bytes:
+    if not data or not len(repeated):
+        return data
     lines = _lines(data)
     hashes = _hashes(map(_content, lines))
-    if not len(hashes) or not len(repeated):
-        return data
     places = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
     drop = (repeated[places] == hashes).tolist()
     return b"".join(

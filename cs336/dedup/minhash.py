@@ -31,6 +31,7 @@ class MinHashConfig:
     """How near-duplicates are found.
 
     Attributes:
+        enabled: without it every document stays.
         num_hashes, num_bands: a pair of Jaccard similarity s becomes a candidate with probability
             1 - (1 - s^r)^b, r = num_hashes / num_bands; 100 and 20 find 97.5 % at 0.7 and all at 0.8.
         ngrams: words in a shingle; 5 is FineWeb's choice (arXiv:2406.17557).
@@ -38,6 +39,7 @@ class MinHashConfig:
         seed: of the hash functions and of who survives.
     """
 
+    enabled: bool = True
     num_hashes: int = 100
     num_bands: int = 20
     ngrams: int = 5

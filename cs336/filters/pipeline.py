@@ -10,8 +10,8 @@ import functools
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +29,19 @@ from cs336.progress import Progress, silent
 
 FILTERS = ("language", "nsfw", "toxic", "gopher", "quality", "contaminated", "pii")  # in the order they decide
 OFF = "off, no model"
+NOT_WANTED = "off, by the preset"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterModels:
-    """Where the models are; None where there is none. Small and picklable: each worker opens its own."""
+    """What measures, and where the models are; small and picklable: each worker opens its own.
 
+    Attributes:
+        filters: those that are run; the others measure nothing, so they drop and mask nothing.
+        language, nsfw, toxic, quality, evals: None where there is no model.
+    """
+
+    filters: tuple[str, ...] = FILTERS
     language: Path | None = None  # None takes resiliparse's detector
     nsfw: Path | None = None
     toxic: Path | None = None
@@ -55,7 +62,8 @@ class FilterConfig:
             verdict (most harmful pages lie far above it).
         min_quality_score: None measures only: reference against crawl is reported to be too
             strict as a hard filter (one author kept 0 of 500 pages).
-        max_eval_hits: n-grams shared with evaluation questions; 0 drops every contaminated document.
+        max_eval_hits: n-grams shared with evaluation questions; 0 drops every contaminated document,
+            None measures only.
         mask_pii: replace e-mail, IP and phone numbers in what is kept.
     """
 
@@ -65,7 +73,7 @@ class FilterConfig:
     max_nsfw_score: float = 0.5
     max_toxic_score: float = 0.5
     min_quality_score: float | None = None
-    max_eval_hits: int = 0
+    max_eval_hits: int | None = 0
     mask_pii: bool = True
 
 
@@ -98,14 +106,21 @@ MEASUREMENTS = {
 def measure_documents(
     documents: Iterable[Document], models: FilterModels, *, num_workers: int = 1, progress: Progress = silent
 ) -> tuple[pl.DataFrame, dict[str, float], dict[str, str]]:
-    """What every filter measures on every document, whatever the other filters say.
+    """What every filter that is run measures on every document, whatever the other filters say.
 
     Returns:
         The measurements, one row a document in its order, null where a filter is off (words are
         counted with punctuation marks as words, and as spaced words without; `eval_hits`
         reads "gsm8k: 2, mmlu: 1", and is null without hits); the CPU seconds spent in each filter,
         summed over the workers; and each filter's state, such as "on: lid.176" or "off, no model".
+
+    Raises:
+        ValueError: `models.filters` names a filter that does not exist.
+        UserError: a model is missing or broken.
     """
+    unknown = sorted(set(models.filters) - set(FILTERS))
+    if unknown:
+        raise ValueError(f"there is no filter {unknown[0]!r}; there are {', '.join(FILTERS)}")
     states = _open(models).states  # a missing or broken model shows before any work
     seconds = dict.fromkeys(FILTERS, 0.0)
     rows = []
@@ -140,7 +155,7 @@ def decide(measurements: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     masked = pl.col("num_emails") + pl.col("num_ips") + pl.col("num_phones") if config.mask_pii else pl.lit(0)
     return measurements.with_columns(*verdicts, reason=reason).with_columns(
         kept=pl.col("reason").is_null(),
-        num_masked=pl.when(pl.col("reason").is_null()).then(masked).otherwise(0).cast(pl.Int64),
+        num_masked=pl.when(pl.col("reason").is_null()).then(masked.fill_null(0)).otherwise(0).cast(pl.Int64),
     )
 
 
@@ -178,7 +193,7 @@ def apply(documents: Iterable[Document], decisions: pl.DataFrame, config: Filter
     Raises:
         ValueError: the decisions are not about these documents, row by row.
     """
-    rows = decisions.select("id", "kept").iter_rows()
+    rows = decisions.select("id", "kept", "num_masked").iter_rows()
     for document, row in itertools.zip_longest(documents, rows):
         if document is None or row is None or document.id != row[0]:
             raise ValueError(
@@ -186,7 +201,8 @@ def apply(documents: Iterable[Document], decisions: pl.DataFrame, config: Filter
                 " decide on the measurements of these documents"
             )
         if row[1]:
-            yield document._replace(text=mask_pii(document.text)[0]) if config.mask_pii else document
+            masks = config.mask_pii and row[2] > 0
+            yield document._replace(text=mask_pii(document.text)[0]) if masks else document
 
 
 class _Opened(NamedTuple):
@@ -212,11 +228,17 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
         else f"on: {len(evals.evals)} evals, {evals.num_ngrams:,} n-grams",
         "pii": "on",
     }
+    states |= {name: NOT_WANTED for name in FILTERS if name not in models.filters}
     return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
+
+
+_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "contaminated": "evals"}
 
 
 def _open(models: FilterModels) -> _Opened:
     """The models of this process, opened at the first document and again only when a file changed."""
+    off = {_MODELS[name]: None for name in _MODELS if name not in models.filters}
+    models = replace(models, **off)
     paths = (models.language, models.nsfw, models.toxic, models.quality, models.evals)
     stats = [path.stat() if path is not None and path.exists() else None for path in paths]
     return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
@@ -226,28 +248,35 @@ def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...],
     """One row of the table, and the CPU seconds each filter took, in the order of FILTERS."""
     opened, text = _open(models), document.text
     times = [time.process_time()]
-    language, confidence = opened.language.identify(text)
-    times.append(time.process_time())
-    nsfw = harm_score(opened.harmful.nsfw(text))
-    times.append(time.process_time())
-    toxic = harm_score(opened.harmful.toxic(text))
-    times.append(time.process_time())
-    gopher = measure_gopher(text)
+    row: list[Any] = [*document[:4], len(text.encode("utf-8", "surrogatepass"))]
+    for name, (num_columns, measure) in _MEASURES.items():
+        row += measure(opened, text) if name in models.filters else (None,) * num_columns
+        times.append(time.process_time())
+    return tuple(row), [after - before for before, after in itertools.pairwise(times)]
+
+
+def _measure_gopher(opened: _Opened, text: str) -> tuple[Any, ...]:
     spaced = measure_gopher(text, marks_are_words=False)
-    times.append(time.process_time())
-    quality = opened.quality.score(text)
-    times.append(time.process_time())
-    num_hits, hits = None, ""
-    if opened.evals is not None:
-        num_hits = opened.evals.num_hits(text)
-        hits = ", ".join(f"{name}: {count}" for name, count in opened.evals.count(text).items()) if num_hits else ""
-    times.append(time.process_time())
-    pii = mask_pii(text)[1]
-    times.append(time.process_time())
-    num_bytes = len(text.encode("utf-8", "surrogatepass"))
-    gophers = (*gopher, spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction)
-    row = (*document[:4], num_bytes, language, confidence, nsfw, toxic, *gophers, quality, num_hits, hits or None, *pii)
-    return row, [after - before for before, after in itertools.pairwise(times)]
+    return *measure_gopher(text), spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction
+
+
+def _measure_hits(opened: _Opened, text: str) -> tuple[Any, ...]:
+    num_hits = opened.evals.num_hits(text) if opened.evals is not None else None
+    if not num_hits or opened.evals is None:
+        return num_hits, None
+    return num_hits, ", ".join(f"{name}: {count}" for name, count in opened.evals.count(text).items())
+
+
+# How many columns each filter fills, in the order of FILTERS and of MEASUREMENTS, and with what.
+_MEASURES: dict[str, tuple[int, Callable[[_Opened, str], tuple[Any, ...]]]] = {
+    "language": (2, lambda opened, text: opened.language.identify(text)),
+    "nsfw": (1, lambda opened, text: (harm_score(opened.harmful.nsfw(text)),)),
+    "toxic": (1, lambda opened, text: (harm_score(opened.harmful.toxic(text)),)),
+    "gopher": (7, _measure_gopher),
+    "quality": (1, lambda opened, text: (opened.quality.score(text),)),
+    "contaminated": (2, _measure_hits),
+    "pii": (3, lambda opened, text: tuple(mask_pii(text)[1])),
+}
 
 
 def _failures(config: FilterConfig) -> list[tuple[str, pl.Expr]]:
@@ -257,6 +286,7 @@ def _failures(config: FilterConfig) -> list[tuple[str, pl.Expr]]:
         column("language_confidence") >= config.min_language_confidence
     )
     quality = pl.lit(False) if config.min_quality_score is None else column("quality_score") < config.min_quality_score
+    hits = pl.lit(False) if config.max_eval_hits is None else column("num_eval_hits") > config.max_eval_hits
     spaced = "" if gopher.marks_are_words else "spaced_"
     num_words, length = column(f"num_{spaced}words"), column(f"mean_{spaced}word_length")
     alphabetic = column(f"alphabetic_{spaced}word_fraction")
@@ -272,7 +302,7 @@ def _failures(config: FilterConfig) -> list[tuple[str, pl.Expr]]:
         ("gopher:ellipsis_lines", column("ellipsis_line_fraction") > gopher.max_ellipsis_line_fraction),
         ("gopher:few_alphabetic_words", alphabetic < gopher.min_alphabetic_word_fraction),
         ("quality", quality),
-        ("contaminated", column("num_eval_hits") > config.max_eval_hits),
+        ("contaminated", hits),
     ]
     return [(name, fails.fill_null(False)) for name, fails in failures]
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -40,9 +41,13 @@ class SplitConfig:
     Attributes:
         valid_fraction: share of whole documents kept out of training. 2 %: of a crawl shard's few
             MB, tens of KB are enough to tell 0.01 bits per byte apart, and training loses little.
+        valid_pattern: regular expression searched in a document's address; the documents in which it is
+            found are the held-out ones, and `valid_fraction` is not looked at. For corpora that come
+            with a validation file. "" is none.
     """
 
     valid_fraction: float = 0.02
+    valid_pattern: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ def document_key(url: str, record_id: str) -> str:
 
 
 def is_held_out(document_id: str, config: SplitConfig) -> bool:
-    """Whether a document belongs to the held-out part: decided by a hash of its identity alone.
+    """Whether a document belongs to the held-out part: decided by its identity alone, mostly by a hash of it.
 
     So a document stays on its side when others come, go or change places, and a smaller
     `valid_fraction` holds out a subset.
@@ -103,6 +108,8 @@ def is_held_out(document_id: str, config: SplitConfig) -> bool:
     Args:
         document_id: as `document_key` makes it.
     """
+    if config.valid_pattern:
+        return re.search(config.valid_pattern, document_id.partition("\n")[0]) is not None
     digest = hashlib.blake2b(document_id.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < config.valid_fraction * 2**64
 

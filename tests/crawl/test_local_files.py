@@ -256,6 +256,44 @@ def test_two_texts_for_one_shard_name_are_refused(tmp_path):
         TextFiles(paths=paths).plan()
 
 
+def test_folders_tell_files_of_one_name_apart(tmp_path):
+    for folder in ("books", "news"):
+        write(tmp_path / folder / "train.jsonl", json.dumps({"text": folder}).encode())
+    source = TextFiles(paths=(f"{tmp_path}/*/train.jsonl",), name_parts=2)
+    shards = source.plan()
+    assert [shard.name for shard in shards] == ["books-train", "news-train"]
+    records = []
+    for shard in shards:
+        source.fetch(shard, tmp_path / "out")
+        records += list(read_records(tmp_path / "out" / f"{shard.name}.warc.gz"))[1:]
+    assert [record.url for record in records] == ["text://books/train.jsonl/0", "text://news/train.jsonl/0"]
+    assert len({record.id for record in records}) == 2
+    assert source.shard_identity() != TextFiles(paths=source.paths).shard_identity()
+
+
+def test_paths_below_the_data_folder_need_it_set(tmp_path, monkeypatch):
+    write(tmp_path / "text" / "a.txt", b"one")
+    source = TextFiles(paths=("$CS336_DATA/text/*.txt",))
+    monkeypatch.setenv("CS336_DATA", str(tmp_path))
+    assert [shard.name for shard in source.plan()] == ["a"]
+    assert source.identity() == TextFiles(paths=(f"{tmp_path}/text/a.txt",)).identity()
+    monkeypatch.delenv("CS336_DATA")
+    with pytest.raises(UserError, match=r"^\$CS336_DATA/text/\*\.txt: CS336_DATA is not set; [^\n]*$"):
+        source.plan()
+
+
+def test_a_catalogue_entry_stands_for_its_files_wherever_they_were_found(tmp_path, downloads, monkeypatch):
+    source = TextFiles(paths=("catalog:tinystories",))
+    monkeypatch.setenv("CS336_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"^tinystories [^\n]*run `cs336 data fetch tinystories`[^\n]*$"):
+        source.plan()
+    for name in ("train", "valid"):
+        write(downloads / "tinystories" / f"TinyStoriesV2-GPT4-{name}.txt", b"one<|endoftext|>two")
+    assert [shard.name for shard in source.plan()] == ["TinyStoriesV2-GPT4-train", "TinyStoriesV2-GPT4-valid"]
+    with pytest.raises(ValueError, match="the catalogue has no 'tinytales'"):
+        TextFiles(paths=("catalog:tinytales",))
+
+
 def test_texts_from_the_web_and_an_empty_separator_are_refused():
     with pytest.raises(ValueError, match="download it first"):
         TextFiles(paths=("https://example.org/a.txt",))

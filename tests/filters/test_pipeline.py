@@ -164,6 +164,29 @@ def test_kept_documents_are_masked_and_otherwise_unchanged(measured):
     assert decide(measured[0], replace(FilterConfig(), languages=("fr",)))["num_masked"].sum() == 0  # none is kept
 
 
+def test_a_filter_that_is_not_wanted_measures_drops_and_masks_nothing(models: FilterModels, tmp_path: Path):
+    # A model that is not opened need not even be there.
+    wanted = replace(models, filters=("contaminated",), quality=tmp_path / "none.bin")
+    table, seconds, states = measure(DOCUMENTS, wanted)
+    off = set(FILTERS) - {"contaminated"}
+    assert {name for name, state in states.items() if state == "off, by the preset"} == off
+    measures = set(MEASUREMENTS) - {"id", "url", "warc", "offset", "num_bytes", "num_eval_hits", "eval_hits"}
+    assert all(table[name].null_count() == len(DOCUMENTS) for name in measures)
+    decisions = decide(table, FilterConfig())
+    assert decisions["reason"].to_list() == [None, None, None, "contaminated", None, None]
+    assert list(apply(DOCUMENTS, decisions, FilterConfig())) == DOCUMENTS[:3] + DOCUMENTS[4:]
+    rows = {row["filter"]: row for row in ledger(decisions, states, seconds)}
+    assert all(rows[name]["dropped"] == 0 and rows[name]["state"] == "off, by the preset" for name in off)
+    assert rows["pii"]["num_masked"] == 0
+    told = decide(table, FilterConfig(max_eval_hits=None))
+    assert told["kept"].all() and told["num_eval_hits"].to_list() == [0, 0, 0, 7, 0, 0]
+
+
+def test_a_filter_that_does_not_exist_is_an_error():
+    with pytest.raises(ValueError, match="no filter 'gofer'; there are language"):
+        measure(DOCUMENTS, FilterModels(filters=("gofer",)))
+
+
 @pytest.mark.parametrize("documents", [DOCUMENTS[:-1], [*DOCUMENTS, DOCUMENTS[0]], DOCUMENTS[::-1]])
 def test_decisions_about_other_documents_are_an_error(measured, documents: list[Document]):
     with pytest.raises(ValueError, match="decide on the measurements of these documents"):

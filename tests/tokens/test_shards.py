@@ -52,6 +52,14 @@ def test_a_shard_is_bare_little_endian_ids_with_an_end_after_each_document(tmp_p
     ]
 
 
+def test_a_pattern_holds_out_the_documents_of_a_validation_file():
+    split = SplitConfig(valid_fraction=1.0, valid_pattern=r"^text://[^/]*valid\.txt")
+    addresses = {"text://a-valid.txt/0": True, "text://a-valid.txt.gz/7": True, "text://a-train.txt/0": False}
+    for address, held_out in addresses.items():
+        assert is_held_out(document_key(address, "<urn:x-valid.txt>"), split) == held_out
+    assert not is_held_out(document_key("text://a-train.txt/0", "text://a-valid.txt/0"), split)  # of the address alone
+
+
 def test_whole_documents_are_held_out_and_found_again_through_the_index(tmp_path: Path):
     texts = [f"text {i} ab" for i in range(400)]
     stats = write(tmp_path, texts, valid_fraction=0.25)
