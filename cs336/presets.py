@@ -35,6 +35,7 @@ from cs336.filters.quality import QualityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
+from cs336.train.experiments import ExperimentConfig, SpeedrunConfig
 from cs336.train.loop import TrainConfig
 
 SOURCES: dict[str, type] = {
@@ -50,6 +51,8 @@ class Preset:
     """One whole experiment, from where the text comes from to how the model is scored.
 
     Attributes:
+        experiments: what its sweeps and ablations vary.
+        speedrun: the best model for a given time.
         measured_filters: those that are run; the others are off, and recorded as such.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
@@ -67,6 +70,8 @@ class Preset:
     model: ModelConfig
     train: TrainConfig
     evals: EvalConfig
+    experiments: ExperimentConfig
+    speedrun: SpeedrunConfig
     measured_filters: tuple[str, ...] = FILTERS
     seed: int = 0
     fetch: bool = False
@@ -95,6 +100,36 @@ TINY = Preset(  # two CPU cores, minutes, no network
         checkpoint_interval=50,
     ),
     evals=EvalConfig(max_mmlu=200, max_gsm8k=100, max_new_tokens=48),
+    experiments=ExperimentConfig(  # half an hour of runs on two cores: to see how it is done, not to learn from
+        num_tokens=204_800,
+        learning_rates=(1e-3, 4e-3, 1.6e-2, 6.4e-2, 1.0),
+        batch_sizes=(1, 4, 16),
+        batch_rate_factors=(0.5, 1.0),
+        small_batch_size=1,
+        small_batch_seconds=20.0,
+        max_batch_size=32,
+        lower_rate_factors=(0.3,),
+        num_seeds=1,
+        context_lengths=(64, 128),
+        vocab_sizes=(1_024, 2_048),
+    ),
+    speedrun=SpeedrunConfig(
+        model=ModelConfig(context_length=256, d_model=256, num_layers=2, num_heads=4, qk_norm=True),
+        train=TrainConfig(
+            batch_size=8,
+            num_steps=100_000,
+            learning_rate=4e-3,
+            min_learning_rate=0.0,
+            warmup_steps=20,
+            schedule="wsd",
+            decay_fraction=0.5,
+            schedule_by_clock=True,
+            max_seconds=60.0,
+            optimizer="muon",
+            valid_interval=50,
+            checkpoint_interval=1_000,
+        ),
+    ),
     max_training_seconds=240,
 )
 COURSE = replace(  # the first handout's model (spec 1, section 6) on web text; one H100, under an hour
@@ -116,6 +151,32 @@ COURSE = replace(  # the first handout's model (spec 1, section 6) on web text; 
         checkpoint_interval=1_000,
     ),
     evals=EvalConfig(max_new_tokens=128),  # all questions; half of the context is left for them
+    experiments=ExperimentConfig(
+        num_tokens=41_943_040,  # 640 steps of the course's batch
+        learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 0.1, 0.3),
+        batch_sizes=(1, 8, 64, 128, 256),
+        context_lengths=(64, 128, 512),
+        vocab_sizes=(2_500, 5_000, 20_000, 32_000),
+    ),
+    speedrun=SpeedrunConfig(
+        model=ModelConfig(context_length=512, d_model=768, num_layers=8, num_heads=6, qk_norm=True, dropout=0.1),
+        train=TrainConfig(
+            batch_size=128,
+            num_steps=1_000_000,
+            learning_rate=3e-3,
+            min_learning_rate=0.0,
+            warmup_steps=250,
+            schedule="wsd",
+            decay_fraction=0.5,
+            schedule_by_clock=True,
+            max_seconds=8.5 * 60,
+            optimizer="muon",
+            precision="bfloat16",
+            valid_interval=250,
+            checkpoint_interval=5_000,
+            keep_checkpoints=1,
+        ),
+    ),
     fetch=True,
     max_training_seconds=3_600,
 )

@@ -232,9 +232,7 @@ def version_of(stage: Stage, preset: Preset, store: Store, part: str | None) -> 
         UserError: an input is not there.
     """
     settings = _settings(stage, preset, part)
-    inputs = {
-        name: _input_version(name, everything, preset, store, part) for name, everything in stage.inputs.items()
-    }
+    inputs = {name: _input_version(name, everything, preset, store, part) for name, everything in stage.inputs.items()}
     inputs |= _external(stage)
     if stage.watches:
         inputs["watched"] = stage.watches(store.root)

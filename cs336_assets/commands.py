@@ -7,14 +7,18 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
+from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from cs336.presets import Preset
 
 PROCESS_TAG = "cs336/process"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -23,7 +27,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 def register(commands: argparse._SubParsersAction) -> None:
     """Add the commands to `cs336`'s parser."""
     command = commands.add_parser("run", help="materialize a job of the graph: plan the crawl, then make what changed")
-    command.add_argument("--job", default="all", choices=["plan", "data", "pretrain", "evals", "all"])
+    command.add_argument(
+        "--job",
+        default="all",
+        choices=["plan", *GROUPS, "experiments", *EXPERIMENTS],
+        help="default: %(default)s, which leaves out the experiments: they train many models",
+    )
     add_preset_option(command)
     command.set_defaults(run=lambda options: run(options.preset, options.job))
 
@@ -60,7 +69,7 @@ def run(preset: str, job: str) -> None:
     from cs336_assets.binding import shard_partitions
     from cs336_assets.definitions import build_definitions
     from cs336_assets.flow import STAGES
-    from cs336_assets.jobs import PLAN_JOB, job_assets
+    from cs336_assets.jobs import job_assets
     from cs336_assets.resources import Runtime
 
     chosen = find_preset(preset)
@@ -68,22 +77,50 @@ def run(preset: str, job: str) -> None:
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
         if job in (PLAN_JOB, "data", "all"):
-            _execute(definitions, preset, PLAN_JOB, instance, {})
+            _execute(definitions.resolve_job_def(f"{preset}_{PLAN_JOB}"), preset, PLAN_JOB, instance, {})
         if job == PLAN_JOB:
+            return
+        if job == "experiments" or job in EXPERIMENTS:
+            _run_experiments(definitions, chosen, list(EXPERIMENTS) if job == "experiments" else [job], instance)
             return
         tags = {}
         if any(STAGES[name].per_shard for name in job_assets(job)):
             keys = instance.get_dynamic_partitions(shard_partitions(chosen).name or "")
             if not keys:
                 raise UserError(f"{preset}: the crawl has no shards; check its source with `cs336 presets {preset}`")
-            tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
-        _execute(definitions, preset, job, instance, tags)
+            tags = partition_range(keys[0], keys[-1])
+        _execute(definitions.resolve_job_def(f"{preset}_{job}"), preset, job, instance, tags)
+
+
+def _run_experiments(
+    definitions: dg.Definitions, preset: Preset, names: Sequence[str], instance: dg.DagsterInstance
+) -> None:
+    """Materialize assets one after the other, each with all its cells."""
+    import dagster as dg
+
+    from cs336_assets.flow import STAGES
+
+    everything = definitions.resolve_implicit_global_asset_job_def()
+    for name in names:
+        for asset in EXPERIMENTS[name]:
+            cells = STAGES[asset].cells
+            keys = list(cells(preset)) if cells else []
+            if cells and not keys:
+                raise UserError(f"{preset.name}: {asset} has nothing to run; fill its grid in the preset's experiments")
+            tags = partition_range(keys[0], keys[-1]) if keys else {}
+            job = everything.get_subset(asset_selection={dg.AssetKey([preset.name, asset])})
+            _execute(job, preset.name, asset, instance, tags)
+
+
+def partition_range(first: str, last: str) -> dict[str, str]:
+    """Tags of a run that covers several partitions of its assets."""
+    return {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
 
 
 def _execute(
-    definitions: dg.Definitions, preset: str, job: str, instance: dg.DagsterInstance, tags: dict[str, str]
+    definition: dg.JobDefinition, preset: str, job: str, instance: dg.DagsterInstance, tags: dict[str, str]
 ) -> None:
-    result = definitions.resolve_job_def(f"{preset}_{job}").execute_in_process(
+    result = definition.execute_in_process(
         instance=instance,
         tags=tags | {PROCESS_TAG: _process_mark(os.getpid()) or ""},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},  # the event log has it all

@@ -61,24 +61,7 @@ def perplexity(step: Step, base_model: Path, tokenizer: Path, token_shards: list
     Each held-out token is predicted once. Bits per byte do not depend on the tokenizer, so models
     with different vocabularies compare.
     """
-    model = load_model(base_model, device=pick_device(step.device))
-    num_bytes = sum(
-        document.num_text_bytes
-        for folder in token_shards
-        for document in read_index(folder)
-        if document.split == "valid"
-    )
-    valid = concatenate(token_shards, "valid")
-    metrics = evaluate_perplexity(
-        model,
-        valid[: len(valid)],
-        context_length=model.config.context_length,
-        num_bytes=num_bytes,
-        end_of_text=Tokenizer.load(tokenizer).end_of_text_id,
-        device=pick_device(step.device),
-        progress=step.progress,
-    )
-    return _write_scores(step, metrics, task="perplexity", set_name="held-out documents")
+    return write_held_out_scores(step, base_model, tokenizer, token_shards)
 
 
 @check(asset="perplexity")
@@ -145,6 +128,28 @@ def leaderboard(step: Step, perplexity: Path, mmlu: Path, gsm8k: Path) -> Metada
     return {"num_scores": len(rows), "table": {"markdown": markdown_table(rows)}}
 
 
+def write_held_out_scores(step: Step, model_folder: Path, tokenizer: Path, token_shards: list[Path]) -> Metadata:
+    """Scores of a model on all held-out documents."""
+    model = load_model(model_folder, device=pick_device(step.device))
+    num_bytes = sum(
+        document.num_text_bytes
+        for folder in token_shards
+        for document in read_index(folder)
+        if document.split == "valid"
+    )
+    valid = concatenate(token_shards, "valid")
+    metrics = evaluate_perplexity(
+        model,
+        valid[: len(valid)],
+        context_length=model.config.context_length,
+        num_bytes=num_bytes,
+        end_of_text=Tokenizer.load(tokenizer).end_of_text_id,
+        device=pick_device(step.device),
+        progress=step.progress,
+    )
+    return _write_scores(step, metrics, task="perplexity", set_name="held-out documents", model=model_folder.name)
+
+
 class _Answerer:
     """A loaded model behind the plain callables that tasks ask for."""
 
@@ -170,9 +175,11 @@ def _write_result(step: Step, result: EvalResult, *, task: str) -> Metadata:
     }
 
 
-def _write_scores(step: Step, metrics: Mapping[str, Any], *, task: str, set_name: str) -> Metadata:
+def _write_scores(
+    step: Step, metrics: Mapping[str, Any], *, task: str, set_name: str, model: str = "base_model"
+) -> Metadata:
     """Write what the leaderboard reads; wall-clock figures go to the metadata alone."""
-    rows = score_rows(metrics, preset=step.preset, model="base_model", task=task, set_name=set_name)
+    rows = score_rows(metrics, preset=step.preset, model=model, task=task, set_name=set_name)
     write_json(step.folder / SCORES_FILE, rows)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return {"set": set_name, "scores": {"markdown": markdown_table(rows)}, **numbers}

@@ -6,14 +6,7 @@ import dagster as dg
 
 from cs336.presets import Preset
 from cs336_assets.asset import PLAN_ASSET, STAGES
-
-GROUPS = {
-    "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
-    "pretrain": ("pretrain",),
-    "evals": ("evals",),
-    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"),
-}
-PLAN_JOB = "plan"
+from cs336_assets.selections import GROUPS, PLAN_JOB
 
 
 def job_assets(job: str) -> list[str]:

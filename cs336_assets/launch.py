@@ -10,15 +10,18 @@ from typing import Any
 
 import dagster as dg
 
-from cs336.files import UserError, read_jsonl, write_json
-from cs336.train.metrics import METRICS_FILE
+from cs336.files import UserError, write_json
+from cs336.train.experiments import DIVERGED_FILE
+from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets.asset import Step
 
 FAILURE_FILE = "failure.txt"
 RUN_FILE = "run.json"
 
 
-def train_in_child(step: Step, run: dict[str, Any], *, inputs_below: Path) -> list[dict[str, Any]]:
+def train_in_child(
+    step: Step, run: dict[str, Any], *, inputs_below: Path, may_diverge: bool = False
+) -> list[dict[str, Any]]:
     """Run the training worker on `run`; returns its metrics, one row a step.
 
     What belongs to this machine (where its inputs lie, threads, device) reaches the worker
@@ -27,13 +30,16 @@ def train_in_child(step: Step, run: dict[str, Any], *, inputs_below: Path) -> li
     Args:
         run: as `cs336.train.worker` describes it, token shards and tokenizer relative to `inputs_below`.
         inputs_below: folder that these are relative to.
+        may_diverge: a loss that stops being a number is a result: `DIVERGED_FILE` says where it did.
 
     Raises:
         UserError: the worker failed; the line is its own.
     """
     write_json(step.folder / RUN_FILE, run)
     failure = step.folder / FAILURE_FILE
-    failure.unlink(missing_ok=True)
+    diverged = step.folder / DIVERGED_FILE
+    for path in (failure, diverged):  # of an attempt before
+        path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone", "--nproc-per-node", "1"]
     command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
     environment = {
@@ -53,7 +59,10 @@ def train_in_child(step: Step, run: dict[str, Any], *, inputs_below: Path) -> li
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if failure.exists():
+        if may_diverge and diverged.exists():
+            failure.unlink(missing_ok=True)
+        elif failure.exists():
             raise UserError(failure.read_text(encoding="utf-8").strip()) from error
-        raise
-    return list(read_jsonl(Path(step.folder) / METRICS_FILE))
+        else:
+            raise
+    return list(read_rows(step.folder / METRICS_FILE))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
 
@@ -40,6 +41,63 @@ def training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     rate.plot(tokens, [row["learning_rate"] for row in rows], lw=0.8, ls=":", color="grey")
     rate.set_ylabel("learning rate", color="grey")
     rate.spines[["top"]].set_visible(False)
+    _save(figure, path)
+
+
+def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Validation loss of several runs, over the tokens seen and over the seconds of training."""
+    figure = Figure(figsize=(9.0, 3.8), dpi=110, layout="constrained")
+    sides = figure.subplots(1, 2, sharey=True)
+    colors = colormaps["turbo"]
+    for axes, column, scale, label in zip(
+        sides, ("num_tokens", "seconds"), (1e-6, 1.0), ("million tokens seen", "seconds of training"), strict=True
+    ):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_xlabel(label)
+        for number, (name, rows) in enumerate(curves.items()):
+            color = colors(0.05 + 0.9 * number / max(1, len(curves) - 1))
+            places = [row[column] * scale for row in rows]
+            axes.plot(places, [row["valid_loss"] for row in rows], "-", lw=1.1, color=color, label=name)
+    lowest = [min(row["valid_loss"] for row in rows) for rows in curves.values() if rows]
+    if lowest:  # the first steps, all alike, would flatten the rest
+        sides[0].set_ylim(min(lowest) - 0.1, min(lowest) + 3.0)
+    sides[0].set_ylabel("validation loss, nats per token")
+    if len(curves) <= 30:
+        figure.legend(*sides[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def loss_over_rate(groups: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Final validation loss over the learning rate, a line a group; runs that diverged stand at the top edge."""
+    figure, axes = _axes()
+    axes.set_xscale("log")
+    losses = [run["valid_loss"] for runs in groups.values() for run in runs if not run["diverged"]]
+    top = max(losses, default=1.0) + 0.1
+    for name, runs in groups.items():
+        ordered = sorted(runs, key=lambda run: run["learning_rate"])
+        sound = [run for run in ordered if not run["diverged"]]
+        places, heights = [run["learning_rate"] for run in sound], [run["valid_loss"] for run in sound]
+        (line,) = axes.plot(places, heights, "o-", ms=4, lw=1.2, label=name)
+        lost = [run["learning_rate"] for run in ordered if run["diverged"]]
+        axes.plot(lost, [top] * len(lost), "x", ms=7, color=line.get_color(), label=f"{name} diverged".strip())
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("validation loss, nats per token")
+    axes.legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def means_with_spread(values: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Means over seeds with their standard deviation."""
+    figure, axes = _axes(height=0.4 * len(values) + 1.0)
+    for place, (mean, spread) in enumerate(values.values()):
+        axes.errorbar([mean], [place], xerr=[spread], fmt="o", capsize=4, color="#1f77b4")
+        axes.annotate(
+            f"{mean:.3f} ± {spread:.3f}", (mean, place), xytext=(0, 7), textcoords="offset points", fontsize=7
+        )
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set_xlabel("validation loss, nats per token")
     _save(figure, path)
 
 

@@ -14,6 +14,8 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 from cs336.files import UserError, read_json
 from cs336.processes import die_with_parent
 from cs336.progress import bar, silent
+from cs336.train.experiments import DIVERGED_FILE
+from cs336.train.loop import NotFinite
 from cs336.train.worker import run_training
 
 REPORT_EVERY_SECONDS = 5.0
@@ -39,6 +41,8 @@ def main(run_file: Path) -> int:
                 progress=bar if sys.stderr.isatty() else silent,
             )
         except Exception as error:
+            if isinstance(error, NotFinite):
+                (run_file.parent / DIVERGED_FILE).write_text(error.event, encoding="utf-8")
             if not isinstance(error, UserError):
                 pipes.log.error(traceback.format_exc())  # into the run's log; the terminal gets one line
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -55,6 +55,18 @@ _NAMED_DOCUMENTS = 8  # of a batch that broke the run, in the line that says so
 NameDocuments = Callable[[Sequence[int], int], Iterator[str]]
 
 
+class NotFinite(UserError):
+    """A loss, gradient or weight stopped being a number: the run has diverged.
+
+    Attributes:
+        event: what became what at which step, without the advice.
+    """
+
+    def __init__(self, message: str, event: str) -> None:
+        super().__init__(message)
+        self.event = event
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained; tokens seen = batch_size * context_length * num_steps.
@@ -192,8 +204,8 @@ def train(
         report: called with every row of metrics.
 
     Raises:
-        UserError: too few tokens, a checkpoint of another run, or a loss, gradient or weight that is not
-            finite: nothing of that step is saved.
+        UserError: too few tokens, or a checkpoint of another run.
+        NotFinite: a loss, gradient or weight is not finite: nothing of that step is saved.
     """
     if len(train_tokens) <= model_config.context_length or len(valid_tokens) < 2:
         raise UserError(
@@ -205,9 +217,7 @@ def train(
     torch_device = pick_device(device)
     _compute_deterministically(torch_device)
     torch.manual_seed(seed)
-    model = TransformerLM(model_config).to(torch_device).train()
-    if torch_device.type == "cuda":  # the reference holds all scores, in fp32: slow, and most of the memory
-        model.use_attention_kernel("fused")
+    model = _new_model(model_config, torch_device)
     optimizer = make_optimizer(model, config)
     loss_of = _loss_function(model, config, torch_device)
     if compile_model:
@@ -290,6 +300,29 @@ def train(
                 break
     save_model(model, folder)
     return model.eval()
+
+
+def training_step(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> Callable[[], None]:
+    """A step of the loop on a new model and random tokens, not compiled: for looking at its memory or time."""
+    model = _new_model(model_config, device)
+    optimizer = make_optimizer(model, config)
+    loss_of = _loss_function(model, config, device)
+    shape = (config.batch_size, model_config.context_length)
+    inputs, targets = (torch.randint(model_config.vocab_size, shape, device=device) for _ in range(2))
+
+    def step() -> None:
+        _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
+        clip_gradients(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+
+    return step
+
+
+def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM:
+    model = TransformerLM(model_config).to(device).train()
+    if device.type == "cuda":  # the reference holds all scores, in fp32: slow, and most of the memory
+        model.use_attention_kernel("fused")
+    return model
 
 
 def make_optimizer(model: TransformerLM, config: TrainConfig) -> AdamW:
@@ -453,7 +486,7 @@ def _not_finite(
     batches: Batches,
     name_documents: NameDocuments | None,
     context_length: int,
-) -> UserError:
+) -> NotFinite:
     """One line for a run that cannot go on: the step, the text it saw, and the checkpoint before it."""
     line = f"{folder / METRICS_FILE}: the {what} at step {step}"
     if name_documents is not None:
@@ -462,7 +495,7 @@ def _not_finite(
         line += f", on {', '.join(names[:_NAMED_DOCUMENTS])}{more}"
     good = checkpoint_paths(folder / CHECKPOINTS_FOLDER)
     line += f"; the last good checkpoint is {good[-1]}" if good else "; there is no checkpoint yet"
-    return UserError(f"{line}; lower learning_rate, or look at that text")
+    return NotFinite(f"{line}; lower learning_rate, or look at that text", f"the {what} at step {step}")
 
 
 def _write_samples(path: Path, model: TransformerLM, tokenizer: TextCodec, config: TrainConfig, step: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cs336.presets import TINY
 from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
-from cs336_assets.jobs import GROUPS
+from cs336_assets.selections import GROUPS
 
 FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"]
 LONGEST_BODY = 40

@@ -1,0 +1,21 @@
+"""What the jobs are called and hold, without Dagster: the console reads it at every start."""
+
+from __future__ import annotations
+
+GROUPS = {
+    "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
+    "pretrain": ("pretrain",),
+    "evals": ("evals",),
+    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"),
+}
+PLAN_JOB = "plan"
+# Experiments are partitioned differently, so each is run by itself, in this order: what `cs336 run` does.
+EXPERIMENTS = {
+    "learning_rates": ("learning_rates", "learning_rate_study"),
+    "batch_sizes": ("batch_size_limit", "batch_sizes", "batch_size_study"),
+    "ablations": ("ablations", "ablation_study"),
+    "side_studies": ("context_lengths", "vocabularies", "vocab_sizes", "side_studies"),
+    "samples": ("generated_samples",),
+    "speedrun": ("speedrun_model", "speedrun_scores"),
+    "experiment_log": ("experiment_log",),
+}
