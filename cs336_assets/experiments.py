@@ -89,7 +89,7 @@ def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
     plots.loss_over_rate({"": list(outcomes.values())}, step.folder / "rates.png")
     return facts | {
         "lowest_diverged_rate": edge or "none diverged: add higher rates",
-        "best_over_edge": round(best["learning_rate"] / edge, 3) if edge else "unknown",
+        "best_over_edge": float(f"{best['learning_rate'] / edge:.2g}") if edge else "unknown",
         **_shown(step, learning_rates),
         "rates": {"image": "rates.png"},
     }

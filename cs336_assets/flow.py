@@ -1,10 +1,26 @@
-"""All stages and checks, declared by importing their modules in the order the data flows."""
+"""All stages and checks in the order the data flows, whichever module was imported first."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
 
 # isort: off
-from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokens  # noqa: F401
-from cs336_assets import pretrain, experiments, evals, speedrun  # noqa: F401
+from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokens, pretrain, experiments, evals, speedrun
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
 
 __all__ = ["CHECKS", "STAGES"]
+
+_FLOW = [crawl, extract, filters, dedup, tokenizer, tokens, pretrain, experiments, evals, speedrun]
+
+
+def _put_in_order(declared: dict[str, Any]) -> None:
+    ordered = sorted(declared.items(), key=lambda item: _FLOW.index(sys.modules[item[1].function.__module__]))
+    declared.clear()
+    declared.update(ordered)
+
+
+_put_in_order(STAGES)
+_put_in_order(CHECKS)

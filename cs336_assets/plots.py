@@ -59,9 +59,9 @@ def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> N
             color = colors(0.05 + 0.9 * number / max(1, len(curves) - 1))
             places = [row[column] * scale for row in rows]
             axes.plot(places, [row["valid_loss"] for row in rows], "-", lw=1.1, color=color, label=name)
-    lowest = [min(row["valid_loss"] for row in rows) for rows in curves.values() if rows]
-    if lowest:  # the first steps, all alike, would flatten the rest
-        sides[0].set_ylim(min(lowest) - 0.1, min(lowest) + 3.0)
+    losses = [row["valid_loss"] for rows in curves.values() for row in rows]
+    if losses and max(losses) > min(losses) + 3:  # the first steps, all alike, would flatten the rest
+        sides[0].set_ylim(min(losses) - 0.1, min(losses) + 3)
     sides[0].set_ylabel("validation loss, nats per token")
     if len(curves) <= 30:
         figure.legend(*sides[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=7)
@@ -80,10 +80,12 @@ def loss_over_rate(groups: Mapping[str, Sequence[dict[str, Any]]], path: Path) -
         places, heights = [run["learning_rate"] for run in sound], [run["valid_loss"] for run in sound]
         (line,) = axes.plot(places, heights, "o-", ms=4, lw=1.2, label=name)
         lost = [run["learning_rate"] for run in ordered if run["diverged"]]
-        axes.plot(lost, [top] * len(lost), "x", ms=7, color=line.get_color(), label=f"{name} diverged".strip())
+        if lost:
+            axes.plot(lost, [top] * len(lost), "x", ms=7, color=line.get_color(), label=f"{name} diverged".strip())
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss, nats per token")
-    axes.legend(frameon=False, fontsize=7)
+    if any(axes.get_legend_handles_labels()[1]):
+        axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 

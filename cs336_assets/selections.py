@@ -15,7 +15,7 @@ EXPERIMENTS = {
     "batch_sizes": ("batch_size_limit", "batch_sizes", "batch_size_study"),
     "ablations": ("ablations", "ablation_study"),
     "side_studies": ("context_lengths", "vocabularies", "vocab_sizes", "side_studies"),
-    "samples": ("generated_samples",),
     "speedrun": ("speedrun_model", "speedrun_scores"),
+    "samples": ("generated_samples",),
     "experiment_log": ("experiment_log",),
 }

@@ -12,7 +12,6 @@ from cs336.model.transformer import ModelConfig
 from cs336.train.loop import TrainConfig, training_step
 
 _KEPT_FREE = 0.03  # of the memory: allocators round, and a compiled step may take more than an eager one
-_GRAIN = 16  # batch sizes are multiples of this
 
 
 def largest_batch_size(
@@ -20,29 +19,42 @@ def largest_batch_size(
 ) -> tuple[int, int]:
     """The largest batch whose step fits, up to `max_batch_size`, and its peak memory in bytes.
 
-    Doubles until a step runs out of memory, then halves the gap. Without a GPU nothing is tried: memory
-    runs out there by swapping and by the kernel's choice of a victim, so the limit is `max_batch_size`.
+    Without a GPU nothing is tried: there memory runs out by swapping and by the system's choice of a
+    victim. The limit is then `max_batch_size`, and the peak 0.
     """
     if device.type != "cuda":
         return max_batch_size, 0
     room = (1 - _KEPT_FREE) * torch.cuda.mem_get_info(device)[1]
+    peaks: dict[int, int] = {}
 
-    def peak_of(batch_size: int) -> int | None:
+    def fits(batch_size: int) -> bool:
         peak = _peak_bytes(training_step(model_config, replace(config, batch_size=batch_size), device), device)
-        return peak if peak is not None and peak <= room else None
+        if peak is None or peak > room:
+            return False
+        peaks[batch_size] = peak
+        return True
 
-    fits, peak, size = 0, 0, _GRAIN
-    while size <= max_batch_size and (needed := peak_of(size)) is not None:
-        fits, peak, size = size, needed, 2 * size
-    low, high = fits, min(size, max_batch_size + _GRAIN)
-    while high - low > max(_GRAIN, low // 32):
-        middle = (low + high) // (2 * _GRAIN) * _GRAIN
-        needed = peak_of(middle)
-        if needed is None:
-            high = middle
-        else:
-            low, peak = middle, needed
-    return low, peak
+    largest = largest_that_fits(fits, max_batch_size)
+    return largest, peaks.get(largest, 0)
+
+
+def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
+    """The greatest number up to `limit` that fits, within 3 % below it; 0 if not even 1 does.
+
+    Doubles until something does not fit, then halves the gap.
+
+    Args:
+        fits: true up to some number, false from there on.
+    """
+    low, high = 0, 1
+    while high < limit and fits(high):
+        low, high = high, min(2 * high, limit)
+    if high == limit and fits(limit):
+        return limit
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _peak_bytes(step: Callable[[], None], device: torch.device) -> int | None:

@@ -42,6 +42,13 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def copy(self, folder: Path, **variables: str) -> Project:
+        """This project as it is now, elsewhere and with other environment variables."""
+        for part in ("artifacts", "dagster_home"):
+            shutil.copytree(self.folder / part, folder / part, symlinks=True)
+        places = {"DAGSTER_HOME": str(folder / "dagster_home"), "CS336_ARTIFACTS": str(folder / "artifacts")}
+        return Project(folder, self.environment | places | variables)
+
 
 def make_project(folder: Path, **variables: str) -> Project:
     home = folder / "dagster_home"
@@ -78,10 +85,4 @@ def finished(tmp_path_factory) -> Project:
 @pytest.fixture
 def copied(finished, tmp_path) -> Project:
     """A copy of the finished project that a test may change."""
-    shutil.copytree(finished.folder / "artifacts", tmp_path / "artifacts", symlinks=True)
-    shutil.copytree(finished.folder / "dagster_home", tmp_path / "dagster_home")
-    environment = finished.environment | {
-        "DAGSTER_HOME": str(tmp_path / "dagster_home"),
-        "CS336_ARTIFACTS": str(tmp_path / "artifacts"),
-    }
-    return Project(tmp_path, environment)
+    return finished.copy(tmp_path)

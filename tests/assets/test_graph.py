@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from cs336.presets import TINY
+from cs336_assets.asset import CELL
 from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
-from cs336_assets.selections import GROUPS
+from cs336_assets.selections import EXPERIMENTS, GROUPS
 
-FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"]
+FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "experiments", "evals"]
 LONGEST_BODY = 40
 
 
@@ -84,7 +85,9 @@ def test_jobs_cover_the_graph(graph):
     preset, _, definitions = graph
     for job in ("plan", *GROUPS):
         assert definitions.resolve_job_def(f"{preset}_{job}")
-    assert set(GROUPS["all"]) == set(FLOW)
+    assert set(GROUPS["all"]) == set(FLOW) - {"experiments"}
+    listed = [name for names in EXPERIMENTS.values() for name in names]
+    assert listed == [name for name, stage in STAGES.items() if stage.group == "experiments"], "in their order"
 
 
 def test_modules_of_the_graph_stay_short():
@@ -95,4 +98,4 @@ def test_modules_of_the_graph_stay_short():
 def test_settings_of_an_asset_are_fields_of_the_preset():
     for declared in [*STAGES.values(), *CHECKS.values()]:
         for name in declared.settings:
-            assert hasattr(TINY, name), declared
+            assert hasattr(TINY, name) or (name == CELL and declared.cells), declared

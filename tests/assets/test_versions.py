@@ -23,9 +23,10 @@ print(json.dumps({name: code_version(stage, find_preset("micro")) for name, stag
 
 
 def downstream(*names):
+    """These and what the main chain makes from them; experiments are run apart."""
     found = set(names)
     for name, stage in STAGES.items():  # upstream assets come first
-        if found & set(stage.inputs):
+        if found & set(stage.inputs) and stage.group != "experiments":
             found.add(name)
     return found
 

@@ -1,0 +1,102 @@
+"""Experiments in the graph: cells as partitions, divergence as a result, the best rate by lineage."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cs336.train.experiments import OUTCOME_FILE
+from cs336_assets.asset import Step
+from cs336_assets.binding import _several_at_once
+from cs336_assets.experiments import STUDY_FILE, learning_rate_study
+
+
+@pytest.fixture(scope="module")
+def experimented(finished, tmp_path_factory):
+    """The finished project with all its experiments, two runs at a time."""
+    project = finished.copy(tmp_path_factory.mktemp("experiments"), CS336_RUNS_AT_ONCE="2", CS336_WORKERS="2")
+    project.run("experiments")
+    return project
+
+
+def _metadata(folder):
+    return json.loads((folder / "manifest.json").read_text())["metadata"]
+
+
+def test_every_run_of_every_grid_is_made_and_logged(experimented):
+    log = [json.loads(line) for line in (experimented.artifacts / "experiment_log" / "log.jsonl").open()]
+    assert [(row["experiment"], row["run"]) for row in log] == [
+        ("learning_rates", "rate-0.01"),
+        ("learning_rates", "rate-10000"),
+        ("batch_sizes", "batch-1-rate-x1"),
+        ("batch_sizes", "batch-limit-rate-x1"),
+        *(("ablations", f"{name}-seed-0") for name in ("baseline", "no-norm", "post-norm", "no-positions", "silu")),
+        ("context_lengths", "context-32"),
+        ("vocab_sizes", "vocab-300"),
+    ]
+
+
+def test_a_run_whose_loss_is_no_number_is_a_result(experimented):
+    study = json.loads((experimented.artifacts / "learning_rate_study" / STUDY_FILE).read_text())
+    assert study["learning_rate"] == 0.01 and study["lowest_diverged"] == 1e4
+    lost = study["runs"]["rate-10000"]
+    assert "nan" in lost["diverged"] or "inf" in lost["diverged"]
+    assert str(experimented.folder) not in lost["diverged"]
+    assert not (experimented.artifacts / "learning_rates" / "rate-10000" / "model.safetensors").exists()
+
+
+def test_the_best_rate_is_carried_on_by_lineage(experimented):
+    for run in ("baseline-seed-0", "no-norm-seed-0"):
+        folder = experimented.artifacts / "ablations" / run
+        described = json.loads((folder / "run.json").read_text())
+        assert described["train"]["learning_rate"] == pytest.approx(0.01)
+        assert "learning_rate_study" in json.loads((folder / "manifest.json").read_text())["inputs"]
+        assert not (folder / "checkpoints").exists()
+    limit = json.loads((experimented.artifacts / "batch_sizes" / "batch-limit-rate-x1" / OUTCOME_FILE).read_text())
+    assert limit["batch_size"] == 8 and limit["learning_rate"] == pytest.approx(0.01 * 2**0.5)
+
+
+def test_studies_show_tables_curves_and_samples(experimented):
+    assert "| no-norm |" in _metadata(experimented.artifacts / "ablation_study")["summary"]["markdown"]
+    side = _metadata(experimented.artifacts / "side_studies")["summary"]["markdown"]
+    assert "| context-32 |" in side and "| vocab-300 |" in side
+    assert "| 0.8 | 0.9 |" in _metadata(experimented.artifacts / "generated_samples")["fluency"]["markdown"]
+    for name in ("learning_rate_study/rates.png", "batch_size_study/rates.png", "ablation_study/curves.png"):
+        assert (experimented.artifacts / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_speedrun_keeps_its_clock_and_is_scored(experimented):
+    facts = _metadata(experimented.artifacts / "speedrun_model")
+    assert 0 < facts["training_seconds"] <= 3.0 and facts["num_steps"] < 100_000
+    scores = json.loads((experimented.artifacts / "speedrun_scores" / "scores.json").read_text())
+    assert {row["model"] for row in scores} == {"speedrun_model"}
+
+
+def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):
+    text = Path(experimented.environment["CS336_PRESETS"]).read_text()
+    longer = tmp_path / "presets.toml"
+    longer.write_text(text.replace("learning_rates = [1e-2, 1e4]", "learning_rates = [2e-2, 1e-2, 1e4]"))
+    assert longer.read_text() != text
+    printed = experimented.copy(tmp_path / "project", CS336_PRESETS=str(longer)).run("learning_rates")
+    assert "learning_rates[rate-0.02]: made" in printed
+    assert "learning_rates[rate-0.01]: unchanged" in printed and "learning_rates[rate-10000]: unchanged" in printed
+
+
+def test_a_study_is_a_plain_function(experimented, tmp_path):
+    runs = sorted((experimented.artifacts / "learning_rates").iterdir())
+    shown = learning_rate_study(Step(tmp_path), learning_rates=runs)
+    assert shown["lowest_diverged_rate"] == 1e4 and shown["best_over_edge"] == pytest.approx(1e-6)
+
+
+def test_parts_made_side_by_side_keep_their_order_and_their_failure():
+    def work(part):
+        if part == "bad":
+            raise RuntimeError("bad part")
+        return part
+
+    assert list(_several_at_once(work, ["a", "b", "c"], 2)) == ["a", "b", "c"]
+    made = []
+    with pytest.raises(RuntimeError, match="bad part"):
+        for part in _several_at_once(work, ["a", "bad", *"cdefgh"], 2):
+            made.append(part)
+    assert made == ["a"]
