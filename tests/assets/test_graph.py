@@ -11,7 +11,7 @@ from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.selections import GROUPS
 
-FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"]
+FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals", "written"]
 LONGEST_BODY = 40
 
 
