@@ -57,7 +57,7 @@ def tokenizer_study(
     tokens = longest_tokens(ours, NUM_DOCUMENTS)
     others = {name: Tokenizer.load(folder) for name, folder in stored_tokenizers(tokenizer.parents[1]).items()}
     others.pop(step.preset, None)
-    study = {
+    study: dict[str, Any] = {
         "merges_sha256": profile.merges_sha256,
         "num_training_bytes": profile.num_bytes,
         "largest_id": ours.vocab_size - 1,
