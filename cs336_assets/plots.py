@@ -154,7 +154,7 @@ def losses_by_rate(losses: Mapping[float, Sequence[float]], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("steps done")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False, title="learning rate", loc="upper left", fontsize=8)
+    axes.legend(frameon=False, title="learning rate", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     _save(figure, path)
 
 

@@ -61,10 +61,10 @@ def test_the_graph_of_tinystories_runs_on_a_fragment(machine, shared_data, monke
     for name in (*_upstream("perplexity"), "filter_ledger"):
         stage = STAGES[name]
         for shard in shard_names(store) if stage.per_shard else [None]:
-            make(stage, preset, store, Step(machine, preset="fragment", shard=shard))
+            make(stage, preset, store, Step(machine, preset="fragment", part=shard))
         for check in (check for check in CHECKS.values() if check.asset == name and check.blocking):
             settings = {setting: getattr(preset, setting) for setting in check.settings}
-            passed, facts = check.function(**input_folders(check.inputs, store), **settings)
+            passed, facts = check.function(**input_folders(check.inputs, preset, store), **settings)
             assert passed, (check.function.__name__, facts)
     artifacts = store.folder
 
