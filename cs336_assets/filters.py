@@ -14,7 +14,7 @@ from cs336.documents import Document, read_documents, read_table, write_document
 from cs336.evals.task import read_sample, sample_path
 from cs336.files import read_json, write_json
 from cs336.filters.decontaminate import EvalIndex
-from cs336.filters.pipeline import FilterConfig, FilterModels, apply, decide, ledger, measure_documents
+from cs336.filters.pipeline import OFF, FilterConfig, FilterModels, apply, decide, ledger, measure_documents
 from cs336.filters.quality import QualityConfig, hosts_of, is_reference, read_url_list, train_quality
 from cs336.store import MANIFEST
 from cs336_assets import plots
@@ -33,8 +33,11 @@ def quality_classifier(step: Step, extracted_text: list[Path], quality: QualityC
 
     Positives are pages of this crawl that a reference names (a list of addresses such as those
     Wikipedia cites, or a pattern), negatives all others, both through the same extractor. Without
-    enough of either there is no model, and the filter is recorded as off.
+    a reference, or enough of either, there is no model, and the filter is recorded as off.
     """
+    if not quality.reference_list and not quality.reference_pattern:  # nothing to look for in the texts
+        write_json(step.folder / "report.json", {"state": OFF})
+        return {"state": OFF, "num_positives": 0, "num_negatives": 0}
     references = catalog.find(quality.reference_list) if quality.reference_list else None
     hosts = hosts_of(read_url_list(references)) if references else frozenset()
 

@@ -6,14 +6,28 @@ import sys
 from typing import Any
 
 # isort: off
-from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokens, pretrain, experiments, evals, speedrun
+from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokenizer_study, tokens
+from cs336_assets import pretrain, experiments, evals, speedrun, written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
 
 __all__ = ["CHECKS", "STAGES"]
 
-_FLOW = [crawl, extract, filters, dedup, tokenizer, tokens, pretrain, experiments, evals, speedrun]
+_FLOW = [
+    crawl,
+    extract,
+    filters,
+    dedup,
+    tokenizer,
+    tokenizer_study,
+    tokens,
+    pretrain,
+    experiments,
+    evals,
+    speedrun,
+    written,
+]
 
 
 def _put_in_order(declared: dict[str, Any]) -> None:

@@ -115,6 +115,51 @@ def ledger_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def compression(by_size: Mapping[int, float], others: Mapping[str, tuple[int, float]], path: Path) -> None:
+    """Bytes per token over the entries of the vocabulary, and where other presets' tokenizers stand on this text."""
+    figure, axes = _axes()
+    axes.plot(
+        list(by_size), list(by_size.values()), "o-", ms=3, color="#1f77b4", label="this training, stopped earlier"
+    )
+    for place, (name, (size, value)) in enumerate(others.items(), 1):
+        axes.plot([size], [value], "s", ms=5, color=f"C{place}", label=f"tokenizer of {name}")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("entries of the vocabulary")
+    axes.set_ylabel("bytes per token")
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    _save(figure, path)
+
+
+def stacked_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """One bar for each name, cut into its parts, which add up to 1."""
+    figure, axes = _axes(height=0.4 * len(shares) + 1.2)
+    left = [0.0] * len(shares)
+    for part in next(iter(shares.values())):
+        widths = [row[part] for row in shares.values()]
+        bars = axes.barh(list(shares), widths, left=left, label=part)
+        axes.bar_label(
+            bars, [f"{width:.0%}" if width > 0.04 else "" for width in widths], label_type="center", fontsize=8
+        )
+        left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the forward pass's FLOPs")
+    axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _save(figure, path)
+
+
+def losses_by_rate(losses: Mapping[float, Sequence[float]], path: Path) -> None:
+    """Loss over steps for each learning rate, on a logarithmic scale; a loss of 0 is not drawn."""
+    figure, axes = _axes()
+    for rate, values in losses.items():
+        axes.plot(range(len(values)), [value or float("nan") for value in values], "o-", ms=3, label=f"{rate:g}")
+    axes.set_yscale("log")
+    axes.set_xlabel("steps done")
+    axes.set_ylabel("loss")
+    axes.legend(frameon=False, title="learning rate", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     # Without the version note, the same data gives the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})

@@ -6,7 +6,7 @@ GROUPS = {
     "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
-    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals"),
+    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals", "written"),
 }
 PLAN_JOB = "plan"
 # Experiments are partitioned differently, so each is run by itself, in this order: what `cs336 run` does.

@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,14 +232,15 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
     return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
 
 
-_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "contaminated": "evals"}
+# Which filter needs which of the models.
+_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "evals": "contaminated"}
 
 
 def _open(models: FilterModels) -> _Opened:
     """The models of this process, opened at the first document and again only when a file changed."""
-    off = {_MODELS[name]: None for name in _MODELS if name not in models.filters}
-    models = replace(models, **off)
-    paths = (models.language, models.nsfw, models.toxic, models.quality, models.evals)
+    wanted = {name: getattr(models, name) if run_by in models.filters else None for name, run_by in _MODELS.items()}
+    models = FilterModels(filters=models.filters, **wanted)
+    paths = wanted.values()
     stats = [path.stat() if path is not None and path.exists() else None for path in paths]
     return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
 

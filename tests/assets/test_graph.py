@@ -12,7 +12,7 @@ from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.selections import EXPERIMENTS, GROUPS
 
-FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "experiments", "evals"]
+FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "experiments", "evals", "written"]
 LONGEST_BODY = 40
 
 
