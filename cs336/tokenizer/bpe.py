@@ -155,6 +155,33 @@ class Tokenizer:
             encoded += np.split(ids, ends[:-1])
         return encoded
 
+    def encode_batches(
+        self, batches: Iterable[Sequence[str]], *, num_threads: int = 1
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids of a stream of batches of texts: what `encode` gives for each text.
+
+        Batches are read as they are needed, a few for each thread at a time, and come out in their order.
+        Threads are kept busy by batches of about a million characters.
+
+        Yields:
+            The ids of a batch's texts one after the other (uint32), and where the ids of each text end.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        remaining = iter(batches)
+        num_chars = 0
+        for batch in remaining:
+            num_chars += sum(map(len, batch))
+            if self._encoder is None and num_chars >= _COMPILE_FROM_CHARS:
+                self.prepare()
+            if self._encoder is not None:
+                yield from self._encoder.encode_batches(chain([batch], remaining), num_threads)
+                return
+            encoded = [self._encode_plainly(text) for text in batch]
+            ends = np.cumsum(np.array([len(ids) for ids in encoded], np.int64))
+            yield np.array(list(chain.from_iterable(encoded)), np.uint32), ends
+
     def _encode_plainly(self, text: str) -> list[int]:
         ids: list[int] = []
         for part, is_special in split_special_tokens(text, self._specials):
