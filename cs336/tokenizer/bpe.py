@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cs336.files import UserError
 from cs336.tokenizer import formats
+from cs336.tokenizer.formats import END_OF_TEXT
 from cs336.tokenizer.pretokenize import (
     PATTERN,
     compile_special_tokens,
@@ -21,8 +24,6 @@ from cs336.tokenizer.reference import apply_merges, apply_merges_with_heap
 
 if TYPE_CHECKING:
     from cs336.tokenizer.encoder import Encoder
-
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark after each document
 
 _STREAM_CACHE_ENTRIES = 2_048  # about 0.4 MB measured: a stream may take 1 MB in all
 _CACHE_ENTRIES = 20_000
@@ -237,19 +238,32 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write `bpe.json`; `tokenizer.json` as transformers and vLLM load it; GPT-2's `vocab.json` and `merges.txt`.
 
-        Each file appears whole or not at all; equal tokenizers give equal bytes.
+        Each file appears whole or not at all; equal tokenizers give equal bytes. A vocabulary that `tokenizer.json`
+        cannot express, which training never gives, goes without it.
         """
         stored = self._stored()
         formats.write_own(folder / formats.OWN_FILE, stored)
         formats.write_gpt2(folder, stored)
-        if len(set(self.vocab.values())) == len(self.vocab):
+        with contextlib.suppress(ValueError):
             formats.write_hugging_face(folder, stored)
+
+    def save_hugging_face(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` alone.
+
+        Raises:
+            ValueError: that format cannot tell two of the tokens apart.
+        """
+        formats.write_hugging_face(folder, self._stored())
+
+    def save_gpt2(self, folder: Path) -> None:
+        """Write GPT-2's `vocab.json` and `merges.txt` alone; they do not say which tokens are special."""
+        formats.write_gpt2(folder, self._stored())
 
     def save_tiktoken(self, path: Path) -> None:
         """Write tiktoken's file of ranks.
 
         Raises:
-            ValueError: ids do not grow with the merges, which is what tiktoken goes by.
+            ValueError: the merges do not follow from the order of the ids, which is what tiktoken goes by.
         """
         formats.write_tiktoken(path, self._stored())
 
@@ -264,8 +278,8 @@ class Tokenizer:
             UserError: the file is missing or not such a file.
         """
         if not (folder / formats.OWN_FILE).exists() and (folder / formats.HUGGING_FACE_FILE).exists():
-            return cls(*formats.read_hugging_face(folder / formats.HUGGING_FACE_FILE))
-        return cls(*formats.read_own(folder / formats.OWN_FILE))
+            return cls.from_hugging_face(folder / formats.HUGGING_FACE_FILE)
+        return cls._from_stored(formats.read_own(folder / formats.OWN_FILE), folder / formats.OWN_FILE)
 
     @classmethod
     def from_files(
@@ -282,8 +296,8 @@ class Tokenizer:
         Raises:
             UserError: a file is missing or not such a file.
         """
-        vocab, merges, _ = formats.read_gpt2(Path(vocab_filepath), Path(merges_filepath))
-        return cls(vocab, merges, special_tokens)
+        stored = formats.read_gpt2(Path(vocab_filepath), Path(merges_filepath))
+        return cls._from_stored(stored._replace(special_tokens=tuple(special_tokens or ())), Path(merges_filepath))
 
     @classmethod
     def from_hugging_face(cls, path: str | Path) -> Tokenizer:
@@ -292,7 +306,7 @@ class Tokenizer:
         Raises:
             UserError: the file is missing, or its text is cut or merged otherwise.
         """
-        return cls(*formats.read_hugging_face(Path(path)))
+        return cls._from_stored(formats.read_hugging_face(Path(path)), Path(path))
 
     @classmethod
     def from_tiktoken(cls, path: str | Path, special_tokens: Mapping[str, int]) -> Tokenizer:
@@ -301,7 +315,14 @@ class Tokenizer:
         Raises:
             UserError: the file is missing or not such a file.
         """
-        return cls(*formats.read_tiktoken(Path(path), special_tokens))
+        return cls._from_stored(formats.read_tiktoken(Path(path), special_tokens), Path(path))
+
+    @classmethod
+    def _from_stored(cls, stored: formats.Stored, path: Path) -> Tokenizer:
+        try:
+            return cls(*stored)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 class _Cache(dict[str, list[int]]):
