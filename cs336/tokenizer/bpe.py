@@ -228,8 +228,16 @@ class Tokenizer:
         Raises:
             ValueError: an id that the vocabulary does not have.
         """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids, which may end within a character.
+
+        Raises:
+            ValueError: an id that the vocabulary does not have.
+        """
         try:
-            return b"".join([self.vocab[number] for number in ids]).decode("utf-8", errors="replace")
+            return b"".join([self.vocab[number] for number in ids])
         except KeyError as error:
             raise ValueError(f"id {error} is not in the vocabulary of {self.vocab_size} entries") from None
 

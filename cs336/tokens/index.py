@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,13 +94,13 @@ def locate(folder: Path, split: str, position: int) -> IndexedDocument:
 def _line_of(file: IO[bytes], path: Path, position: int) -> int:
     """Where the line begins of the last document that starts at or before a token."""
 
-    def first_token_from(place: int) -> float:
+    def first_token_from(place: int) -> int:
         """Of the first line that begins at this byte or later."""
         file.seek(max(place - 1, 0))
         if place:
             file.readline()
         line = file.readline()
-        return _document(line, path).first_token if line else math.inf
+        return _document(line, path).first_token if line else sys.maxsize
 
     size = file.seek(0, 2)
     return max(0, bisect_right(range(size), position, key=first_token_from) - 1)
