@@ -20,6 +20,8 @@ from cs336.processes import available_cores
 if TYPE_CHECKING:
     from cs336.progress import Progress
     from cs336.tokenizer.bpe import Tokenizer
+    from cs336.tokenizer.reference import Merges
+    from cs336.tokenizer.train import BpeConfig, Vocab
 
 END_OF_TEXT = "<|endoftext|>"
 RANKS_FILE = "ranks.tiktoken"
@@ -120,7 +122,7 @@ def _add(actions: argparse._SubParsersAction, name: str, description: str) -> ar
 
 
 def _add_threads_option(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--threads", type=int, default=0, metavar="N", help="default: one a core")
+    action.add_argument("--threads", type=int, default=0, metavar="N", help="default: CS336_WORKERS, else one a core")
 
 
 # ---- train ------------------------------------------------------------------------------------------
@@ -128,32 +130,16 @@ def _add_threads_option(action: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from cs336.tokenizer.bpe import Tokenizer
-    from cs336.tokenizer.pretokenize import cut_stream
-    from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
+    from cs336.tokenizer.train import BpeConfig
 
-    specials = tuple(dict.fromkeys(options.special or [END_OF_TEXT]))
-    config = BpeConfig(vocab_size=options.vocab_size, special_tokens=specials)
+    config = BpeConfig(vocab_size=options.vocab_size, special_tokens=tuple(options.special or [END_OF_TEXT]))
     num_threads = _num_threads(options)
     _check_all_there(options.files)
-    sample: list[str] = []
-    num_bytes = num_sampled = 0
-
-    def texts() -> Iterator[str]:
-        """Pieces that can be counted one by one; no pre-token reaches from one file into the next."""
-        nonlocal num_bytes, num_sampled
-        for path in options.files:
-            for piece in cut_stream(_read(path, watched=True), specials):
-                num_bytes += len(piece.encode())
-                if num_sampled < _SAMPLE_CHARS:
-                    sample.append(piece)
-                    num_sampled += len(piece)
-                yield piece
-
     start = time.perf_counter()
     with creating(options.out) as folder:
         try:
-            vocab, merges = train_bpe_from_documents(texts(), config, num_workers=num_threads, progress=_merges_only())
-            tokenizer = Tokenizer(vocab, merges, specials)
+            vocab, merges, num_bytes, sample = _learn(options.files, config, num_threads)
+            tokenizer = Tokenizer(vocab, merges, config.special_tokens)
         except ValueError as error:
             raise UserError(str(error)) from None
         if not num_bytes:
@@ -173,6 +159,36 @@ def _train(options: argparse.Namespace) -> None:
     for token in sorted((left + right for left, right in merges), key=len, reverse=True)[:10]:
         print(f"    {len(token):>4} bytes  {_shown(token)}")
     print(f'  in transformers: AutoTokenizer.from_pretrained("{options.out}")')
+
+
+def _learn(paths: list[Path], config: BpeConfig, num_threads: int) -> tuple[Vocab, Merges, int, list[str]]:
+    """Vocabulary and merges, bytes of text, and pieces of the text's beginning."""
+    from cs336.tokenizer.pretokenize import cut_stream
+    from cs336.tokenizer.train import train_bpe, train_bpe_from_documents
+
+    sample: list[str] = []
+    num_bytes = num_sampled = 0
+
+    def pieces(path: Path, *, watched: bool) -> Iterator[str]:
+        """Of a text, to be counted one by one: what would be one pre-token is never torn."""
+        nonlocal num_bytes, num_sampled
+        for piece in cut_stream(_read(path, watched=watched), config.special_tokens):
+            num_bytes += len(piece.encode())
+            if num_sampled < _SAMPLE_CHARS:
+                sample.append(piece)
+                num_sampled += len(piece)
+            yield piece
+
+    if len(paths) == 1 and _is_plain(paths[0]):  # its threads read it themselves
+        vocab, merges = train_bpe(
+            paths[0], config.vocab_size, config.special_tokens, num_workers=num_threads, progress=_progress()
+        )
+        for _ in pieces(paths[0], watched=False):
+            if num_sampled >= _SAMPLE_CHARS:
+                break
+        return vocab, merges, paths[0].stat().st_size, sample
+    texts = (piece for path in paths for piece in pieces(path, watched=True))
+    return *train_bpe_from_documents(texts, config, num_workers=num_threads, progress=_merges_only()), num_bytes, sample
 
 
 def _merges_only() -> Progress:
@@ -334,10 +350,14 @@ def _check_all_there(paths: list[Path]) -> None:
             raise UserError(f"{path}: {'is a folder; name its files' if path.is_dir() else 'not found'}")
 
 
+def _is_plain(path: Path) -> bool:
+    return path != _STDIN and path.suffix != ".gz"
+
+
 def _num_threads(options: argparse.Namespace) -> int:
     if options.threads < 0:
         raise UserError(f"--threads is {options.threads}; give 1 or more")
-    return options.threads or available_cores()
+    return options.threads or int(os.environ.get("CS336_WORKERS") or 0) or available_cores()
 
 
 def _progress() -> Progress:
@@ -356,8 +376,7 @@ def _read(path: Path, *, watched: bool = False) -> Iterator[str]:
     place = 0
     chunks = _read_bytes(path)
     if watched:
-        is_plain = path != _STDIN and path.suffix != ".gz"
-        total = -(-path.stat().st_size // _CHUNK_BYTES) if is_plain else None
+        total = -(-path.stat().st_size // _CHUNK_BYTES) if _is_plain(path) else None
         chunks = _progress()(chunks, total=total, unit="MiB", label=_name(path))
     for chunk in chunks:
         num_undecided = len(decoder.getstate()[0])

@@ -14,6 +14,7 @@ from cs336 import tokenizer_commands
 from cs336.cli import main
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import train_bpe
+from cs336.tokenizer_commands import _open
 from cs336.tokens.index import locate
 from cs336.tokens.shards import open_tokens
 
@@ -136,6 +137,7 @@ def test_exports_are_read_by_others_and_by_the_command_itself(folder: Path, tmp_
             tmp_path / f"{name} again/vocab.json", tmp_path / f"{name} again/merges.txt", [END]
         )
         assert (again.vocab, again.merges) == (tokenizer.vocab, tokenizer.merges)
+        assert _open(out).special_tokens == _open(tmp_path / f"{name} again").special_tokens == (END,)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "huggingface/tokenizer.json"))
     assert theirs.encode(sample).ids == tokenizer.encode(sample)
     # As the command prints it.
@@ -158,13 +160,14 @@ def test_exports_are_read_by_others_and_by_the_command_itself(folder: Path, tmp_
         (["train", "text.txt", "--out", "new", "--special", ""], "a special token is empty"),
         (["train", "text.txt", "--out", "new", "--threads", "-1"], "--threads is -1; give 1 or more"),
         (["train", "empty.txt", "--out", "new"], "empty.txt: no text to learn from"),
-        (["train", "text.txt", "latin1.txt", "--out", "new"], "latin1.txt: not UTF-8 at byte 7;"),
+        (["train", "latin1.txt", "--out", "new"], "latin1.txt: not UTF-8 at byte 4;"),
+        (["train", "text.txt", "latin1.txt", "--out", "new"], "latin1.txt: not UTF-8 at byte 4;"),
         (["train", "torn.gz", "--out", "new"], "torn.gz: not a whole gzip file"),
         (["encode", "nowhere", "text.txt"], "nowhere: holds no tokenizer; `cs336 tokenizer train` makes one"),
         (["encode", "full", "text.txt"], "full: holds no tokenizer"),
         (["encode", "small", "nowhere.txt"], "nowhere.txt: not found"),
         (["encode", "small", "cut.txt"], "cut.txt: ends within a character"),
-        (["encode", "small", "latin1.txt", "--out", "new.bin"], "latin1.txt: not UTF-8 at byte 7;"),
+        (["encode", "small", "latin1.txt", "--out", "new.bin"], "latin1.txt: not UTF-8 at byte 4;"),
         (["encode", "small", "text.txt", "--out", "new"], "new: name a file that ends with .bin"),
         (["encode", "small", "text.txt", "--out", "old.bin"], "old.jsonl: is there already"),
         (["decode", "small", "text.txt"], "text.txt: 'ab' is no token id"),
@@ -186,7 +189,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     contents = {
         "text.txt": b"ab ab",
         "empty.txt": b"",
-        "latin1.txt": b"a\xc3\xbc caf\xc3\xe9",
+        "latin1.txt": b"ab c\xc3\xe9",
         "cut.txt": b"ab \xe4\xb8",
     }
     contents |= {"torn.gz": gzip.compress(b"ab" * 99)[:-9], "ids.txt": b"97 999", "odd.bin": b"abc", "old.jsonl": b""}
