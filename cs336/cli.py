@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cs336 import tokenizer_commands
 from cs336.files import UserError, read_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _register(commands)
+    tokenizer_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):
         entry.load()(commands)
     options = parser.parse_args(arguments)

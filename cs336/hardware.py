@@ -1,8 +1,7 @@
-"""What this machine has: device, cores, memory."""
+"""What this machine has: device, memory."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 
@@ -50,11 +49,6 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
         if known in name:
             return bf16 if precision == "bfloat16" else tf32
     return None
-
-
-def available_cores() -> int:
-    """Cores that this process may use (containers and `taskset` may give fewer than there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_bytes() -> int:

@@ -19,6 +19,11 @@ B = TypeVar("B")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def available_cores() -> int:
+    """Cores that this process may use (containers and `taskset` may give fewer than there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies, even by `kill -9`.
 

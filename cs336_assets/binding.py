@@ -14,8 +14,8 @@ from typing import Any
 import dagster as dg
 
 from cs336.files import UserError
-from cs336.hardware import available_cores
 from cs336.presets import Preset
+from cs336.processes import available_cores
 from cs336.progress import Progress, bar, both, log_lines
 from cs336.store import Store, Version
 from cs336_assets.asset import (

@@ -22,7 +22,8 @@ from cs336.hardware import pick_device
 from cs336.model.transformer import load_model
 from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out, read_index
+from cs336.tokens.index import read_index
+from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
@@ -131,12 +132,7 @@ def leaderboard(step: Step, perplexity: Path, mmlu: Path, gsm8k: Path) -> Metada
 def write_held_out_scores(step: Step, model_folder: Path, tokenizer: Path, token_shards: list[Path]) -> Metadata:
     """Scores of a model on all held-out documents."""
     model = load_model(model_folder, device=pick_device(step.device))
-    num_bytes = sum(
-        document.num_text_bytes
-        for folder in token_shards
-        for document in read_index(folder)
-        if document.split == "valid"
-    )
+    num_bytes = sum(document.num_text_bytes for folder in token_shards for document in read_index(folder, "valid"))
     valid = concatenate(token_shards, "valid")
     metrics = evaluate_perplexity(
         model,

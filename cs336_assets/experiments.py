@@ -324,7 +324,7 @@ def _figures(outcome: dict[str, Any]) -> list[Any]:
 
 def _held_out(folders: list[Path]) -> tuple[int, int]:
     """Predicted tokens and UTF-8 bytes of the held-out documents."""
-    documents = [each for folder in folders for each in read_index(folder) if each.split == "valid"]
+    documents = [each for folder in folders for each in read_index(folder, "valid")]
     return sum(each.num_tokens for each in documents) - 1, sum(each.num_text_bytes for each in documents)
 
 

@@ -25,6 +25,7 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         "look",
         "generate",
         "export",
+        "tokenizer",
         "chat",
         "scores",
         "verify",

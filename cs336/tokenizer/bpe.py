@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cs336.files import UserError
 from cs336.tokenizer import formats
+from cs336.tokenizer.formats import END_OF_TEXT
 from cs336.tokenizer.pretokenize import (
     PATTERN,
     compile_special_tokens,
@@ -21,8 +24,6 @@ from cs336.tokenizer.reference import apply_merges, apply_merges_with_heap
 
 if TYPE_CHECKING:
     from cs336.tokenizer.encoder import Encoder
-
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark after each document
 
 _STREAM_CACHE_ENTRIES = 2_048  # about 0.4 MB measured: a stream may take 1 MB in all
 _CACHE_ENTRIES = 20_000
@@ -155,6 +156,33 @@ class Tokenizer:
             encoded += np.split(ids, ends[:-1])
         return encoded
 
+    def encode_batches(
+        self, batches: Iterable[Sequence[str]], *, num_threads: int = 1
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids of a stream of batches of texts: what `encode` gives for each text.
+
+        Batches are read as they are needed, a few for each thread at a time, and come out in their order.
+        Threads are kept busy by batches of about a million characters.
+
+        Yields:
+            The ids of a batch's texts one after the other (uint32), and where the ids of each text end.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        remaining = iter(batches)
+        num_chars = 0
+        for batch in remaining:
+            num_chars += sum(map(len, batch))
+            if self._encoder is None and num_chars >= _COMPILE_FROM_CHARS:
+                self.prepare()
+            if self._encoder is not None:
+                yield from self._encoder.encode_batches(chain([batch], remaining), num_threads)
+                return
+            encoded = [self._encode_plainly(text) for text in batch]
+            ends = np.cumsum(np.array([len(ids) for ids in encoded], np.int64))
+            yield np.array(list(chain.from_iterable(encoded)), np.uint32), ends
+
     def _encode_plainly(self, text: str) -> list[int]:
         ids: list[int] = []
         for part, is_special in split_special_tokens(text, self._specials):
@@ -200,8 +228,16 @@ class Tokenizer:
         Raises:
             ValueError: an id that the vocabulary does not have.
         """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids, which may end within a character.
+
+        Raises:
+            ValueError: an id that the vocabulary does not have.
+        """
         try:
-            return b"".join([self.vocab[number] for number in ids]).decode("utf-8", errors="replace")
+            return b"".join([self.vocab[number] for number in ids])
         except KeyError as error:
             raise ValueError(f"id {error} is not in the vocabulary of {self.vocab_size} entries") from None
 
@@ -210,19 +246,32 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write `bpe.json`; `tokenizer.json` as transformers and vLLM load it; GPT-2's `vocab.json` and `merges.txt`.
 
-        Each file appears whole or not at all; equal tokenizers give equal bytes.
+        Each file appears whole or not at all; equal tokenizers give equal bytes. A vocabulary that `tokenizer.json`
+        cannot express, which training never gives, goes without it.
         """
         stored = self._stored()
         formats.write_own(folder / formats.OWN_FILE, stored)
         formats.write_gpt2(folder, stored)
-        if len(set(self.vocab.values())) == len(self.vocab):
+        with contextlib.suppress(ValueError):
             formats.write_hugging_face(folder, stored)
+
+    def save_hugging_face(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` alone.
+
+        Raises:
+            ValueError: that format cannot tell two of the tokens apart.
+        """
+        formats.write_hugging_face(folder, self._stored())
+
+    def save_gpt2(self, folder: Path) -> None:
+        """Write GPT-2's `vocab.json` and `merges.txt` alone; they do not say which tokens are special."""
+        formats.write_gpt2(folder, self._stored())
 
     def save_tiktoken(self, path: Path) -> None:
         """Write tiktoken's file of ranks.
 
         Raises:
-            ValueError: ids do not grow with the merges, which is what tiktoken goes by.
+            ValueError: the merges do not follow from the order of the ids, which is what tiktoken goes by.
         """
         formats.write_tiktoken(path, self._stored())
 
@@ -237,8 +286,8 @@ class Tokenizer:
             UserError: the file is missing or not such a file.
         """
         if not (folder / formats.OWN_FILE).exists() and (folder / formats.HUGGING_FACE_FILE).exists():
-            return cls(*formats.read_hugging_face(folder / formats.HUGGING_FACE_FILE))
-        return cls(*formats.read_own(folder / formats.OWN_FILE))
+            return cls.from_hugging_face(folder / formats.HUGGING_FACE_FILE)
+        return cls._from_stored(formats.read_own(folder / formats.OWN_FILE), folder / formats.OWN_FILE)
 
     @classmethod
     def from_files(
@@ -255,8 +304,8 @@ class Tokenizer:
         Raises:
             UserError: a file is missing or not such a file.
         """
-        vocab, merges, _ = formats.read_gpt2(Path(vocab_filepath), Path(merges_filepath))
-        return cls(vocab, merges, special_tokens)
+        stored = formats.read_gpt2(Path(vocab_filepath), Path(merges_filepath))
+        return cls._from_stored(stored._replace(special_tokens=tuple(special_tokens or ())), Path(merges_filepath))
 
     @classmethod
     def from_hugging_face(cls, path: str | Path) -> Tokenizer:
@@ -265,7 +314,7 @@ class Tokenizer:
         Raises:
             UserError: the file is missing, or its text is cut or merged otherwise.
         """
-        return cls(*formats.read_hugging_face(Path(path)))
+        return cls._from_stored(formats.read_hugging_face(Path(path)), Path(path))
 
     @classmethod
     def from_tiktoken(cls, path: str | Path, special_tokens: Mapping[str, int]) -> Tokenizer:
@@ -274,7 +323,14 @@ class Tokenizer:
         Raises:
             UserError: the file is missing or not such a file.
         """
-        return cls(*formats.read_tiktoken(Path(path), special_tokens))
+        return cls._from_stored(formats.read_tiktoken(Path(path), special_tokens), Path(path))
+
+    @classmethod
+    def _from_stored(cls, stored: formats.Stored, path: Path) -> Tokenizer:
+        try:
+            return cls(*stored)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 class _Cache(dict[str, list[int]]):

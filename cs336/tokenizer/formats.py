@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import gzip
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from cs336.tokenizer.reference import Merges, apply_merges
 
 OWN_FILE = "bpe.json"
 HUGGING_FACE_FILE = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark after each document
 _FORMAT = "cs336 byte-level BPE, 1"
 
 
@@ -58,11 +60,10 @@ def read_own(path: Path) -> Stored:
     stored = _read_json(path)
     if stored.get("format") != _FORMAT:
         raise UserError(f"{path}: not written by this project's tokenizer; train the tokenizer again")
-    return Stored(
-        {number: from_printable(token) for number, token in stored["vocab"]},
-        [(from_printable(left), from_printable(right)) for left, right in stored["merges"]],
-        tuple(stored["special_tokens"]),
-    )
+    with _naming(path):
+        vocab = {number: from_printable(token) for number, token in stored["vocab"]}
+        merges = [(from_printable(left), from_printable(right)) for left, right in stored["merges"]]
+        return _checked(Stored(vocab, merges, tuple(stored["special_tokens"])))
 
 
 # ---- GPT-2's vocab.json and merges.txt --------------------------------------------------------------
@@ -86,11 +87,11 @@ def read_gpt2(vocab_path: Path, merges_path: Path) -> Stored:
     Raises:
         UserError: a file is missing or not such a file.
     """
-    vocab: dict[int, bytes] = {}
-    for token, number in _read_json(vocab_path).items():
-        if not isinstance(number, int):
-            raise UserError(f"{vocab_path}: neither a {OWN_FILE} of this project nor GPT-2's vocabulary")
-        vocab[number] = _bytes_of(token)
+    ids = _read_json(vocab_path)
+    if not all(type(number) is int for number in ids.values()):
+        raise UserError(f"{vocab_path}: neither a {OWN_FILE} of this project nor GPT-2's vocabulary")
+    with _naming(vocab_path):
+        vocab = _checked(Stored({number: _bytes_of(token) for token, number in ids.items()}, [], ())).vocab
     merges = []
     # Not splitlines(), which knows more line ends than "\n". "#" starts a comment in the first line only.
     for number, line in enumerate(_read_text(merges_path).split("\n"), 1):
@@ -112,14 +113,20 @@ def read_gpt2(vocab_path: Path, merges_path: Path) -> Stored:
 def write_hugging_face(folder: Path, tokenizer: Stored) -> None:
     """`tokenizer.json` and `tokenizer_config.json`, which transformers and vLLM load as they are.
 
+    They give the same ids for every text whose characters their own Unicode tables know: a letter that
+    Unicode has got since may be cut from its word. Their decoder shows special tokens of ASCII alone rightly.
+
     Raises:
-        ValueError: two ids have the same bytes, which this format cannot tell apart.
+        ValueError: two ids have the same bytes, or a special token is spelt as another token is in this
+            format; it cannot tell them apart.
     """
     ids = {token: number for number, token in tokenizer.vocab.items()}
     if len(ids) < len(tokenizer.vocab):
         raise ValueError("two ids have the same bytes; tokenizer.json has room for one (use bpe.json)")
-    specials = {token.encode(): token for token in tokenizer.special_tokens}
-    vocab = {specials.get(token) or printable(token): number for number, token in sorted(tokenizer.vocab.items())}
+    vocab = {printable(token): number for number, token in sorted(_ordinary(tokenizer).items())}
+    for token in tokenizer.special_tokens:
+        if vocab.setdefault(token, ids[token.encode()]) != ids[token.encode()]:
+            raise ValueError(f"{token!r} is a special token and, in tokenizer.json, another one's name (use bpe.json)")
     # The pattern is spelt out: ByteLevel's own changed its Unicode tables between versions.
     splits = {"type": "Split", "pattern": {"Regex": PATTERN.pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -143,8 +150,8 @@ def write_hugging_face(folder: Path, tokenizer: Stored) -> None:
     with replacing(folder / HUGGING_FACE_FILE, "w") as file:
         json.dump(document, file, ensure_ascii=False)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if tokenizer.special_tokens:
-        config |= {"eos_token": tokenizer.special_tokens[0], "bos_token": tokenizer.special_tokens[0]}
+    if END_OF_TEXT in tokenizer.special_tokens:
+        config |= {"eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
     with replacing(folder / "tokenizer_config.json", "w") as file:
         json.dump(config, file, ensure_ascii=False, indent=1)
 
@@ -156,17 +163,26 @@ def read_hugging_face(path: Path) -> Stored:
         UserError: the file is missing, or its text is cut or merged otherwise (Llama 3's and Qwen's are).
     """
     stored = _read_json(path)
-    model = stored.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
-        raise UserError(f"{path}: not byte-level BPE ({model.get('type')!r}); open it with the package `tokenizers`")
-    if stored.get("normalizer") is not None or not _cuts_as_gpt2(stored.get("pre_tokenizer")):
-        raise UserError(f"{path}: cuts text by another pattern than GPT-2's; open it with the package `tokenizers`")
-    vocab = {number: _bytes_of(token) for token, number in model["vocab"].items()}
-    added = {each["id"]: each["content"] for each in stored.get("added_tokens", [])}
-    vocab |= {number: content.encode() for number, content in added.items()}
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    merges = [(from_printable(left), from_printable(right)) for left, right in pairs]
-    return Stored(vocab, merges, tuple(added.values()))
+    with _naming(path):
+        model = stored["model"]
+        # Early files, GPT-2's own among them, do not name the kind of model.
+        kind = model.get("type", "BPE" if "merges" in model else None)
+        if kind != "BPE" or any(model.get(key) for key in _FOREIGN):
+            raise UserError(f"{path}: not byte-level BPE ({kind!r}); open it with the package `tokenizers`")
+        if stored.get("normalizer") is not None or not _cuts_as_gpt2(stored.get("pre_tokenizer")):
+            raise UserError(f"{path}: cuts text by another pattern than GPT-2's; open it with the package `tokenizers`")
+        added = stored.get("added_tokens", [])
+        if any(token.get(key) for token in added for key in ("single_word", "lstrip", "rstrip")):
+            raise UserError(f"{path}: special tokens take in what is beside them; open it with `tokenizers`")
+        vocab = {number: _bytes_of(token) for token, number in model["vocab"].items()}
+        vocab |= {token["id"]: token["content"].encode() for token in added}
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        merges = [(from_printable(left), from_printable(right)) for left, right in pairs]
+        return _checked(Stored(vocab, merges, tuple(token["content"] for token in added)))
+
+
+# What a BPE model may have and ours does not.
+_FOREIGN = ("byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def _cuts_as_gpt2(pre_tokenizer: Any) -> bool:
@@ -184,18 +200,18 @@ def _cuts_as_gpt2(pre_tokenizer: Any) -> bool:
 def write_tiktoken(path: Path, tokenizer: Stored) -> None:
     """Lines of a token in base64 and its id; special tokens are given to `tiktoken.Encoding` beside it.
 
+    tiktoken gives the same ids for every text, unless special tokens overlap: then it finds any of them.
+
     Raises:
-        ValueError: ids do not grow with the merges, which is what tiktoken goes by.
+        ValueError: the merges do not follow from the tokens and their order, which is all that tiktoken goes by;
+            those that training gives do.
     """
-    id_of = {token: number for number, token in sorted(tokenizer.vocab.items(), reverse=True)}
-    merged = [id_of[left + right] for left, right in tokenizer.merges]
-    if len(id_of) < len(tokenizer.vocab) or merged != sorted(merged):
-        raise ValueError("ids must grow in the order of the merges, each with bytes of its own, for tiktoken")
-    special = {token.encode() for token in tokenizer.special_tokens}
+    ordinary = _ordinary(tokenizer)
+    if len(set(ordinary.values())) < len(ordinary) or _merges_of(ordinary) != tokenizer.merges:
+        raise ValueError("the merges do not follow from the order of the ids, and tiktoken's file has no other order")
     with replacing(path, "wb") as file:
-        for number, token in sorted(tokenizer.vocab.items()):
-            if token not in special:
-                file.write(base64.b64encode(token) + b" %d\n" % number)
+        for number, token in sorted(ordinary.items()):
+            file.write(base64.b64encode(token) + b" %d\n" % number)
 
 
 def read_tiktoken(path: Path, special_tokens: Mapping[str, int]) -> Stored:
@@ -212,8 +228,23 @@ def read_tiktoken(path: Path, special_tokens: Mapping[str, int]) -> Stored:
         try:
             encoded, rank = line.split()
             vocab[int(rank)] = base64.b64decode(encoded, validate=True)
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise UserError(f"{path}:{place}: not a token in base64 and its rank: {line[:80]!r}") from None
+    try:
+        merges = _merges_of(vocab)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; not a BPE's ranks") from None
+    vocab |= {number: token.encode() for token, number in special_tokens.items()}
+    with _naming(path):
+        return _checked(Stored(vocab, merges, tuple(special_tokens)))
+
+
+def _merges_of(vocab: Mapping[int, bytes]) -> Merges:
+    """The only merges with which each token is made of two tokens before it.
+
+    Raises:
+        ValueError: there are none.
+    """
     id_of = {token: number for number, token in vocab.items()}
     merges: Merges = []
     ranks: dict[tuple[int, int], int] = {}
@@ -221,14 +252,14 @@ def read_tiktoken(path: Path, special_tokens: Mapping[str, int]) -> Stored:
     for number, token in sorted(vocab.items()):
         if len(token) == 1:
             continue
-        parts = apply_merges([id_of[token[at : at + 1]] for at in range(len(token))], ranks, merged)
-        if len(parts) != 2:
-            raise UserError(f"{path}: token {number} ({token!r}) is not made of two earlier ones; not a BPE's ranks")
+        letters = [id_of.get(token[at : at + 1], -1) for at in range(len(token))]
+        parts = apply_merges(letters, ranks, merged)
+        if len(parts) != 2 or -1 in parts:
+            raise ValueError(f"token {number} ({token!r}) is not made of two earlier ones")
         ranks[parts[0], parts[1]] = len(merged)
         merged.append(number)
         merges.append((vocab[parts[0]], vocab[parts[1]]))
-    vocab |= {number: token.encode() for token, number in special_tokens.items()}
-    return Stored(vocab, merges, tuple(special_tokens))
+    return merges
 
 
 # ---- bytes as printable text ------------------------------------------------------------------------
@@ -265,6 +296,34 @@ def _bytes_of(token: str) -> bytes:
     return token.encode()  # a special token, which other tools write as it is
 
 
+def _ordinary(tokenizer: Stored) -> dict[int, bytes]:
+    """The vocabulary without the special tokens, except those that text is made of too: bytes and merged pairs."""
+    special = {token.encode() for token in tokenizer.special_tokens}
+    special -= {left + right for left, right in tokenizer.merges}
+    return {number: token for number, token in tokenizer.vocab.items() if len(token) == 1 or token not in special}
+
+
+def _checked(stored: Stored) -> Stored:
+    """The same, if its parts are of the types they should be."""
+    wrong = next((number for number in stored.vocab if type(number) is not int or number < 0), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is no id")
+    for token in stored.special_tokens:
+        if not isinstance(token, str):
+            raise ValueError(f"{token!r} is no special token")
+        token.encode()
+    return stored
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever a file lacks or has in a wrong place ends in one line with its name."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a whole tokenizer file ({type(error).__name__}: {error})") from error
+
+
 def _read_text(path: Path) -> str:
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
@@ -272,14 +331,14 @@ def _read_text(path: Path) -> str:
             return file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; train the tokenizer first, or name its files") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a readable tokenizer file ({error})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a tokenizer file (a JSON object is expected)")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from cs336.tokens.shards import IndexedDocument, read_index
+from cs336.tokens.index import IndexedDocument, read_index
+from cs336.tokens.shards import open_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -190,20 +191,20 @@ def documents_at(
         num_tokens: length of each stretch.
 
     Raises:
-        UserError: a shard's index is missing or damaged.
+        UserError: a shard's ids or index are missing or damaged.
     """
-    first_places = np.sort(np.asarray(starts))
     before = 0
     for folder in folders:
-        end = before
-        for document in read_index(folder):
-            if document.split != split:
+        end = before + len(open_tokens(folder / f"{split}.bin"))
+        last_row = -1
+        for start in sorted(starts):
+            first, stop = max(start, before), min(start + num_tokens, end)
+            if first >= stop:
                 continue
-            begin, end = before + document.first_token, before + document.first_token + document.num_tokens
-            # The first stretch that ends after the document begins: the rest begin later still.
-            number = np.searchsorted(first_places, begin - num_tokens, side="right")
-            if number < len(first_places) and first_places[number] < end:
-                yield document
+            for document in read_index(folder, split, start=first - before, stop=stop - before):
+                if document.row > last_row:
+                    yield document
+                    last_row = document.row
         before = end
 
 

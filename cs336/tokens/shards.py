@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import json
 import re
-import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from cs336.files import UserError, read_jsonl, replacing
-from cs336.processes import map_ordered
+from cs336.files import UserError, replacing
 from cs336.progress import Progress, silent
-from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from cs336.tokenizer.pretokenize import cut_stream
+from cs336.tokens.index import IndexedDocument, index_line, index_path
 
 if TYPE_CHECKING:
     from cs336.documents import Document
 
+T = TypeVar("T")
+
 SPLITS = ("train", "valid")
-INDEX_FILE = "index.jsonl"
 TOKEN_DTYPE = np.dtype("<u2")  # two bytes a token, so at most 65,536 of them; little-endian on every machine
 
-# Characters in one task for a worker: enough to hide the cost of sending it.
-_TASK_CHARS = 250_000
+_BATCH_CHARS = 1_000_000  # encoded at a time by one thread: its ids need 4 MB at most
 _READ_TOKENS = 1 << 22  # tokens looked at at a time when a whole file is checked: 8 MB
 
 
@@ -72,28 +70,6 @@ class ShardStats:
     encode_seconds: float
 
 
-class IndexedDocument(NamedTuple):
-    """Where one document's tokens lie.
-
-    Attributes:
-        split: "train" or "valid".
-        first_token: place of its first token in the split's file.
-        num_tokens: with the closing `<|endoftext|>`.
-        num_text_bytes: of its text in UTF-8.
-        row: its place among the shard's documents.
-        id: the record it was read from.
-        url: the page's address.
-    """
-
-    split: str
-    first_token: int
-    num_tokens: int
-    num_text_bytes: int
-    row: int
-    id: str
-    url: str
-
-
 def document_key(url: str, record_id: str) -> str:
     """What identifies a document when it is decided whether it is held out."""
     return f"{url}\n{record_id}"
@@ -125,102 +101,170 @@ def write_shard(
 ) -> ShardStats:
     """Encode documents in their order into `train.bin` and `valid.bin`, and note where each one lies.
 
-    The files are bare uint16 ids, little-endian, `<|endoftext|>` after each document; `index.jsonl`
-    has one line a document. A text that UTF-8 cannot write is skipped and counted.
+    The files are bare uint16 ids, little-endian, `<|endoftext|>` after each document; `train.jsonl`
+    and `valid.jsonl` have one line a document (see `cs336.tokens.index`). A few million characters are
+    held at a time, however many documents come. A text that UTF-8 cannot write is skipped and counted.
 
     Args:
-        num_workers: processes that encode; the files do not depend on it.
+        num_workers: threads that encode; the files do not depend on it.
 
     Raises:
         ValueError: the vocabulary has more than 65,536 entries, or no `<|endoftext|>`; or
             `valid_fraction` is not within 0 and 1.
     """
-    if tokenizer.vocab_size > 65_536:
-        raise ValueError(f"{tokenizer.vocab_size} entries do not fit uint16; train with a vocab_size up to 65,536")
+    _check_vocabulary(tokenizer)
     if not 0 <= split.valid_fraction <= 1:
         raise ValueError(f"valid_fraction {split.valid_fraction} is not a share; give a number from 0 to 1")
     end_of_text = tokenizer.end_of_text_id
     start = time.perf_counter()
-    num_documents, num_tokens, num_text_bytes = Counter[str](), Counter[str](), Counter[str]()
     skipped: Counter[str] = Counter()
+    waiting: deque[list[_Origin]] = deque()  # of the batches on their way through the encoder
+
+    def batches() -> Iterator[list[str]]:
+        watched = progress(documents, unit="documents", label="tokenize")
+        for batch in _batches(_readable(watched, skipped), lambda each: len(each[1])):
+            waiting.append([origin for origin, _ in batch])
+            yield [text for _, text in batch]
+
     with contextlib.ExitStack() as stack:
-        index = stack.enter_context(replacing(folder / INDEX_FILE, "w"))
-        files = {name: stack.enter_context(replacing(folder / f"{name}.bin")) for name in SPLITS}
-        encode = stack.enter_context(_encoder(tokenizer, num_workers))
-        tasks = _tasks(progress(documents, unit="documents", label="tokenize"))
-        encoded = (document for task in map_ordered(encode, tasks, num_workers=num_workers) for document in task)
-        for row, (record_id, url, text_bytes, ids) in enumerate(encoded):
-            if ids is None:
-                skipped["not writable as UTF-8"] += 1
-                continue
-            name = "valid" if is_held_out(document_key(url, record_id), split) else "train"
-            files[name].write(np.append(ids, TOKEN_DTYPE.type(end_of_text)).astype(TOKEN_DTYPE).tobytes())
-            entry = IndexedDocument(name, num_tokens[name], len(ids) + 1, text_bytes, row, record_id, url)
-            index.write(json.dumps(entry._asdict(), ensure_ascii=False) + "\n")
-            num_documents[name] += 1
-            num_tokens[name] += entry.num_tokens
-            num_text_bytes[name] += text_bytes
+        train, valid = (_Split(stack, folder / f"{name}.bin") for name in SPLITS)
+        for ids, ends in tokenizer.encode_batches(batches(), num_threads=num_workers):
+            origins = waiting.popleft()
+            held_out = [is_held_out(document_key(each.url, each.id), split) for each in origins]
+            tokens, lengths = _with_ends(ids, ends, end_of_text)
+            is_valid = np.repeat(held_out, lengths)
+            train.write(tokens[~is_valid])
+            valid.write(tokens[is_valid])
+            for origin, length, is_held in zip(origins, lengths.tolist(), held_out, strict=True):
+                (valid if is_held else train).note(origin, length)
     return ShardStats(
-        num_documents=num_documents.total(),
-        num_tokens=num_tokens.total(),
-        num_text_bytes=num_text_bytes.total(),
-        num_valid_documents=num_documents["valid"],
-        num_valid_tokens=num_tokens["valid"],
-        num_valid_text_bytes=num_text_bytes["valid"],
+        num_documents=train.num_documents + valid.num_documents,
+        num_tokens=train.num_tokens + valid.num_tokens,
+        num_text_bytes=train.num_text_bytes + valid.num_text_bytes,
+        num_valid_documents=valid.num_documents,
+        num_valid_tokens=valid.num_tokens,
+        num_valid_text_bytes=valid.num_text_bytes,
         num_skipped=dict(skipped),
         encode_seconds=time.perf_counter() - start,
     )
 
 
-# A document on its way to a worker (record id, URL, text) and back (record id, URL, UTF-8 bytes, ids).
-# Plain tuples: reading a Document back would make each worker import polars.
-_Text = tuple[str, str, str]
-_Encoded = tuple[str, str, int, Any]
+def write_text(
+    path: Path, chunks: Iterable[str], tokenizer: Tokenizer, *, name: str, num_workers: int = 1
+) -> tuple[int, int, int]:
+    """Encode one text, however long, into a file of bare uint16 ids, with an index of its documents beside it.
+
+    The ids are those of `Tokenizer.encode` on the whole text, however it is cut into chunks; nothing is
+    added or held out. Each `<|endoftext|>` of the text ends a document.
+
+    Args:
+        path: such as `train.bin`; the index is then `train.jsonl`.
+        name: of the text, which stands in the index as its file; offsets there are bytes of its UTF-8.
+        num_workers: threads that encode.
+
+    Returns:
+        Number of documents, of tokens, and of bytes of text.
+
+    Raises:
+        ValueError: the vocabulary has more than 65,536 entries, or the text holds a lone surrogate.
+    """
+    _check_vocabulary(tokenizer)
+    mark = tokenizer.end_of_text_id if END_OF_TEXT in tokenizer.special_tokens else -1
+    token_bytes = np.zeros(tokenizer.vocab_size, np.int64)
+    token_bytes[list(tokenizer.vocab)] = [len(token) for token in tokenizer.vocab.values()]
+    batches = _batches(cut_stream(chunks, tokenizer.special_tokens), len)
+    num_tokens = num_bytes = begin = 0  # before this batch; and where the document begins in the text's bytes
+    with contextlib.ExitStack() as stack:
+        out = _Split(stack, path)
+
+        def end_document(token: int, text_end: int) -> None:
+            row = out.num_documents
+            out.note(_Origin(row, f"{name}#{row}", name, name, begin, text_end - begin), token - out.num_tokens)
+
+        for ids, _ in tokenizer.encode_batches(batches, num_threads=num_workers):
+            out.write(ids)
+            bytes_until = num_bytes + np.cumsum(token_bytes[ids])
+            marks = np.flatnonzero(ids == mark)
+            for token, place in zip((num_tokens + marks + 1).tolist(), bytes_until[marks].tolist(), strict=True):
+                end_document(token, place - len(END_OF_TEXT))
+                begin = place
+            num_tokens += len(ids)
+            num_bytes = int(bytes_until[-1]) if len(ids) else num_bytes
+        if num_tokens > out.num_tokens:
+            end_document(num_tokens, num_bytes)
+    return out.num_documents, num_tokens, num_bytes
 
 
-def _tasks(documents: Iterable[Document]) -> Iterator[list[_Text]]:
-    task: list[_Text] = []
-    size = 0
-    for document in documents:
-        task.append((document.id, document.url, document.text))
-        size += len(document.text)
-        if size >= _TASK_CHARS:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+def _check_vocabulary(tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > 65_536:
+        raise ValueError(f"{tokenizer.vocab_size} entries do not fit uint16; train with a vocab_size up to 65,536")
 
 
-@contextlib.contextmanager
-def _encoder(tokenizer: Tokenizer, num_workers: int) -> Iterator[Callable[[list[_Text]], list[_Encoded]]]:
-    """The function that encodes a task; workers read the tokenizer from a file, once each."""
-    if num_workers <= 1:
-        yield functools.partial(_encode_texts, tokenizer)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        yield functools.partial(_encode_in_worker, folder)
+class _Origin(NamedTuple):
+    """What the index says of a document before its tokens are known: see `IndexedDocument`."""
+
+    row: int
+    id: str
+    url: str
+    warc: str
+    offset: int
+    num_text_bytes: int
 
 
-def _encode_in_worker(folder: str, texts: list[_Text]) -> list[_Encoded]:
-    return _encode_texts(_load_once(folder), texts)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_once(folder: str) -> Tokenizer:
-    return Tokenizer.load(Path(folder))
-
-
-def _encode_texts(tokenizer: Tokenizer, texts: list[_Text]) -> list[_Encoded]:
-    encoded: list[_Encoded] = []
-    for record_id, url, text in texts:
+def _readable(documents: Iterable[Document], skipped: Counter[str]) -> Iterator[tuple[_Origin, str]]:
+    for row, document in enumerate(documents):
         try:
-            text_bytes = len(text.encode())
+            num_bytes = len(document.text.encode())
         except UnicodeEncodeError:
-            encoded.append((record_id, url, 0, None))
+            skipped["not writable as UTF-8"] += 1
             continue
-        encoded.append((record_id, url, text_bytes, np.array(tokenizer.encode(text), dtype=TOKEN_DTYPE)))
-    return encoded
+        yield _Origin(row, document.id, document.url, document.warc, document.offset, num_bytes), document.text
+
+
+def _batches(items: Iterable[T], num_chars: Callable[[T], int]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += num_chars(item)
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _with_ends(ids: np.ndarray, ends: np.ndarray, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a batch with `<|endoftext|>` after each text, and how many each text has then."""
+    marks = ends + np.arange(len(ends))
+    tokens = np.empty(len(ids) + len(ends), TOKEN_DTYPE)
+    is_text = np.ones(len(tokens), bool)
+    is_text[marks] = False
+    tokens[is_text] = ids
+    tokens[marks] = end_of_text
+    return tokens, np.diff(marks, prepend=-1)
+
+
+class _Split:
+    """A file of ids and its index, being written; both appear when `stack` is left without an error."""
+
+    def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
+        self._tokens = stack.enter_context(replacing(path))
+        self._index = stack.enter_context(replacing(index_path(path), "w"))
+        self._name = path.stem
+        self.num_documents = self.num_tokens = self.num_text_bytes = 0
+
+    def write(self, ids: np.ndarray) -> None:
+        self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False).data)
+
+    def note(self, origin: _Origin, num_tokens: int) -> None:
+        """The next document's tokens are these many."""
+        row, record_id, url, warc, offset, num_bytes = origin
+        place = IndexedDocument(self._name, self.num_tokens, num_tokens, num_bytes, row, record_id, url, warc, offset)
+        self._index.write(index_line(place))
+        self.num_documents += 1
+        self.num_tokens += num_tokens
+        self.num_text_bytes += num_bytes
 
 
 def open_tokens(path: Path) -> np.ndarray:
@@ -237,16 +281,6 @@ def open_tokens(path: Path) -> np.ndarray:
     if size == 0:  # cannot be mapped
         return np.empty(0, dtype=TOKEN_DTYPE)
     return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
-
-
-def read_index(folder: Path) -> Iterator[IndexedDocument]:
-    """Where each document of a shard lies, in the documents' order.
-
-    Raises:
-        UserError: the index is missing or damaged.
-    """
-    for row in read_jsonl(folder / INDEX_FILE):
-        yield IndexedDocument(**row)
 
 
 def largest_token_id(folders: Iterable[Path]) -> int:

@@ -78,7 +78,7 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
 
     def name_documents(starts: Sequence[int], num_tokens: int) -> Iterator[str]:
         for document in documents_at(folders, "train", starts, num_tokens):
-            yield f"{document.url} ({document.id})"
+            yield f"{document.url} ({document.id}, {document.warc} at byte {document.offset:,})"
 
     return train(
         _config(ModelConfig, run["model"]),

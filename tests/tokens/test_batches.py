@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cs336.files import write_jsonl
 from cs336.tokens.batches import Batches, documents_at, every_token_once, get_batch
-from cs336.tokens.shards import INDEX_FILE, IndexedDocument, TokenArray
+from cs336.tokens.index import IndexedDocument, index_line
+from cs336.tokens.shards import TOKEN_DTYPE, TokenArray
 
 TOKENS = np.arange(1_000, 1_100, dtype=np.uint16)
 
@@ -124,14 +124,14 @@ def test_the_documents_of_a_batch_are_those_its_stretches_touch(tmp_path):
     lengths = {"a": [4, 3, 1, 6], "b": [2, 7]}  # tokens of each training document, in two shards
     owner = []
     for shard, sizes in lengths.items():
-        rows, first = [], 0
+        lines, first = "", 0
         for number, size in enumerate(sizes):
-            rows.append(IndexedDocument("valid", 0, 5, 1, 0, "held-out", "")._asdict())
-            rows.append(IndexedDocument("train", first, size, 1, number, f"{shard}{number}", "")._asdict())
+            lines += index_line(IndexedDocument("train", first, size, 1, number, f"{shard}{number}", "", "", 0))
             owner += [f"{shard}{number}"] * size
             first += size
         (tmp_path / shard).mkdir()
-        write_jsonl(tmp_path / shard / INDEX_FILE, rows)
+        (tmp_path / shard / "train.jsonl").write_text(lines)
+        np.zeros(first, TOKEN_DTYPE).tofile(tmp_path / shard / "train.bin")
     folders = [tmp_path / "a", tmp_path / "b"]
     rng = np.random.default_rng(0)
     for num_tokens in (1, 2, 5):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cs336.documents import Document
 from cs336.files import UserError
 from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens import shards
+from cs336.tokens.index import read_index
 from cs336.tokens.shards import (
     SplitConfig,
     TokenArray,
@@ -21,8 +26,8 @@ from cs336.tokens.shards import (
     is_held_out,
     largest_token_id,
     open_tokens,
-    read_index,
     write_shard,
+    write_text,
 )
 
 END = "<|endoftext|>"
@@ -45,11 +50,12 @@ def test_a_shard_is_bare_little_endian_ids_with_an_end_after_each_document(tmp_p
     assert (tmp_path / "valid.bin").read_bytes() == b""
     assert (stats.num_documents, stats.num_tokens, stats.num_text_bytes) == (3, 7, 5)
     assert stats.num_valid_documents == stats.num_valid_tokens == 0
-    assert [tuple(row) for row in read_index(tmp_path)] == [
-        ("train", 0, 3, 3, 0, "<urn:0>", "http://site/0"),
-        ("train", 3, 1, 0, 1, "<urn:1>", "http://site/1"),
-        ("train", 4, 3, 2, 2, "<urn:2>", "http://site/2"),
+    assert [tuple(row) for row in read_index(tmp_path, "train")] == [
+        ("train", 0, 3, 3, 0, "<urn:0>", "http://site/0", "a.warc", 0),
+        ("train", 3, 1, 0, 1, "<urn:1>", "http://site/1", "a.warc", 1),
+        ("train", 4, 3, 2, 2, "<urn:2>", "http://site/2", "a.warc", 2),
     ]
+    assert list(read_index(tmp_path, "valid")) == []
 
 
 def test_a_pattern_holds_out_the_documents_of_a_validation_file():
@@ -64,9 +70,11 @@ def test_whole_documents_are_held_out_and_found_again_through_the_index(tmp_path
     texts = [f"text {i} ab" for i in range(400)]
     stats = write(tmp_path, texts, valid_fraction=0.25)
     assert 60 < stats.num_valid_documents < 140  # 100 expected, standard deviation 8.7
-    for document, row in zip(documents(*texts), read_index(tmp_path), strict=True):
+    rows = sorted([*read_index(tmp_path, "train"), *read_index(tmp_path, "valid")], key=lambda row: row.row)
+    for document, row in zip(documents(*texts), rows, strict=True):
         held_out = is_held_out(document_key(document.url, document.id), SplitConfig(valid_fraction=0.25))
         assert row.split == ("valid" if held_out else "train")
+        assert (row.id, row.url, row.warc, row.offset) == (document.id, document.url, document.warc, document.offset)
         ids = open_tokens(tmp_path / f"{row.split}.bin")[row.first_token : row.first_token + row.num_tokens]
         assert TOKENIZER.decode(ids.tolist()) == document.text + END
     valid_tokens = len(open_tokens(tmp_path / "valid.bin"))
@@ -88,20 +96,82 @@ def test_the_split_is_pinned_and_depends_on_the_document_alone():
 PINNED_HELD_OUT = [83, 130, 246, 276, 301]
 
 
-def test_the_number_of_workers_changes_no_byte(tmp_path: Path):
+@pytest.mark.parametrize("num_chars", [1, 1_000, 300_000])
+def test_neither_threads_nor_batches_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_chars: int):
     generator = random.Random(0)
-    texts = ["".join(generator.choices("ab cdé\n", k=generator.randint(0, 40_000))) for _ in range(60)]
+    texts = ["".join(generator.choices("ab cdé\n", k=generator.randint(0, 20_000))) for _ in range(60)]
     write(tmp_path / "one", texts, valid_fraction=0.2)
-    write(tmp_path / "two", texts, valid_fraction=0.2, num_workers=2)
-    for name in ("train.bin", "valid.bin", "index.jsonl"):
+    monkeypatch.setattr(shards, "_BATCH_CHARS", num_chars)
+    write(tmp_path / "two", texts, valid_fraction=0.2, num_workers=3)
+    expected = [id for text in texts for id in [*TOKENIZER._encode_plainly(text), TOKENIZER.end_of_text_id]]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(FILES)
+    for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    write(tmp_path / "all", texts, num_workers=2)
+    assert open_tokens(tmp_path / "all" / "train.bin").tolist() == expected
+
+
+FILES = ["train.bin", "train.jsonl", "valid.bin", "valid.jsonl"]
+
+
+def test_documents_are_read_only_a_few_batches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "_BATCH_CHARS", 1_000)
+    num_read, num_written, ahead = 0, 0, []
+
+    def counted():
+        nonlocal num_read
+        for document in documents(*["ab " * 400] * 600):
+            num_read += 1
+            yield document
+
+    original = shards._Split.note
+
+    def note(self, *arguments):
+        nonlocal num_written
+        num_written += 1
+        ahead.append(num_read - num_written)
+        original(self, *arguments)
+
+    monkeypatch.setattr(shards._Split, "note", note)
+    write_shard(tmp_path, counted(), TOKENIZER, split=SplitConfig(), num_workers=2)
+    assert num_written == 600 and max(ahead) <= 8  # one document a batch here
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([END, END * 2, "ab", "é", " ", "\n", "b😀"]), max_size=20).map("".join),
+    specials=st.sampled_from([[END], [END, END * 2], [END, END * 2, " \n"], []]),
+    data=st.data(),
+)
+def test_one_text_gives_the_ids_of_encode_and_an_index_of_its_documents(text, specials, data):
+    tokenizer = Tokenizer(BYTES | {256: b"ab", 257: END.encode()}, [(b"a", b"b")], specials)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        patch.setattr(shards, "_BATCH_CHARS", data.draw(st.sampled_from([1, 5, 1_000])))
+        facts = write_text(folder / "train.bin", iter(chunks), tokenizer, name="book.txt")
+        ids = open_tokens(folder / "train.bin").tolist()
+        rows = list(read_index(folder, "train"))
+    assert ids == tokenizer.encode(text)
+    assert facts == (len(rows), len(ids), len(text.encode()))
+    mark = tokenizer.end_of_text_id if specials else -1
+    read = []
+    for number, row in enumerate(rows):
+        tokens = ids[row.first_token : row.first_token + row.num_tokens]
+        assert mark not in tokens[:-1] and (tokens[-1] == mark or number == len(rows) - 1)
+        document = text.encode()[row.offset : row.offset + row.num_text_bytes].decode()
+        assert tokenizer.decode(tokens) == document + END * (tokens[-1] == mark)
+        assert (row.row, row.id, row.warc) == (number, f"book.txt#{number}", "book.txt")
+        read += tokens
+    assert read == ids
 
 
 def test_a_text_that_utf8_cannot_write_is_counted_and_skipped(tmp_path: Path):
     stats = write(tmp_path, ["a", "\ud800", "b"])
     assert stats.num_skipped == {"not writable as UTF-8": 1}
     assert stats.num_documents == 2
-    assert [row.row for row in read_index(tmp_path)] == [0, 2]
+    assert [row.row for row in read_index(tmp_path, "train")] == [0, 2]
 
 
 def test_a_special_token_spelt_out_in_a_page_is_one_id(tmp_path: Path):
@@ -127,6 +197,9 @@ def test_a_vocabulary_beyond_uint16_and_a_bad_fraction_are_errors(tmp_path: Path
         write_shard(tmp_path, [], TOKENIZER, split=SplitConfig(valid_fraction=1.5))
     with pytest.raises(ValueError, match="endoftext"):
         write_shard(tmp_path, [], Tokenizer(BYTES, []), split=SplitConfig())
+    with pytest.raises(ValueError, match="65537 entries"):
+        write_text(tmp_path / "train.bin", [], wide, name="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_largest_id_is_read_from_all_files(tmp_path: Path):
@@ -166,5 +239,5 @@ def test_shards_one_after_the_other_read_as_one_array(tmp_path: Path):
 
 
 def test_importing_the_module_brings_in_neither_torch_nor_polars():
-    code = "import sys, cs336.tokens.shards; print({'torch', 'polars'} & set(sys.modules))"
+    code = "import sys, cs336.tokens.shards, cs336.tokens.index; print({'torch', 'polars'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
