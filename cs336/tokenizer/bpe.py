@@ -152,7 +152,10 @@ class Tokenizer:
 
         encoded: list[np.ndarray] = []
         for ids, ends in self._encoder.encode_batches(batches_of(texts), num_threads):
-            encoded += np.split(ids, ends[:-1])
+            start = 0
+            for end in ends.tolist():
+                encoded.append(ids[start:end])
+                start = end
         return encoded
 
     def _encode_plainly(self, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from cs336.tokenizer.segments import PADDING, cut_segments
 
 _MAX_ENTRIES = 1 << 18  # pre-tokens remembered by a thread: 16 MB, nearly all of the words of a crawl's shard
 _BATCH_CHARS = 1_000_000  # encoded by one call of a kernel: its ids need 4 MB at most
+_ROOM_IDS = 4 * _BATCH_CHARS  # in one array for the results of several batches: 16 MB
 
 
 class Encoder:
@@ -38,7 +39,7 @@ class Encoder:
         columns = np.array(merges, np.int64).reshape(-1, 3)
         self._pairs = compiled.pair_table(*(np.ascontiguousarray(columns[:, column]) for column in range(3)))
         self._special_ids = dict(special_ids)
-        self._memories = threading.local()
+        self._memories, self._rooms = threading.local(), threading.local()
         self._known: tuple[Any, ...] = compiled.empty_memory()
         texts = [word.decode() for word in words if _is_text(word)]
         self._known = self._encode(texts, self._known, len(texts) + 1)[2]
@@ -81,7 +82,8 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str], memory: tuple[Any, ...], max_entries: int) -> tuple[Any, Any, Any]:
         segments = cut_segments(texts, self._special_ids)
-        out = np.empty(len(segments.buffer) + PADDING, np.uint32)
+        num_ids = len(segments.buffer) + PADDING
+        room = self._room(num_ids) if max_entries else np.empty(num_ids, np.uint32)
         segment_ends = np.empty(len(segments.starts), np.int64)
         number, *memory = compiled.encode_segments(
             segments.buffer,
@@ -93,10 +95,23 @@ class Encoder:
             self._byte_ids,
             max_entries,
             *memory,
-            out,
+            room,
             segment_ends,
         )
-        return out[:number].copy(), segment_ends[segments.last_of_text], tuple(memory)
+        if max_entries:
+            self._rooms.room = room[number:]
+        return room[:number], segment_ends[segments.last_of_text], tuple(memory)
+
+    def _room(self, num_ids: int) -> np.ndarray:
+        """Where a batch's ids can be written: the rest of a large array of this thread, or a new one.
+
+        Large ones, since the system gives out their memory in large pages; a fresh array for each batch would
+        cost nearly as much as encoding it.
+        """
+        room: np.ndarray | None = getattr(self._rooms, "room", None)
+        if room is None or len(room) < num_ids:
+            room = np.empty(max(num_ids, _ROOM_IDS), np.uint32)
+        return room
 
 
 def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,18 +43,15 @@ def cut_segments(texts: Sequence[str] | bytearray, specials: Mapping[bytes, int]
     else:
         parts = [text.encode() for text in texts]
         text_ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
-        data = bytearray(b"".join(parts))
-        data.extend(bytes(PADDING))
-    found = list(_special_tokens(data, specials, text_ends))
-    starts_at = np.array([start for start, _, _ in found], np.int64)
-    ends_at = np.array([end for _, end, _ in found], np.int64)
+        data = bytearray().join([*parts, bytes(PADDING)])
+    starts_at, ends_at, numbers = _special_tokens(data, specials, text_ends)
     # A segment ends where a special token starts or a text ends, and the next begins behind that.
-    is_special = np.concatenate([np.ones(len(found), bool), np.zeros(len(text_ends), bool)])
+    is_special = np.concatenate([np.ones(len(starts_at), bool), np.zeros(len(text_ends), bool)])
     ends = np.concatenate([starts_at, text_ends])
     order = np.lexsort([is_special, ends])
     ends = ends[order]
     behind = np.concatenate([ends_at, text_ends])[order]
-    ids = np.concatenate([np.array([number for _, _, number in found], np.int64), np.full(len(text_ends), -1)])[order]
+    ids = np.concatenate([numbers, np.full(len(text_ends), -1)])[order]
     return Segments(
         buffer=np.frombuffer(data, np.uint8),
         starts=np.concatenate([np.zeros(1, np.int64), behind[:-1]]),
@@ -66,20 +63,26 @@ def cut_segments(texts: Sequence[str] | bytearray, specials: Mapping[bytes, int]
 
 def _special_tokens(
     data: bytearray, specials: Mapping[bytes, int], text_ends: np.ndarray
-) -> Iterator[tuple[int, int, int]]:
-    """(start, end, id) of the special tokens, left to right; none reaches over the end of a text."""
-    found: list[tuple[int, int, int]] = []
-    for token, number in specials.items():
-        place = data.find(token)
-        while place >= 0:
-            found.append((place, place + len(token), number))
-            place = data.find(token, place + 1)
-    found.sort(key=lambda each: (each[0], -each[1]))
-    last = 0
-    for start, end, number in found:
-        if start < last:
-            continue
-        text = np.searchsorted(text_ends, start, side="right")
-        if text < len(text_ends) and end <= text_ends[text]:
-            yield start, end, number
-            last = end
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """starts, ends, ids of the special tokens, left to right; none reaches over the end of a text."""
+    from cs336.tokenizer import compiled
+
+    buffer, end = np.frombuffer(data, np.uint8), len(data) - PADDING
+    places = [compiled.find_token(buffer, end, np.array(bytearray(token))) for token in specials]
+    counts = list(map(len, places))
+    starts = np.concatenate([np.empty(0, np.int64), *places])
+    ends = starts + np.repeat(np.fromiter(map(len, specials), np.int64, len(counts)), counts)
+    ids = np.repeat(np.fromiter(specials.values(), np.int64, len(counts)), counts)
+    if len(starts) == 0:
+        return starts, ends, ids
+    text = np.searchsorted(text_ends, starts, side="right")  # empty texts hold none
+    order = np.lexsort([-ends, starts])  # the longest first where several start together
+    order = order[(ends <= text_ends[text])[order]]
+    starts, ends, ids = starts[order], ends[order], ids[order]
+    if (starts[1:] < ends[:-1]).any():
+        chosen: list[int] = []
+        for number, start in enumerate(starts.tolist()):
+            if not chosen or start >= ends[chosen[-1]]:
+                chosen.append(number)
+        starts, ends, ids = starts[chosen], ends[chosen], ids[chosen]
+    return starts, ends, ids
