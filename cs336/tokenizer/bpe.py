@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cs336.files import UserError
 from cs336.tokenizer import formats
 from cs336.tokenizer.pretokenize import (
     PATTERN,
@@ -157,6 +158,22 @@ class Tokenizer:
                 encoded.append(ids[start:end])
                 start = end
         return encoded
+
+    def encode_files(self, paths: Sequence[Path], *, num_threads: int = 1) -> Iterator[np.ndarray]:
+        """Ids (uint32) of each of many UTF-8 files: what `encode` gives for their text, without making strings of it.
+
+        Raises:
+            ValueError: a byte is not in the vocabulary.
+            UserError: a file is missing or not UTF-8.
+        """
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{path}: not found; give the paths of text files")
+        self.prepare()
+        if self._encoder is None:
+            byte = self._byte_ids.index(None)
+            raise ValueError(f"byte {bytes([byte])!r} is not in the vocabulary; encode the files' texts with `encode`")
+        yield from self._encoder.encode_files(paths, num_threads)
 
     def _encode_plainly(self, text: str) -> list[int]:
         ids: list[int] = []

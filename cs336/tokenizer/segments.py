@@ -1,13 +1,21 @@
-"""Texts as one byte buffer, cut at documents' ends and at special tokens: what the compiled kernels read."""
+"""Texts and files as byte buffers, cut at documents' ends and at special tokens: what the compiled kernels read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cs336.files import UserError
+
 PADDING = 80  # bytes that may be read past the end, at most
+
+# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a visible character.
+_CUT = re.compile(rb"[!-~](?=[ \t\r\n])")
+_CUT_WINDOW_BYTES = 65_536
 
 
 class Segments(NamedTuple):
@@ -86,3 +94,49 @@ def _special_tokens(
                 chosen.append(number)
         starts, ends, ids = starts[chosen], ends[chosen], ids[chosen]
     return starts, ends, ids
+
+
+def file_ranges(path: Path, specials: Sequence[bytes], range_bytes: int) -> Iterator[tuple[int, int]]:
+    """A file in ranges of about `range_bytes`, cut where no pre-token and no special token is torn."""
+    size = path.stat().st_size
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = _safe_cut(file, min(start + range_bytes, size), size, specials)
+            yield start, end
+            start = end
+
+
+def _safe_cut(file: Any, place: int, size: int, specials: Sequence[bytes]) -> int:
+    longest = max(map(len, specials), default=1)
+    while place < size:
+        file.seek(max(0, place - longest))
+        before = min(place, longest)
+        window = file.read(before + _CUT_WINDOW_BYTES + longest)
+        for match in _CUT.finditer(window, before, len(window) - longest):
+            cut = match.end()
+            if not any(
+                special in window[max(0, cut - len(special) + 1) : cut + len(special) - 1] for special in specials
+            ):
+                return place - before + cut
+        place += _CUT_WINDOW_BYTES
+    return size
+
+
+def read_segments(path: Path, start: int, end: int, specials: Mapping[bytes, int]) -> Segments:
+    """One range of a file, cut at its special tokens.
+
+    Raises:
+        UserError: the range is not UTF-8.
+    """
+    from cs336.tokenizer import compiled
+
+    data = bytearray(end - start + PADDING)
+    with open(path, "rb") as file:
+        file.seek(start)
+        file.readinto(memoryview(data)[: end - start])
+    segments = cut_segments(data, specials)
+    bad = compiled.first_invalid_byte(segments.buffer, end - start)
+    if bad >= 0:
+        raise UserError(f"{path}: not UTF-8 at byte {start + bad:,}; convert the file to UTF-8 first")
+    return segments
