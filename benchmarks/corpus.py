@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cs336.files import UserError, replacing
-from cs336.tokenizer import compiled
 from cs336.tokenizer.bpe import END_OF_TEXT
 from cs336.tokenizer.segments import PADDING, cut_segments
 
@@ -168,11 +167,15 @@ def heaps_law(text: bytes, *, seed: int = 0, num_sizes: int = 12) -> Growth:
     """Growth of the distinct pre-tokens of a text's documents, taken in random order, from 1/64 of it on."""
     documents = text.split(_END)
     random.Random(seed).shuffle(documents)
-    return growth(_END.join(documents), [int(len(text) / 64 ** (1 - step / (num_sizes - 1))) for step in range(num_sizes)])
+    return growth(
+        _END.join(documents), [int(len(text) / 64 ** (1 - step / (num_sizes - 1))) for step in range(num_sizes)]
+    )
 
 
 def growth(text: bytes, sizes: list[int]) -> Growth:
     """Distinct pre-tokens of the first bytes of a text (up to a document's end), and the slope of their growth."""
+    from cs336.tokenizer import compiled
+
     table = compiled.empty_table()
     compiled.warm_up()
     measured, distinct, start = [], [], 0
@@ -192,12 +195,16 @@ def growth(text: bytes, sizes: list[int]) -> Growth:
 
 def distinct_pretokens(text: bytes) -> set[bytes]:
     """The pre-tokens of a text, each once."""
+    from cs336.tokenizer import compiled
+
     words, starts, _ = compiled.counted_words(*_count(text, compiled.empty_table())[:3])
     flat = words.tobytes()
     return {flat[start:end] for start, end in itertools.pairwise(starts.tolist())}
 
 
 def _count(text: bytes, table: tuple) -> tuple:
+    from cs336.tokenizer import compiled
+
     segments = cut_segments(bytearray(text) + bytes(PADDING), {_END: 0})
     return compiled.count_segments(segments.buffer, segments.starts, segments.ends, compiled.classes(), *table)
 
