@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.measure import Subject, run_subject
 from cs336.files import UserError
 
-MACHINERY = {"__main__", "measure"}
+MACHINERY = {"__main__", "measure", "corpus", "tokenizer_plots", "tokenizer_work"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -74,7 +74,7 @@ def _print_overview(names: list[str]) -> None:
         summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip().split("\n")[0]
         print(f"  {name:<12} {summary}")
     print(
-        "\nOurs and the established tools do the same work on the same input, by turns, in one process. Tools that"
+        "\nOurs and the established tools do the same work on the same input, by turns, in one run. Tools that"
         "\nare not installed are left out with a message. Each figure becomes a row in benchmarks/results/. The last"
         "\nlines are the ratios ours / best peer (above 1: ours is faster), the very last the smallest of them."
         "\nMeasure on an idle machine."

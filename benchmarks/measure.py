@@ -6,11 +6,13 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,11 +35,31 @@ class Contender:
         prepare: does what is not timed and returns the function that is; raises `Unavailable` if
             the contender cannot run here.
         packages: distributions whose versions belong to the figure.
+        check: does the same work on a piece of the input, after `prepare`: its result is compared before anything
+            is timed. None: a whole run is made for that.
     """
 
     name: str
     prepare: Callable[[], Callable[[], Any]]
     packages: tuple[str, ...] = ()
+    check: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a run returns that took its figures itself, such as one in a process of its own.
+
+    Attributes:
+        seconds: of each of the case's parts; one that the contender cannot do is missing.
+        peak_bytes: the most memory that its process ever held.
+        result: to be compared with ours of the same turn.
+        details: of the contender alone, for its row.
+    """
+
+    seconds: dict[str, float]
+    peak_bytes: int | None
+    result: Any
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +75,10 @@ class Case:
             agree; it runs before anything is timed.
         input: what was worked on, for the row: bytes and SHA-256 at least.
         device: "cpu", or "cuda" for times by CUDA events.
+        parts: what one run times one after the other; each has rows of its own, named after it.
+        repeats: timed runs of each contender; None for what the command line says.
+        budget_seconds: a contender whose timed runs have taken this long gets no further ones.
+        limits: what ours must not exceed: "seconds", "peak_bytes".
     """
 
     name: str
@@ -62,6 +88,10 @@ class Case:
     difference: Callable[[Any, Any], str | None]
     input: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    parts: tuple[str, ...] = ("",)
+    repeats: int | None = None
+    budget_seconds: float = math.inf
+    limits: dict[str, float] = field(default_factory=dict)
 
 
 class Subject(Protocol):
@@ -76,17 +106,20 @@ class Subject(Protocol):
         """The cases to measure, one after the other."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Measurement:
     """Times of one contender.
 
     Attributes:
-        seconds: of each run.
-        peak_bytes: memory that a run needed beyond what was held before; None where unknown.
+        seconds: of each run, by the case's parts.
+        peak_bytes: memory that a run needed beyond what was held before, or that its own process held at most;
+            None where unknown.
+        details: what the last run said of itself.
     """
 
-    seconds: list[float]
+    seconds: dict[str, list[float]]
     peak_bytes: int | None
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def run_subject(name: str, subject: Subject, options: argparse.Namespace) -> int:
@@ -101,29 +134,37 @@ def run_subject(name: str, subject: Subject, options: argparse.Namespace) -> int
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     ratios: dict[str, float | None] = {}
-    ours_failed = False
+    rows: list[dict[str, Any]] = []
     for case in subject.cases(options):
-        measured, messages = measure_case(case, repeats=options.repeats)
-        figures: dict[str, float] = {}
-        for contender in case.contenders:
-            row: dict[str, Any] = {"subject": name, "case": case.name, "contender": contender.name}
-            if contender.name in measured:
-                row |= _figures(case, measured[contender.name])
-                figures[contender.name] = row["figure"]
-            else:
-                row["failure"] = messages[contender.name]
-            row |= {"input": case.input, "versions": versions(contender.packages)} | surroundings
-            append_row(options.results / f"{name}.jsonl", row)
-            print(f"{case.name:<20} {contender.name:<24} {_in_words(row)}", flush=True)
-        ours_failed = ours_failed or OURS not in figures
-        peers = [figure for contender_name, figure in figures.items() if contender_name != OURS]
-        ratios[case.name] = figures[OURS] / max(peers) if peers and OURS in figures else None
+        measured, messages = measure_case(case, repeats=case.repeats or options.repeats)
+        for part in case.parts:
+            name_of_part = "-".join(filter(None, [case.name, part]))
+            of_part = [
+                {"subject": name, "case": name_of_part, "contender": contender.name}
+                | _figures(case, part, measured.get(contender.name), messages.get(contender.name))
+                | {"input": case.input, "versions": versions(contender.packages)}
+                | surroundings
+                for contender in case.contenders
+            ]
+            figures = {row["contender"]: row["figure"] for row in of_part if "figure" in row}
+            ours = figures.pop(OURS, None)
+            ratios[name_of_part] = ours / max(figures.values()) if ours and figures else None
+            for row in of_part:
+                if row["contender"] == OURS and ours:
+                    row["ratios"] = {peer: ours / figure for peer, figure in figures.items()}
+                append_row(options.results / f"{name}.jsonl", row)
+                print(f"{name_of_part:<28} {row['contender']:<16} {_in_words(row)}", flush=True)
+            rows += of_part
+    print_table(rows)
+    finish = getattr(subject, "finish", None)
+    if finish:
+        finish(rows, options)
     print()
     for case_name, ratio in ratios.items():
         print(f"ratio {name}/{case_name} {_ratio_in_words(ratio)}")
     known = [ratio for ratio in ratios.values() if ratio is not None]
     print(f"ratio {name} {_ratio_in_words(min(known, default=None))}")
-    return 1 if ours_failed else 0
+    return 1 if any("failure" in row for row in rows if row["contender"] == OURS) else 0
 
 
 def measure_case(case: Case, *, repeats: int) -> tuple[dict[str, Measurement], dict[str, str]]:
@@ -135,30 +176,89 @@ def measure_case(case: Case, *, repeats: int) -> tuple[dict[str, Measurement], d
         Measurements of those that ran and agreed; messages of the others.
     """
     runs: dict[str, Callable[[], Any]] = {}
-    peaks: dict[str, int | None] = {}
+    measured: dict[str, Measurement] = {}
     messages: dict[str, str] = {}
     ours: Any = None
     for contender in case.contenders:
+        peak = None
         try:
             run = contender.prepare()
-            result, peaks[contender.name] = with_peak_memory(run, device=case.device)  # the warm-up, too
+            if contender.check is not None:
+                result = contender.check()
+            else:
+                result, peak = with_peak_memory(run, device=case.device)  # the warm-up, too
             if contender.name == OURS:
                 ours = result
             elif OURS in runs and (message := case.difference(ours, result)):
                 messages[contender.name] = f"left out: its result differs: {message}"
                 continue
             runs[contender.name] = run
+            measured[contender.name] = Measurement(seconds={part: [] for part in case.parts}, peak_bytes=peak)
         except Exception as error:  # any failure of one is a message beside the figures of the others
             messages[contender.name] = f"{type(error).__name__}: {error}"
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    spent = dict.fromkeys(runs, 0.0)
     for _ in range(repeats):
-        for name, run in list(runs.items()):
+        for name in list(runs):
+            if spent[name] >= case.budget_seconds:
+                continue
             try:
-                times[name].append(seconds_of(run, device=case.device))
+                start = time.perf_counter()
+                if name == OURS:
+                    ours = None  # of the turn before
+                result = _timed(case, runs[name], measured[name])
+                spent[name] += time.perf_counter() - start
+                if name == OURS:
+                    ours = result
+                elif ours is not None and result is not None and (message := case.difference(ours, result)):
+                    raise ValueError(f"its result differs: {message}")
             except Exception as error:
                 messages[name] = f"{type(error).__name__}: {error}"
                 del runs[name]
-    return {name: Measurement(seconds=times[name], peak_bytes=peaks[name]) for name in runs}, messages
+    return {name: measured[name] for name in runs}, messages
+
+
+def _timed(case: Case, run: Callable[[], Any], measurement: Measurement) -> Any:
+    """Run once and note the times; returns what is to be compared, if the run took its times itself."""
+    observed: list[Any] = []
+    seconds = seconds_of(lambda: observed.append(run()), device=case.device)
+    if not isinstance(observed[0], Observation):
+        measurement.seconds[case.parts[0]].append(seconds)
+        return None
+    observation = observed[0]
+    for part, of_part in observation.seconds.items():
+        measurement.seconds[part].append(of_part)
+    measurement.details.update(observation.details)
+    if observation.peak_bytes is not None:
+        measurement.peak_bytes = max(observation.peak_bytes, measurement.peak_bytes or 0)
+    return observation.result
+
+
+def in_fresh_process(module: str, job: dict[str, Any], *, environment: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """Run `python -m MODULE` with a job on its standard input, and read the JSON object of its last line.
+
+    Returns:
+        That object, and what the process wrote on standard error.
+
+    Raises:
+        Unavailable: the object has the key "unavailable".
+        RuntimeError: the process failed; the message is the last line of its standard error.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(job),
+        env=os.environ | environment,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(lines[-1])
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if "unavailable" in answer:
+        raise Unavailable(answer["unavailable"])
+    return answer, done.stderr
 
 
 def seconds_of(run: Callable[[], Any], *, device: str = "cpu") -> float:
@@ -192,9 +292,9 @@ def with_peak_memory(run: Callable[[], Any], *, device: str = "cpu") -> tuple[An
         result = run()
         torch.cuda.synchronize()
         return result, torch.cuda.max_memory_allocated() - before
-    resident_before = _resident_bytes("VmRSS") if _reset_peak() else None
+    resident_before = resident_bytes("VmRSS") if _reset_peak() else None
     result = run()
-    peak = _resident_bytes("VmHWM") if resident_before is not None else None
+    peak = resident_bytes("VmHWM") if resident_before is not None else None
     return result, None if peak is None or resident_before is None else max(0, peak - resident_before)
 
 
@@ -206,30 +306,80 @@ def _reset_peak() -> bool:
     return True
 
 
-def _resident_bytes(key: str) -> int | None:
+def resident_bytes(key: str = "VmHWM") -> int | None:
+    """Resident memory of this process, by its name in Linux's status file: the most ever held, or "VmRSS" for now."""
+    if not Path("/proc/self/status").exists():
+        return None
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     return None
 
 
-def _figures(case: Case, measurement: Measurement) -> dict[str, Any]:
-    rates = [case.amount / seconds for seconds in measurement.seconds]
-    return {
-        "figure": case.amount / statistics.median(measurement.seconds),
+def _figures(case: Case, part: str, measurement: Measurement | None, message: str | None) -> dict[str, Any]:
+    if measurement is None or not measurement.seconds[part]:
+        return {"failure": message or f"left out: has no {part}"}
+    seconds = measurement.seconds[part]
+    rates = [case.amount / each for each in seconds]
+    figures = {
+        "figure": case.amount / statistics.median(seconds),
         "unit": case.unit,
         "spread": [min(rates), max(rates)],
         "repeats": len(rates),
+        "seconds": statistics.median(seconds),
         "peak_bytes": measurement.peak_bytes,
+        **measurement.details,
     }
+    if case.limits:
+        figures["limits"] = case.limits
+        figures["within_limits"] = all((figures[key] or math.inf) <= limit for key, limit in case.limits.items())
+    return figures
 
 
 def _in_words(row: dict[str, Any]) -> str:
     if "failure" in row:
         return row["failure"]
     low, high = row["spread"]
-    peak = "unknown" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
-    return f"{row['figure']:,.4g} {row['unit']} ({low:,.4g} to {high:,.4g}), peak memory {peak}"
+    return f"{row['figure']:,.4g} {row['unit']} ({low:,.4g} to {high:,.4g}), peak memory {_peak_in_words(row)}"
+
+
+def _peak_in_words(row: dict[str, Any]) -> str:
+    return "unknown" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """All rows as a table: one line a contender, what ours is compared with it at the end."""
+    heads = ["case", "contender", "figure", "spread", "seconds", "peak memory", "ours / this"]
+    lines = []
+    ours: dict[str, Any] = {}
+    for row in rows:
+        if row["contender"] == OURS:
+            ours = row
+        if "failure" in row:
+            lines.append([row["case"], row["contender"], row["failure"][:90], "", "", "", ""])
+            continue
+        low, high = row["spread"]
+        if "limits" in row:
+            wanted = ", ".join(f"{key} <= {limit:,.4g}" for key, limit in row["limits"].items())
+            last = f"{'within' if row['within_limits'] else 'BEYOND'} {wanted}"
+        else:
+            ratio = ours.get("ratios", {}).get(row["contender"])
+            last = f"{ratio:.2f}" if ratio else ""
+        lines.append(
+            [
+                row["case"],
+                row["contender"],
+                f"{row['figure']:,.4g} {row['unit']}",
+                f"{low:,.4g} to {high:,.4g}",
+                f"{row['seconds']:,.3g}",
+                _peak_in_words(row),
+                last,
+            ]
+        )
+    widths = [max(len(line[column]) for line in [heads, *lines] if line[3] or column < 2) for column in range(7)]
+    print()
+    for line in [heads, *lines]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _ratio_in_words(ratio: float | None) -> str:

@@ -17,7 +17,8 @@ from cs336.model.transformer import ModelConfig
 from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
-from cs336.tokens.shards import SplitConfig, document_key, is_held_out, read_index, write_shard
+from cs336.tokens.index import read_index
+from cs336.tokens.shards import SplitConfig, document_key, is_held_out, write_shard
 from cs336.train.batch_limit import largest_batch_size
 from cs336.train.experiments import (
     OUTCOME_FILE,

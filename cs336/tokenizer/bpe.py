@@ -153,7 +153,10 @@ class Tokenizer:
 
         encoded: list[np.ndarray] = []
         for ids, ends in self._encoder.encode_batches(batches_of(texts), num_threads):
-            encoded += np.split(ids, ends[:-1])
+            start = 0
+            for end in ends.tolist():
+                encoded.append(ids[start:end])
+                start = end
         return encoded
 
     def encode_batches(
@@ -182,6 +185,22 @@ class Tokenizer:
             encoded = [self._encode_plainly(text) for text in batch]
             ends = np.cumsum(np.array([len(ids) for ids in encoded], np.int64))
             yield np.array(list(chain.from_iterable(encoded)), np.uint32), ends
+
+    def encode_files(self, paths: Sequence[Path], *, num_threads: int = 1) -> Iterator[np.ndarray]:
+        """Ids (uint32) of each of many UTF-8 files: what `encode` gives for their text, without making strings of it.
+
+        Raises:
+            ValueError: a byte is not in the vocabulary.
+            UserError: a file is missing or not UTF-8.
+        """
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{path}: not found; give the paths of text files")
+        self.prepare()
+        if self._encoder is None:
+            byte = self._byte_ids.index(None)
+            raise ValueError(f"byte {bytes([byte])!r} is not in the vocabulary; encode the files' texts with `encode`")
+        yield from self._encoder.encode_files(paths, num_threads)
 
     def _encode_plainly(self, text: str) -> list[int]:
         ids: list[int] = []

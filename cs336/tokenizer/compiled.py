@@ -42,7 +42,7 @@ _LOW_7 = np.uint64(0x7F7F7F7F7F7F7F7F)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
-_SCANNED = 1_024  # ends of pre-tokens found before they are looked up: they stay in the nearest cache
+_SCANNED = 512  # pre-tokens found before they are looked up: with their keys they stay in the nearest cache
 
 
 def warm_up() -> None:
@@ -62,6 +62,7 @@ def _warm_up() -> None:
         counted = counted_words(*table[:3])
         add_counts(*table, *counted)
         first_invalid_byte(buffer, 1)
+        find_token(buffer, 1, buffer)
     finally:
         notice.cancel()
 
@@ -102,6 +103,23 @@ def _load_word(typing_context: Any, data: Any, place: Any) -> Any:
         word = ir.IntType(64)
         pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), word.as_pointer())
         return builder.load(pointer, typ=word, align=1)
+
+    return signature, generate
+
+
+@intrinsic
+def _prefetch(typing_context: Any, data: Any, place: Any) -> Any:
+    """Tell the processor that an entry of an array will be read soon."""
+    signature = types.void(data, place)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), pointer)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(prefetch, [address, *(ir.Constant(number, each) for each in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
 
     return signature, generate
 
@@ -360,6 +378,38 @@ def first_invalid_byte(buffer, end):
     return -1
 
 
+@njit(cache=True, nogil=True)
+def find_token(buffer, end, token):
+    """All places of the bytes `token` before `end`, also overlapping ones."""
+    beyond = np.uint64(len(token) - 1)
+    first, last = token[0], token[beyond]
+    step = np.uint64(256)
+    places, number = np.empty(64, np.int64), 0
+    place = np.uint64(0)
+    while np.int64(place) + len(token) <= end:
+        if place + step + beyond <= np.uint64(len(buffer)):
+            found = np.uint8(0)
+            for offset in range(256):  # without a branch, so that it compiles to vector instructions
+                here = place + np.uint64(offset)
+                found |= np.uint8(buffer[here] == first) & np.uint8(buffer[here + beyond] == last)
+            if not found:
+                place += step
+                continue
+        for start in range(place, min(np.int64(place + step), end - len(token) + 1)):
+            same = buffer[start] == first
+            for offset in range(1, len(token)):
+                same = same and buffer[start + offset] == token[offset]
+            if same:
+                if number == len(places):
+                    larger = np.empty(2 * number, np.int64)
+                    larger[:number] = places
+                    places = larger
+                places[number] = start
+                number += 1
+        place += step
+    return places[:number]
+
+
 # ---- tables of pre-tokens ---------------------------------------------------------------------------
 
 
@@ -394,10 +444,27 @@ def _hash_of_long(buffer, place, length):
 
 
 @njit(cache=True, nogil=True)
-def _find_short(table, low, high):
+def _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes):
+    """Write the keys of pre-tokens and their hashes, and have their rows fetched: by the time they are looked up
+    they have come from memory, all at once. Longer pre-tokens get a key that no row has."""
+    last = np.uint64(len(table) - 1)
+    words = table.reshape(-1)
+    for number in range(num_cuts):
+        length = cuts[number] - place
+        low, high = _short_key(buffer, place, min(length, SHORT_BYTES))
+        low = low if length <= SHORT_BYTES else np.uint64(1)
+        high = high if length <= SHORT_BYTES else np.uint64(0)
+        hashed = _mixed(low, high) * _MIX_2 >> np.uint64(20)
+        _prefetch(words, np.int64(hashed & last) * 4)
+        lows[number], highs[number], hashes[number] = low, high, hashed
+        place = cuts[number]
+
+
+@njit(cache=True, nogil=True)
+def _find_short(table, low, high, hashed):
     """Row of a short key, or of the empty row where it belongs."""
     last = np.uint64(len(table) - 1)
-    row = (_mixed(low, high) * _MIX_2 >> np.uint64(20)) & last
+    row = hashed & last
     while table[row, 1] != np.uint64(0) and (table[row, 0] != low or table[row, 1] != high):
         row = (row + np.uint64(1)) & last
     return row
@@ -467,14 +534,18 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
         table, num_entries, texts, num_texts: the table may have grown.
     """
     cuts = np.empty(_SCANNED, np.int64)
+    lows, highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
     for segment in range(len(starts)):
         place, end = starts[segment], ends[segment]
         while place < end:
-            for cut in cuts[: pretoken_ends(buffer, place, end, classes, cuts)]:
+            num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
+            _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
+            for found in range(num_cuts):
+                cut = cuts[found]
                 length = cut - place
                 if length <= SHORT_BYTES:
-                    low, high = _short_key(buffer, place, length)
-                    row = _find_short(table, low, high)
+                    low, high = lows[found], highs[found]
+                    row = _find_short(table, low, high, hashes[found])
                     if table[row, 1] == np.uint64(0):
                         table[row, 0], table[row, 1] = low, high
                         num_entries += 1
@@ -499,7 +570,7 @@ def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
         length = starts[number + 1] - place
         if length <= SHORT_BYTES:
             low, high = _short_key(words, place, length)
-            row = _find_short(table, low, high)
+            row = _find_short(table, low, high, _mixed(low, high) * _MIX_2 >> np.uint64(20))
             if table[row, 1] == np.uint64(0):
                 table[row, 0], table[row, 1] = low, high
                 num_entries += 1
@@ -1074,21 +1145,25 @@ def encode_segments(
     """
     ranks, places = np.empty(_LONG_PRETOKEN_BYTES, np.uint64), np.empty(_LONG_PRETOKEN_BYTES, np.int64)
     cuts = np.empty(_SCANNED, np.int64)
+    lows, highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
     number = 0
     for segment in range(len(starts)):
         place, end = starts[segment], ends[segment]
         while place < end:
-            for cut in cuts[: pretoken_ends(buffer, place, end, classes, cuts)]:
+            num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
+            _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
+            last = np.uint64(len(table) - 1)
+            for found in range(num_cuts):
+                low, high, cut = lows[found], highs[found], cuts[found]
+                row = hashes[found] & last
+                known = table[row, 0] == low and table[row, 1] == high
                 length = cut - place
-                low = high = row = np.uint64(0)
-                known = False
-                if length <= SHORT_BYTES:
-                    low, high = _short_key(buffer, place, length)
-                    row = _find_short(table, low, high)
-                    known = table[row, 1] != np.uint64(0)
-                elif length <= _REMEMBERED_BYTES:
-                    low = _hash_of_long(buffer, place, length)
-                    row = _find_long(table, texts, buffer, place, length, low)
+                if not known and length <= _REMEMBERED_BYTES:
+                    if length <= SHORT_BYTES:
+                        row = _find_short(table, low, high, hashes[found])
+                    else:
+                        low = _hash_of_long(buffer, place, length)
+                        row = _find_long(table, texts, buffer, place, length, low)
                     known = table[row, 1] != np.uint64(0)
                 if known:
                     value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
@@ -1114,6 +1189,7 @@ def encode_segments(
                     kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
                     if 2 * num_entries > len(table):
                         table = _grown(table)
+                        last = np.uint64(len(table) - 1)
                 number += count
                 place = cut
         if specials[segment] >= 0:

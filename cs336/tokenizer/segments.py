@@ -1,13 +1,21 @@
-"""Texts as one byte buffer, cut at documents' ends and at special tokens: what the compiled kernels read."""
+"""Texts and files as byte buffers, cut at documents' ends and at special tokens: what the compiled kernels read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cs336.files import UserError
+
 PADDING = 80  # bytes that may be read past the end, at most
+
+# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a visible character.
+_CUT = re.compile(rb"[!-~](?=[ \t\r\n])")
+_CUT_WINDOW_BYTES = 65_536
 
 
 class Segments(NamedTuple):
@@ -43,18 +51,15 @@ def cut_segments(texts: Sequence[str] | bytearray, specials: Mapping[bytes, int]
     else:
         parts = [text.encode() for text in texts]
         text_ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
-        data = bytearray(b"".join(parts))
-        data.extend(bytes(PADDING))
-    found = list(_special_tokens(data, specials, text_ends))
-    starts_at = np.array([start for start, _, _ in found], np.int64)
-    ends_at = np.array([end for _, end, _ in found], np.int64)
+        data = bytearray().join([*parts, bytes(PADDING)])
+    starts_at, ends_at, numbers = _special_tokens(data, specials, text_ends)
     # A segment ends where a special token starts or a text ends, and the next begins behind that.
-    is_special = np.concatenate([np.ones(len(found), bool), np.zeros(len(text_ends), bool)])
+    is_special = np.concatenate([np.ones(len(starts_at), bool), np.zeros(len(text_ends), bool)])
     ends = np.concatenate([starts_at, text_ends])
     order = np.lexsort([is_special, ends])
     ends = ends[order]
     behind = np.concatenate([ends_at, text_ends])[order]
-    ids = np.concatenate([np.array([number for _, _, number in found], np.int64), np.full(len(text_ends), -1)])[order]
+    ids = np.concatenate([numbers, np.full(len(text_ends), -1)])[order]
     return Segments(
         buffer=np.frombuffer(data, np.uint8),
         starts=np.concatenate([np.zeros(1, np.int64), behind[:-1]]),
@@ -66,20 +71,72 @@ def cut_segments(texts: Sequence[str] | bytearray, specials: Mapping[bytes, int]
 
 def _special_tokens(
     data: bytearray, specials: Mapping[bytes, int], text_ends: np.ndarray
-) -> Iterator[tuple[int, int, int]]:
-    """(start, end, id) of the special tokens, left to right; none reaches over the end of a text."""
-    found: list[tuple[int, int, int]] = []
-    for token, number in specials.items():
-        place = data.find(token)
-        while place >= 0:
-            found.append((place, place + len(token), number))
-            place = data.find(token, place + 1)
-    found.sort(key=lambda each: (each[0], -each[1]))
-    last = 0
-    for start, end, number in found:
-        if start < last:
-            continue
-        text = np.searchsorted(text_ends, start, side="right")
-        if text < len(text_ends) and end <= text_ends[text]:
-            yield start, end, number
-            last = end
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """starts, ends, ids of the special tokens, left to right; none reaches over the end of a text."""
+    from cs336.tokenizer import compiled
+
+    buffer, end = np.frombuffer(data, np.uint8), len(data) - PADDING
+    places = [compiled.find_token(buffer, end, np.array(bytearray(token))) for token in specials]
+    counts = list(map(len, places))
+    starts = np.concatenate([np.empty(0, np.int64), *places])
+    ends = starts + np.repeat(np.fromiter(map(len, specials), np.int64, len(counts)), counts)
+    ids = np.repeat(np.fromiter(specials.values(), np.int64, len(counts)), counts)
+    if len(starts) == 0:
+        return starts, ends, ids
+    text = np.searchsorted(text_ends, starts, side="right")  # empty texts hold none
+    order = np.lexsort([-ends, starts])  # the longest first where several start together
+    order = order[(ends <= text_ends[text])[order]]
+    starts, ends, ids = starts[order], ends[order], ids[order]
+    if (starts[1:] < ends[:-1]).any():
+        chosen: list[int] = []
+        for number, start in enumerate(starts.tolist()):
+            if not chosen or start >= ends[chosen[-1]]:
+                chosen.append(number)
+        starts, ends, ids = starts[chosen], ends[chosen], ids[chosen]
+    return starts, ends, ids
+
+
+def file_ranges(path: Path, specials: Sequence[bytes], range_bytes: int) -> Iterator[tuple[int, int]]:
+    """A file in ranges of about `range_bytes`, cut where no pre-token and no special token is torn."""
+    size = path.stat().st_size
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = _safe_cut(file, min(start + range_bytes, size), size, specials)
+            yield start, end
+            start = end
+
+
+def _safe_cut(file: Any, place: int, size: int, specials: Sequence[bytes]) -> int:
+    longest = max(map(len, specials), default=1)
+    while place < size:
+        file.seek(max(0, place - longest))
+        before = min(place, longest)
+        window = file.read(before + _CUT_WINDOW_BYTES + longest)
+        for match in _CUT.finditer(window, before, len(window) - longest):
+            cut = match.end()
+            if not any(
+                special in window[max(0, cut - len(special) + 1) : cut + len(special) - 1] for special in specials
+            ):
+                return place - before + cut
+        place += _CUT_WINDOW_BYTES
+    return size
+
+
+def read_segments(path: Path, start: int, end: int, specials: Mapping[bytes, int]) -> Segments:
+    """One range of a file, cut at its special tokens.
+
+    Raises:
+        UserError: the range is not UTF-8.
+    """
+    from cs336.tokenizer import compiled
+
+    data = bytearray(end - start + PADDING)
+    with open(path, "rb") as file:
+        file.seek(start)
+        file.readinto(memoryview(data)[: end - start])
+    segments = cut_segments(data, specials)
+    bad = compiled.first_invalid_byte(segments.buffer, end - start)
+    if bad >= 0:
+        raise UserError(f"{path}: not UTF-8 at byte {start + bad:,}; convert the file to UTF-8 first")
+    return segments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +18,13 @@ from cs336.progress import Progress, silent
 from cs336.tokenizer import reference
 from cs336.tokenizer.pretokenize import cut_stream
 from cs336.tokenizer.reference import Merges
-from cs336.tokenizer.segments import PADDING, Segments, cut_segments
+from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_segments
 
 Vocab = dict[int, bytes]
 
 _SHORT_TEXT_BYTES = 1_000_000  # up to here plain Python is done before the compiled kernels are loaded
 _TASK_BYTES = 8_000_000  # counted at a time by one thread; memory is this much a thread, and its table
 _NUM_STEPS = 50  # of the progress bar while merges are learnt
-# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a visible character.
-_CUT = re.compile(rb"[!-~](?=[ \t\r\n])")
-_CUT_WINDOW_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +83,8 @@ def train_bpe(
         counts = reference.count_pretokens([_read_text(path)], config.special_tokens)
         return _vocabulary(reference.learn_merges(counts, num_merges, progress=progress), config)
     specials = [token.encode() for token in config.special_tokens]
-    ranges = progress(list(_ranges(path, specials)), unit="8 MB", label="count pre-tokens")
-    blocks = (functools.partial(_read_block, path, start, end, specials) for start, end in ranges)
+    ranges = progress(list(file_ranges(path, specials, _TASK_BYTES)), unit="8 MB", label="count pre-tokens")
+    blocks = (functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0)) for start, end in ranges)
     return _vocabulary(_learn(_count(blocks, num_workers), num_merges, progress), config)
 
 
@@ -140,47 +136,6 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start:,}; convert the file to UTF-8 first") from None
-
-
-def _ranges(path: Path, specials: list[bytes]) -> Iterator[tuple[int, int]]:
-    """A file in ranges of about `_TASK_BYTES`, cut where no pre-token and no special token is torn."""
-    size = path.stat().st_size
-    start = 0
-    with open(path, "rb") as file:
-        while start < size:
-            end = _safe_cut(file, min(start + _TASK_BYTES, size), size, specials)
-            yield start, end
-            start = end
-
-
-def _safe_cut(file: Any, place: int, size: int, specials: list[bytes]) -> int:
-    longest = max(map(len, specials), default=1)
-    while place < size:
-        file.seek(max(0, place - longest))
-        before = min(place, longest)
-        window = file.read(before + _CUT_WINDOW_BYTES + longest)
-        for match in _CUT.finditer(window, before, len(window) - longest):
-            cut = match.end()
-            if not any(
-                special in window[max(0, cut - len(special) + 1) : cut + len(special) - 1] for special in specials
-            ):
-                return place - before + cut
-        place += _CUT_WINDOW_BYTES
-    return size
-
-
-def _read_block(path: Path, start: int, end: int, specials: list[bytes]) -> Segments:
-    from cs336.tokenizer import compiled
-
-    data = bytearray(end - start + PADDING)
-    with open(path, "rb") as file:
-        file.seek(start)
-        file.readinto(memoryview(data)[: end - start])
-    segments = cut_segments(data, dict.fromkeys(specials, 0))
-    bad = compiled.first_invalid_byte(segments.buffer, end - start)
-    if bad >= 0:
-        raise UserError(f"{path}: not UTF-8 at byte {start + bad:,}; convert the file to UTF-8 first")
-    return segments
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

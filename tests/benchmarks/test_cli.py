@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import Case, Contender, Unavailable, measure_case, run_subject, with_peak_memory
-from benchmarks.tokenizer import generated_text
+from benchmarks.corpus import generated_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def _missing():
 def test_contenders_that_fail_or_differ_keep_their_message_and_the_others_go_on():
     case = _case(ours=lambda: lambda: 42, wrong=lambda: lambda: 41, broken=lambda: lambda: 1 // 0, absent=_missing)
     measured, messages = measure_case(case, repeats=3)
-    assert list(measured) == ["ours"] and len(measured["ours"].seconds) == 3
+    assert list(measured) == ["ours"] and len(measured["ours"].seconds[""]) == 3
     assert messages["wrong"].endswith("its result differs: 41 is not 42")
     assert messages["broken"].startswith("ZeroDivisionError")
     assert messages["absent"] == "Unavailable: not installed"

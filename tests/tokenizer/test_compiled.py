@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs336.files import UserError
-from cs336.tokenizer import compiled, reference, train
+from cs336.tokenizer import compiled, encoder, reference, segments, train
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.pretokenize import PATTERN, cut_stream, split_special_tokens
 from cs336.tokenizer.segments import PADDING, cut_segments
@@ -152,8 +152,8 @@ def test_a_file_cut_into_many_ranges_gives_the_merges_of_the_whole(
     (tmp_path / "text.txt").write_text(text, newline="")
     expected = train_bpe(tmp_path / "text.txt", 700, SPECIALS)
     monkeypatch.setattr(train, "_TASK_BYTES", 50)
-    monkeypatch.setattr(train, "_CUT_WINDOW_BYTES", 20)
-    assert len(list(train._ranges(tmp_path / "text.txt", [token.encode() for token in SPECIALS]))) > 500
+    monkeypatch.setattr(segments, "_CUT_WINDOW_BYTES", 20)
+    assert len(list(segments.file_ranges(tmp_path / "text.txt", [token.encode() for token in SPECIALS], 50))) > 500
     assert train_bpe(tmp_path / "text.txt", 700, SPECIALS, num_workers=3) == expected
 
 
@@ -194,6 +194,25 @@ def test_ids_on_threads_come_in_the_texts_order(learnt: tuple[Tokenizer, Tokeniz
     expected = [plain._encode_plainly(text) for text in texts]
     for num_threads in (1, 3):
         assert [ids.tolist() for ids in fast.encode_batch(texts, num_threads=num_threads)] == expected
+
+
+def test_files_give_the_ids_of_their_text_however_they_are_cut(
+    learnt: tuple[Tokenizer, Tokenizer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    plain, fast = learnt
+    generator = random.Random(10)
+    parts = ["the ", "caf\u00e9 ", "it's\n", " \n", *SPECIALS, "1,024  times\n\n", "\u4e2d\u6587 "]
+    texts = ["".join(generator.choices(parts, k=2_000)), "", "x" * 3_000, "the end"]
+    paths = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, newline="")
+    for range_bytes in (50, 10**6):
+        monkeypatch.setattr(encoder, "_RANGE_BYTES", range_bytes)
+        for num_threads in (1, 3):
+            encoded = list(fast.encode_files(paths, num_threads=num_threads))
+            assert [ids.tolist() for ids in encoded] == [plain.encode(text) for text in texts]
+    with pytest.raises(UserError, match="missing"):
+        next(fast.encode_files([tmp_path / "missing.txt"]))
 
 
 @settings(max_examples=200, deadline=None)
