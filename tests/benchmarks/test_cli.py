@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import Case, Contender, Unavailable, measure_case, run_subject, with_peak_memory
 from benchmarks.corpus import generated_text
+from benchmarks.measure import Case, Contender, Unavailable, measure_case, run_subject, with_peak_memory
 
 ROOT = Path(__file__).parents[2]
 
