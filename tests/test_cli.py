@@ -1,6 +1,7 @@
 """The console command: help teaches, mistakes are one line."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         "ui",
         "adopt",
     ):
-        assert f"    {command} " in printed
+        assert re.search(rf"^    {command}\s", printed, re.MULTILINE), command
 
 
 def test_presets_show_every_setting(capsys):
