@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import OURS, Case, Contender, Unavailable
+from benchmarks.measure import OURS, Case, Contender
+from benchmarks.peers import transformers_twin
 from cs336.files import UserError
 from cs336.generate.engine import generate
 from cs336.hardware import pick_device
@@ -125,28 +126,9 @@ def _ours(
 def _transformers(
     model: TransformerLM, prompts: list[list[int]], num_tokens: int, sampling: dict[str, Any]
 ) -> Callable[[], list[list[int]]]:
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError as error:
-        raise Unavailable(f"not installed: {error}") from None
-    config, device = model.config, model.lm_head.weight.device
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=model.layers[0].ffn.w1.weight.shape[0],
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=config.context_length,
-            rms_norm_eps=1e-5,
-            rope_theta=config.rope_theta,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    theirs.load_state_dict(_their_weights(model))
-    theirs.to(device).eval()
+    device = model.lm_head.weight.device
+    theirs = transformers_twin(model).eval()
+    theirs.generation_config.pad_token_id, theirs.generation_config.eos_token_id = 0, None
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -160,31 +142,6 @@ def _transformers(
         return out[:, longest:].tolist()
 
     return run
-
-
-def _their_weights(model: TransformerLM) -> dict[str, torch.Tensor]:
-    """Our weights under Llama's names; it rotates the first half of a head's features with the second."""
-    names = {
-        "token_embeddings": "model.embed_tokens",
-        "layers": "model.layers",
-        "ln_final": "model.norm",
-        "attn.": "self_attn.",
-        "output_proj": "o_proj",
-        "ffn.w1": "mlp.gate_proj",
-        "ffn.w2": "mlp.down_proj",
-        "ffn.w3": "mlp.up_proj",
-        "ln1": "input_layernorm",
-        "ln2": "post_attention_layernorm",
-    }
-    weights = {}
-    for name, weight in model.state_dict().items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            pairs = weight.unflatten(0, (model.config.num_heads, -1, 2))  # (heads, pairs, 2, d_model)
-            weight = pairs.transpose(1, 2).flatten(0, 2)
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        weights[name] = weight
-    return weights
 
 
 def _different_ids(ours: list[list[int]], theirs: list[list[int]]) -> str | None:

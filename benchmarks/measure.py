@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cs336.store import describe_commit
+
 OURS = "ours"
 
 
@@ -130,7 +132,7 @@ def run_subject(name: str, subject: Subject, options: argparse.Namespace) -> int
     """
     surroundings = {
         "hardware": hardware(),
-        "commit": git_commit(),
+        "commit": describe_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     ratios: dict[str, float | None] = {}
@@ -420,23 +422,6 @@ def _gpus() -> list[str]:
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listed.stdout.strip().splitlines() if listed.returncode == 0 else []
-
-
-def git_commit() -> str:
-    """The commit of the code measured, with "+changes" when files differ from it."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + ("+changes" if git("status", "--porcelain") else "")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

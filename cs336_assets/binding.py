@@ -6,7 +6,7 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
             print(said, flush=True)
         return version, metadata, current
 
-    for part, (version, metadata, current) in zip(parts, _several_at_once(make_part, parts, at_once), strict=True):
+    cells = stage.cells(preset) if stage.cells else {}
+    alone = {name for name, cell in cells.items() if getattr(cell, "runs_alone", False)}
+    for part, (version, metadata, current) in _several_at_once(make_part, parts, at_once, alone=alone):
         folder = store.path(stage.name, part)
         shown = to_dagster(metadata, folder) | {
             "unchanged": current,
@@ -131,20 +133,28 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
 
 
 def _several_at_once(
-    work: Callable[[str | None], tuple[Version, Metadata, bool]], parts: Sequence[str | None], at_once: int
-) -> Iterator[tuple[Version, Metadata, bool]]:
-    """Results in order. After a failure nothing new begins, what runs is finished, and what is made stays."""
-    if at_once == 1:
-        yield from map(work, parts)
-        return
+    work: Callable[[str | None], tuple[Version, Metadata, bool]],
+    parts: Sequence[str | None],
+    at_once: int,
+    *,
+    alone: Collection[str] = (),
+) -> Iterator[tuple[str | None, tuple[Version, Metadata, bool]]]:
+    """Each part with its result: those made side by side in order, then those made alone.
+
+    After a failure nothing new begins, what runs is finished, and what is made stays.
+    """
+    together = [part for part in parts if at_once > 1 and part not in alone]
     with ThreadPoolExecutor(at_once) as threads:
-        running = [threads.submit(work, part) for part in parts]
+        running = [threads.submit(work, part) for part in together]
         try:
-            for future in running:
-                yield future.result()
+            for part, future in zip(together, running, strict=True):
+                yield part, future.result()
         finally:
             for future in running:
                 future.cancel()
+    for part in parts:
+        if part not in together:
+            yield part, work(part)
 
 
 def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:

@@ -28,7 +28,10 @@ def largest_batch_size(
     peaks: dict[int, int] = {}
 
     def fits(batch_size: int) -> bool:
-        peak = _peak_bytes(training_step(model_config, replace(config, batch_size=batch_size), device), device)
+        _, step = training_step(model_config, replace(config, batch_size=batch_size), device)
+        shape = (batch_size, model_config.context_length)
+        inputs, targets = (torch.randint(model_config.vocab_size, shape, device=device) for _ in range(2))
+        peak = _peak_bytes(lambda: step(inputs, targets), device)
         if peak is None or peak > room:
             return False
         peaks[batch_size] = peak
@@ -57,7 +60,7 @@ def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def _peak_bytes(step: Callable[[], None], device: torch.device) -> int | None:
+def _peak_bytes(step: Callable[[], object], device: torch.device) -> int | None:
     """The most memory that two steps hold (the second has the optimizer's state); None if it is not there."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -103,6 +103,11 @@ class Run:
     rate_factor: float = 0.0
     at_memory_limit: bool = False
 
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it needs the device for itself: it fills the memory, or its clock runs."""
+        return self.at_memory_limit or self.train.max_seconds > 0
+
     def resolved(self, *, best_rate: float, best_rate_batch_size: int, largest_batch_size: int) -> TrainConfig:
         """The settings to train with, once the studies that this one builds on have been made.
 

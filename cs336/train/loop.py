@@ -302,20 +302,28 @@ def train(
     return model.eval()
 
 
-def training_step(model_config: ModelConfig, config: TrainConfig, device: torch.device) -> Callable[[], None]:
-    """A step of the loop on a new model and random tokens, not compiled: for looking at its memory or time."""
+def training_step(
+    model_config: ModelConfig, config: TrainConfig, device: torch.device, *, compile_model: bool = False
+) -> tuple[TransformerLM, Callable[[Tensor, Tensor], Tensor]]:
+    """A new model and the loop's step on it, to look at its memory or time.
+
+    Returns:
+        The model, and a function of a batch's inputs and targets that trains it and returns the loss.
+    """
+    _compute_deterministically(device)
     model = _new_model(model_config, device)
     optimizer = make_optimizer(model, config)
     loss_of = _loss_function(model, config, device)
-    shape = (config.batch_size, model_config.context_length)
-    inputs, targets = (torch.randint(model_config.vocab_size, shape, device=device) for _ in range(2))
+    if compile_model:
+        loss_of = torch.compile(loss_of, dynamic=False)
 
-    def step() -> None:
-        _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
         clip_gradients(model.parameters(), config.max_grad_norm)
         optimizer.step()
+        return loss
 
-    return step
+    return model, step
 
 
 def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM:

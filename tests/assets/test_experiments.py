@@ -1,11 +1,13 @@
 """Experiments in the graph: cells as partitions, divergence as a result, the best rate by lineage."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from cs336.train.experiments import OUTCOME_FILE
+from cs336.presets import TINY
+from cs336.train.experiments import OUTCOME_FILE, batch_size_runs
 from cs336_assets.asset import Step
 from cs336_assets.binding import _several_at_once
 from cs336_assets.experiments import STUDY_FILE, learning_rate_study
@@ -94,9 +96,29 @@ def test_parts_made_side_by_side_keep_their_order_and_their_failure():
             raise RuntimeError("bad part")
         return part
 
-    assert list(_several_at_once(work, ["a", "b", "c"], 2)) == ["a", "b", "c"]
+    assert list(_several_at_once(work, ["a", "b", "c"], 2)) == [("a", "a"), ("b", "b"), ("c", "c")]
     made = []
     with pytest.raises(RuntimeError, match="bad part"):
-        for part in _several_at_once(work, ["a", "bad", *"cdefgh"], 2):
+        for part, _ in _several_at_once(work, ["a", "bad", *"cdefgh"], 2, alone={"c"}):
             made.append(part)
     assert made == ["a"]
+
+
+def test_what_needs_the_device_for_itself_waits_for_the_others():
+    running, company = set(), {}
+
+    def work(part):
+        running.add(part)
+        time.sleep(0.05)
+        company[part] = running - {part}
+        running.discard(part)
+
+    order = [part for part, _ in _several_at_once(work, ["limit", "a", "clock", "b"], 2, alone={"limit", "clock"})]
+    assert order == ["a", "b", "limit", "clock"]
+    assert company["limit"] == company["clock"] == set() and company["a"] | company["b"]
+
+
+def test_runs_by_the_clock_and_at_the_memory_limit_run_alone():
+    runs = batch_size_runs(TINY.model, TINY.train, TINY.experiments)
+    alone = {name for name, run in runs.items() if run.runs_alone}
+    assert alone == {name for name in runs if name.startswith(("batch-1-", "batch-limit-"))} and alone

@@ -39,8 +39,10 @@ def test_the_batch_found_fits_and_one_much_larger_does_not():
     try:
         size, peak = largest_batch_size(MODEL, CONFIG, device=device, max_batch_size=1 << 20)
         assert 0 < peak <= 0.05 * torch.cuda.mem_get_info()[1]
-        step = training_step(MODEL, replace(CONFIG, batch_size=size + size // 8 + 1), device)
+        larger = size + size // 8 + 1
+        _, step = training_step(MODEL, replace(CONFIG, batch_size=larger), device)
+        tokens = torch.zeros(larger, MODEL.context_length, dtype=torch.long, device=device)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            step(), step()
+            step(tokens, tokens), step(tokens, tokens)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

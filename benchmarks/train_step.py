@@ -1,0 +1,210 @@
+"""A training step of a preset's model, beside transformers' Llama with PyTorch's AdamW: forward, backward, update.
+
+The same weights, tokens, precision and `torch.compile`; the peer uses PyTorch's fused attention, cross-entropy,
+gradient clipping and AdamW. Losses of the first step must agree before anything is timed. Contenders:
+  ours          as the training loop runs it with CS336_COMPILE=1
+  not compiled  as it runs without
+  transformers  LlamaForCausalLM, compiled
+
+On a GPU the run ends with a table of where a step's time goes, by kind of kernel; it is written as a row, too.
+
+Examples:
+  python -m benchmarks train_step --preset course
+  python -m benchmarks train_step --preset tiny --batch-size 4 --device cpu --no-compile
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import OURS, Case, Contender, append_row, hardware
+from benchmarks.peers import transformers_twin
+from cs336.files import UserError
+from cs336.hardware import peak_flops_per_second, pick_device
+from cs336.model.accounting import training_flops
+from cs336.model.transformer import ModelConfig
+from cs336.presets import find_preset
+from cs336.store import describe_commit
+from cs336.train.loop import TrainConfig, training_step
+
+PACKAGES = ("torch", "triton", "transformers")
+NUM_TIMED_STEPS = 10  # of one run: a step alone would be timed with the start of the next
+NUM_PROFILED_STEPS = 3
+# Kinds of kernels by what their names contain, the first that fits.
+KINDS = {
+    "attention": ("sdpa", "flash", "fmha"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "xmma", "splitK"),
+    "compiled elementwise, norms, softmax": ("triton_",),
+    "optimizer and clipping": ("multi_tensor", "foreach", "lerp", "norm_kernel"),
+    "gathers, sorts": ("index", "sort", "scatter", "gather", "Radix"),
+    "copies": ("Memcpy", "Memset", "copy"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --preset, --vocab-size, --batch-size, --device and --no-compile."""
+    parser.add_argument("--preset", default="course", help="whose model and training (default %(default)s)")
+    parser.add_argument("--vocab-size", type=int, help="default: what the preset's tokenizer aims for")
+    parser.add_argument("--batch-size", type=int, help="sequences (default: the preset's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, for a quick look")
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """One case: the preset's step."""
+    device = pick_device(options.device)
+    preset = find_preset(options.preset)
+    model = dataclasses.replace(preset.model, vocab_size=options.vocab_size or preset.bpe.vocab_size)
+    train = dataclasses.replace(preset.train, batch_size=options.batch_size or preset.train.batch_size)
+    if train.optimizer != "adamw":
+        raise UserError(f"preset {preset.name} trains with {train.optimizer}; the peer has AdamW only")
+    torch.set_float32_matmul_precision("high")
+    generator = torch.Generator().manual_seed(0)
+    shape = (train.batch_size, model.context_length + 1)
+    tokens = torch.randint(model.vocab_size, shape, generator=generator)
+    compiled = not options.no_compile
+    contenders = [
+        Contender(name=OURS, prepare=lambda: _ours(model, train, tokens, device, compiled), packages=PACKAGES),
+        Contender(
+            name="transformers",
+            prepare=lambda: _transformers(model, train, tokens, device, compiled),
+            packages=PACKAGES,
+        ),
+    ]
+    if compiled:
+        prepare = lambda: _ours(model, train, tokens, device, False)  # noqa: E731
+        contenders.insert(1, Contender(name="not compiled", prepare=prepare, packages=PACKAGES))
+    yield Case(
+        name=preset.name,
+        amount=NUM_TIMED_STEPS * train.batch_size * model.context_length,
+        unit="tokens/s",
+        contenders=contenders,
+        difference=_different_loss,
+        input={
+            "model": dataclasses.asdict(model),
+            "batch_size": train.batch_size,
+            "precision": train.precision,
+            "compiled": compiled,
+            "bytes": tokens.nbytes,
+            "sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        },
+        device=device.type,
+    )
+    if device.type == "cuda" and compiled:
+        _show_where_the_time_goes(options, preset.name, model, train, tokens, device)
+
+
+def _ours(
+    model: ModelConfig, train: TrainConfig, tokens: Tensor, device: torch.device, compiled: bool
+) -> Callable[[], float]:
+    torch.manual_seed(0)
+    _, step = training_step(model, train, device, compile_model=compiled)
+    return _repeated(step, tokens, device)
+
+
+def _transformers(
+    model: ModelConfig, train: TrainConfig, tokens: Tensor, device: torch.device, compiled: bool
+) -> Callable[[], float]:
+    torch.manual_seed(0)
+    ours, _ = training_step(model, train, device, compile_model=False)
+    theirs = transformers_twin(ours).train()
+    del ours
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(),
+        lr=train.learning_rate,
+        betas=train.betas,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+            logits = theirs(input_ids=inputs, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    if compiled:
+        loss_of = torch.compile(loss_of, dynamic=False)
+
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), train.max_grad_norm)
+        optimizer.step()
+        return loss.detach()
+
+    return _repeated(step, tokens, device)
+
+
+def _repeated(step: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, device: torch.device) -> Callable[[], float]:
+    """Some steps on the same batch; returns the loss of the first."""
+    inputs, targets = tokens[:, :-1].contiguous().to(device), tokens[:, 1:].contiguous().to(device)
+
+    def run() -> float:
+        losses = [step(inputs, targets) for _ in range(NUM_TIMED_STEPS)]
+        return float(losses[0])
+
+    return run
+
+
+def _different_loss(ours: float, theirs: float) -> str | None:
+    # Steps are taken in bf16, whose products differ in the third digit; a wrong shape or mask differs in the first.
+    return None if abs(ours - theirs) < 0.01 * abs(ours) else f"first loss {theirs:.4f}, ours {ours:.4f}"
+
+
+def _show_where_the_time_goes(
+    options: argparse.Namespace,
+    name: str,
+    model: ModelConfig,
+    train: TrainConfig,
+    tokens: Tensor,
+    device: torch.device,
+) -> None:
+    """Profile our step; print its milliseconds by kind of kernel, and add them to the results as a row."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.manual_seed(0)
+    _, step = training_step(model, train, device, compile_model=True)
+    run = _repeated(step, tokens, device)
+    run()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        for _ in range(NUM_PROFILED_STEPS):
+            step(tokens[:, :-1].contiguous().to(device), tokens[:, 1:].contiguous().to(device))
+        torch.cuda.synchronize()
+    times = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            times[kind_of(event.name)] += event.device_time / 1e3 / NUM_PROFILED_STEPS
+    total = sum(times.values())
+    num_tokens = train.batch_size * model.context_length
+    busy_flops = training_flops(model, num_tokens) / (total / 1e3)
+    peak = peak_flops_per_second(device, train.precision)
+    print(f"\nwhere {total:.2f} ms of kernels go in one step of {num_tokens:,} tokens:")
+    for kind, milliseconds in sorted(times.items(), key=lambda item: -item[1]):
+        print(f"  {kind:<38} {milliseconds:7.2f} ms  {milliseconds / total:6.1%}")
+    print(
+        f"  {busy_flops / 1e12:.0f} TFLOP/s" + (f", {busy_flops / peak:.1%} of the data sheet's peak" if peak else "")
+    )
+    row = {
+        "subject": "train_step",
+        "case": f"{name}-kernels",
+        "contender": OURS,
+        "milliseconds": {kind: round(milliseconds, 3) for kind, milliseconds in times.items()},
+        "flops_per_second": busy_flops,
+        "mfu": busy_flops / peak if peak else None,
+        "hardware": hardware(),
+        "commit": describe_commit(),
+    }
+    append_row(options.results / "train_step.jsonl", row)
+
+
+def kind_of(kernel: str) -> str:
+    """Kind of a CUDA kernel, from its name."""
+    return next((kind for kind, parts in KINDS.items() if any(part in kernel for part in parts)), "other")
