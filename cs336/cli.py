@@ -116,6 +116,9 @@ def _register(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)"
     )
+    command.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="a model's folder (default: the preset's base_model)"
+    )
     add_preset_option(command)
     command.set_defaults(run=_export)
 
@@ -384,7 +387,7 @@ def _export(options: argparse.Namespace) -> None:
 
     find_preset(options.preset)
     store = Store(options.preset)
-    model = load_model(_made(store.path("base_model")))
+    model = load_model(options.model or _made(store.path("base_model")))
     tokenizer = Tokenizer.load(_made(store.path("tokenizer")))
     try:
         save_huggingface(model, options.folder, tokenizer=tokenizer, dtype=getattr(torch, options.dtype))

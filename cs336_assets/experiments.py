@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -18,7 +19,8 @@ from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 from cs336.tokens.index import read_index
-from cs336.tokens.shards import SplitConfig, document_key, is_held_out, write_shard
+from cs336.tokens.shards import SplitConfig, write_shard
+from cs336.tokens.texts import read_texts
 from cs336.train.batch_limit import largest_batch_size
 from cs336.train.experiments import (
     OUTCOME_FILE,
@@ -36,6 +38,7 @@ from cs336.train.experiments import (
     vocab_size_runs,
     write_outcome,
 )
+from cs336.train.findings import comment_on_ablations, comment_on_batches, comment_on_rates
 from cs336.train.loop import CHECKPOINTS_FOLDER, TrainConfig
 from cs336.train.worker import run_training
 from cs336_assets import plots
@@ -89,6 +92,7 @@ def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
     write_json(step.folder / STUDY_FILE, facts | {"lowest_diverged": edge, "runs": outcomes})
     plots.loss_over_rate({"": list(outcomes.values())}, step.folder / "rates.png")
     return facts | {
+        "comment": {"markdown": comment_on_rates(outcomes)},
         "lowest_diverged_rate": edge or "none diverged: add higher rates",
         "best_over_edge": float(f"{best['learning_rate'] / edge:.2g}") if edge else "unknown",
         **_shown(step, learning_rates),
@@ -152,7 +156,12 @@ def batch_size_study(step: Step, batch_sizes: list[Path]) -> Metadata:
     )
     rows = [[size, *_figures(each), each["num_steps"]] for size, each in best.items()]
     columns = ["batch", *_FIGURES, "steps"]
-    return {"best": table(columns, rows), **_shown(step, batch_sizes), "rates": {"image": "rates.png"}}
+    return {
+        "comment": {"markdown": comment_on_batches(best)},
+        "best": table(columns, rows),
+        **_shown(step, batch_sizes),
+        "rates": {"image": "rates.png"},
+    }
 
 
 @_sweep(_cells(ablation_runs))
@@ -184,7 +193,12 @@ def ablation_study(step: Step, ablations: list[Path]) -> Metadata:
         step.folder / "means.png",
     )
     columns = ["model", "rate", "validation loss", "std over seeds", "worse than the baseline by", "seeds diverged"]
-    return {"summary": table(columns, rows), **_shown(step, ablations), "means": {"image": "means.png"}}
+    return {
+        "comment": {"markdown": comment_on_ablations(summary)},
+        "summary": table(columns, rows),
+        **_shown(step, ablations),
+        "means": {"image": "means.png"},
+    }
 
 
 @check(asset="ablation_study")
@@ -212,12 +226,12 @@ def context_lengths(
 )
 def vocabularies(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig, cell: int) -> Metadata:
     """Row 13: the same text in vocabularies of other sizes, as one pair of token arrays each."""
-    documents = [document for folder in deduplicated_text for document in read_documents(folder)]
-    texts = [each.text for each in documents if not is_held_out(document_key(each.url, each.id), split)]
+    texts = read_texts(deduplicated_text, split, held_out=False)
     config = dataclasses.replace(bpe, vocab_size=cell)
     vocab, merges = train_bpe_from_documents(texts, config, num_workers=step.num_workers, progress=step.progress)
     learnt = Tokenizer(vocab, merges, list(bpe.special_tokens))
     learnt.save(step.folder)
+    documents = itertools.chain.from_iterable(map(read_documents, deduplicated_text))
     stats = write_shard(
         step.folder, documents, learnt, split=split, num_workers=step.num_workers, progress=step.progress
     )

@@ -14,7 +14,8 @@ class Runtime(dg.ConfigurableResource):
         num_workers: processes of a step; 0 takes every core (`CS336_WORKERS`).
         device: "auto", "cpu", "cuda" or "cuda:N" (`CS336_DEVICE`).
         runs_at_once: experiment runs of a step that train side by side (`CS336_RUNS_AT_ONCE`): small models leave most
-            of a GPU idle. Each has its share of the workers; what runs by the clock or fills the memory runs alone.
+            of a GPU idle. Each has its share of the workers; what fills the memory runs alone, and what stops by the
+            clock sees fewer tokens than it would alone.
         compile_model: use `torch.compile` in training (`CS336_COMPILE=1`).
         terminal: print a line for each artifact, and draw progress bars where a person looks on.
     """

@@ -17,5 +17,6 @@ EXPERIMENTS = {
     "side_studies": ("context_lengths", "vocabularies", "vocab_sizes", "side_studies"),
     "speedrun": ("speedrun_model", "speedrun_scores"),
     "samples": ("generated_samples",),
+    "corpora": ("corpora_compared",),
     "experiment_log": ("experiment_log",),
 }

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cs336.evals.leaderboard import SCORES_FILE
-from cs336.files import read_json, write_jsonl
+from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
+from cs336.files import read_json, write_json, write_jsonl
 from cs336.generate.engine import Completion, generate
 from cs336.generate.text_statistics import TextStatistics, text_statistics
 from cs336.hardware import pick_device
@@ -22,7 +22,7 @@ from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.evals import write_held_out_scores
 from cs336_assets.extract import preview
-from cs336_assets.launch import train_in_child
+from cs336_assets.launch import RUN_FILE, train_in_child
 
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES, TOP_PS = (0.0, 0.6, 0.8, 1.0, 1.2), (1.0, 0.9)
@@ -30,7 +30,7 @@ PROMPTS = ("", "The old house", "He said that")
 SAMPLE_TOKENS = 256
 
 
-@asset(group="experiments", kinds={"pytorch"}, owner="team:models", resumable=True, pool="gpu", runs=(run_training,))
+@asset(group="experiments", kinds={"pytorch"}, owner="team:models", pool="gpu", runs=(run_training,))
 def speedrun_model(
     step: Step, token_shards: list[Path], tokenizer: Path, speedrun: SpeedrunConfig, seed: int
 ) -> Metadata:
@@ -115,6 +115,7 @@ def generated_samples(step: Step, base_model: Path, tokenizer: Path) -> Metadata
     write_jsonl(step.folder / SAMPLES_FILE, rows)
     usual = next(row for row in rows if (row["temperature"], row["top_p"]) == (0.8, 0.9))
     return {
+        "comment": {"markdown": _comment_on_samples(summary)},
         "num_tokens": sum(row["num_tokens"] for row in rows),
         "fluency": table(["temperature", "top-p", *TextStatistics._fields], summary),
         "greedy": {"markdown": preview(rows[0]["text"], 800)},
@@ -123,9 +124,56 @@ def generated_samples(step: Step, base_model: Path, tokenizer: Path) -> Metadata
     }
 
 
+def _comment_on_samples(summary: list[list[Any]]) -> str:
+    """What temperature and nucleus size do, from the statistics of the texts."""
+    at = {(row[0], row[1]): TextStatistics(*row[2:]) for row in summary}
+    coldest, hottest = at[TEMPERATURES[0], 1.0], at[TEMPERATURES[-1], 1.0]
+    cut = at[TEMPERATURES[-1], TOP_PS[-1]]
+    return (
+        f"Greedy text has written {coldest.repeated_4grams:.0%} of its four-word sequences before: it is trapped in"
+        f" what is likeliest. At temperature {TEMPERATURES[-1]:g} it is {hottest.repeated_4grams:.0%}, and"
+        f" {hottest.new_bigrams:.0%} of the word pairs are new: rare tokens are drawn often enough to break the"
+        f" sentences. A nucleus of {TOP_PS[-1]:g} takes those away ({cut.new_bigrams:.0%} new pairs) and is what keeps"
+        " a warm text fluent. The third factor is the text the model was trained on: how many words of it are rare."
+    )
+
+
+@asset(group="experiments", kinds={"python"}, owner="team:evals", watches=scores_version)
+def corpora_compared(step: Step, perplexity: Path) -> Metadata:
+    """The same architecture and number of steps on other corpora: how their losses read side by side.
+
+    The handout's main experiment on OpenWebText, beside TinyStories and whichever presets have been
+    made here.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in collect_scores(perplexity.parents[1]):
+        if row["task"] == "perplexity" and row["model"] == "base_model":
+            found.setdefault(row["preset"], {})[row["metric"]] = row["value"]
+    write_json(step.folder / "corpora.json", found)
+    lowest = min(found, key=lambda preset: found[preset]["bits_per_byte"])
+    comment = (
+        "A loss in nats per token is comparable only between models that share a tokenizer and a text: a larger"
+        " vocabulary packs more bytes into a token, and so more nats. Bits per byte compare across tokenizers; between"
+        f" corpora they still say how predictable the text is, not how good the model: {lowest} is lowest here. A model"
+        " of the same size and budget writes less fluently about the web than about children's stories: it has to"
+        " spread what it can hold over far more words, subjects and styles, and has seen each of them less often."
+    )
+    rows = [[preset, *(_number(each.get(name)) for name in _CORPUS_METRICS)] for preset, each in sorted(found.items())]
+    return {"comment": {"markdown": comment}, "corpora": table(["preset", *_CORPUS_METRICS], rows)}
+
+
+_CORPUS_METRICS = ("nats_per_token", "perplexity", "bits_per_byte")
+
+
+def _number(value: float | None) -> float | str:
+    return "-" if value is None else round(value, 4)
+
+
 @asset(group="experiments", kinds={"python"}, owner="team:models")
 def experiment_log(
     step: Step,
+    base_model: Path,
+    speedrun_model: Path,
     learning_rates: list[Path],
     batch_sizes: list[Path],
     ablations: list[Path],
@@ -133,7 +181,7 @@ def experiment_log(
     vocab_sizes: list[Path],
 ) -> Metadata:
     """Every run tried, with its settings, tokens, seconds and outcome, in one table."""
-    rows = []
+    rows = [_logged(base_model), _logged(speedrun_model)]
     for folders in (learning_rates, batch_sizes, ablations, context_lengths, vocab_sizes):
         for folder in folders:
             rows.append({"experiment": folder.parent.name, "run": folder.name, **read_json(folder / OUTCOME_FILE)})
@@ -145,6 +193,15 @@ def experiment_log(
         "training_seconds": round(sum(row["seconds"] for row in rows)),
         "log": table(columns, [[row[name] for name in columns] for row in rows]),
     }
+
+
+def _logged(model: Path) -> dict[str, Any]:
+    """A model's training as a row of the log."""
+    run, last = read_json(model / RUN_FILE), list(read_rows(model / METRICS_FILE))[-1]
+    shown = {name: last[name] for name in ("num_tokens", "seconds", "train_loss", "valid_loss", "tokens_per_second")}
+    settings = {name: run["train"][name] for name in ("learning_rate", "batch_size")}
+    whole = {"model": run["model"], "train": run["train"], "seed": run["seed"], "num_steps": last["step"]}
+    return {"experiment": model.name, "run": model.name, "diverged": "", **settings, **shown, **whole}
 
 
 def _samples(step: Step, model: Path, tokenizer: Path, *, temperature: float, top_p: float) -> list[Completion]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cs336.documents import read_documents
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
-from cs336.tokens.shards import SplitConfig, document_key, is_held_out
+from cs336.tokens.shards import SplitConfig
+from cs336.tokens.texts import read_texts
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
@@ -18,20 +20,22 @@ def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: 
 
     Learnt from the training documents alone; held-out documents are not looked at.
     """
-    texts = [
-        document.text
-        for folder in deduplicated_text
-        for document in read_documents(folder)
-        if not is_held_out(document_key(document.url, document.id), split)
-    ]
-    vocab, merges = train_bpe_from_documents(texts, bpe, num_workers=step.num_workers, progress=step.progress)
+    num_bytes = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_bytes
+        for text in read_texts(deduplicated_text, split, held_out=False):
+            num_bytes += len(text.encode())
+            yield text
+
+    vocab, merges = train_bpe_from_documents(texts(), bpe, num_workers=step.num_workers, progress=step.progress)
     learnt = Tokenizer(vocab, merges, list(bpe.special_tokens))
     learnt.save(step.folder)
     longest = sorted(vocab.values(), key=len, reverse=True)[:10]
     return {
         "vocab_size": learnt.vocab_size,
         "num_merges": len(merges),
-        "num_training_bytes": sum(len(text.encode()) for text in texts),
+        "num_training_bytes": num_bytes,
         "longest_tokens": table(["token", "bytes"], [[f"`{token!r}`", len(token)] for token in longest]),
         "first_merges": table(["left", "right"], [[f"`{left!r}`", f"`{right!r}`"] for left, right in merges[:15]]),
     }

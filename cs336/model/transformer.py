@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model as save_safetensors
 from torch import Tensor, nn
 
-from cs336.files import UserError, read_json, write_json
+from cs336.files import UserError, name_full_disk, read_json, write_json
 from cs336.model.attention import CausalMultiHeadSelfAttention, KVCache
 from cs336.model.layers import (
     FEED_FORWARDS,
@@ -359,8 +361,11 @@ def _rope(config: ModelConfig, device: torch.device | str | None) -> RotaryPosit
 def save_model(model: TransformerLM, folder: Path) -> None:
     """Write `config.json` and `model.safetensors`; same weights, same bytes."""
     write_json(folder / "config.json", asdict(model.config))
-    # Weights last: a folder with weights is complete.
-    save_safetensors(model, str(folder / "model.safetensors"))
+    # Weights last, and under their name only once they are whole: a folder with weights is complete.
+    partial = folder / ".model.safetensors.partial"
+    with name_full_disk(partial):
+        save_safetensors(model, str(partial))
+    os.replace(partial, folder / "model.safetensors")
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu") -> TransformerLM:
@@ -381,5 +386,8 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Transform
             " or materialize the model on this machine"
         )
     model = TransformerLM.without_weights(config, device=device)
-    load_safetensors(model, str(weights), device=str(device))
+    try:
+        load_safetensors(model, str(weights), device=str(device))
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not a readable safetensors file ({error}); materialize the model again") from None
     return model.eval()

@@ -44,8 +44,9 @@ class ExperimentConfig:
         batch_sizes: besides the largest that fits into memory.
         batch_rate_factors: learning rates tried at each, in units of the best one times the square root
             of the ratio of batch sizes.
-        small_batch_size: batches up to this one stop after `small_batch_seconds`, at one rate.
-        small_batch_seconds: of training, by the clock.
+        small_batch_size: batches up to this one stop after `small_batch_seconds`.
+        small_batch_seconds: of training, by the clock; runs beside them take some of it.
+        small_batch_warmup_steps, small_batch_valid_interval: of these runs, whose number of steps nobody knows.
         max_batch_size: where the search for the largest batch ends.
         lower_rate_factors: rates of the model without norms, in units of the best one.
         num_seeds: repeats of each ablation.
@@ -58,6 +59,8 @@ class ExperimentConfig:
     batch_rate_factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     small_batch_size: int = 8
     small_batch_seconds: float = 60.0
+    small_batch_warmup_steps: int = 500
+    small_batch_valid_interval: int = 2_500
     max_batch_size: int = 16_384
     lower_rate_factors: tuple[float, ...] = (0.3, 0.1, 0.03)
     num_seeds: int = 3
@@ -105,8 +108,8 @@ class Run:
 
     @property
     def runs_alone(self) -> bool:
-        """Whether it needs the device for itself: it fills the memory, or its clock runs."""
-        return self.at_memory_limit or self.train.max_seconds > 0
+        """Whether it needs the device for itself: it fills the memory."""
+        return self.at_memory_limit
 
     def resolved(self, *, best_rate: float, best_rate_batch_size: int, largest_batch_size: int) -> TrainConfig:
         """The settings to train with, once the studies that this one builds on have been made.
@@ -164,8 +167,14 @@ def batch_size_runs(model: ModelConfig, train: TrainConfig, config: ExperimentCo
         small = 0 < size <= config.small_batch_size
         budgeted = within_budget(train, config.num_tokens, model.context_length, batch_size=size)
         if small:
-            budgeted = replace(budgeted, max_seconds=config.small_batch_seconds, schedule_by_clock=True)
-        for factor in (1.0,) if small else config.batch_rate_factors:
+            budgeted = replace(
+                budgeted,
+                max_seconds=config.small_batch_seconds,
+                schedule_by_clock=True,
+                warmup_steps=config.small_batch_warmup_steps,
+                valid_interval=config.small_batch_valid_interval,
+            )
+        for factor in config.batch_rate_factors:
             runs[f"batch-{size or 'limit'}-rate-x{factor:g}"] = Run(
                 model=model,
                 train=budgeted,

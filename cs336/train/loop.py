@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -11,11 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cs336.files import UserError
 from cs336.hardware import pick_device
+from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.progress import Progress, silent
 from cs336.tokens.batches import Batches, every_token_once
@@ -36,7 +39,6 @@ from cs336.train.metrics import (
     Report,
     drop_rows_after,
     is_finite,
-    training_flops_per_token,
 )
 from cs336.train.optimizer import AdamW, Muon, clip_gradients
 from cs336.train.schedule import SCHEDULES, lr_cosine, lr_wsd
@@ -50,6 +52,7 @@ OPTIMIZERS = ("adamw", "muon")
 
 # The share of a GPU's free memory that the training tokens may take; larger arrays stay on the host.
 _TOKENS_SHARE = 0.25
+_MARKED_TOKENS = 65_536  # of the beginning and of the end: all of an array may be more than one likes to read
 _NAMED_DOCUMENTS = 8  # of a batch that broke the run, in the line that says so
 
 NameDocuments = Callable[[Sequence[int], int], Iterator[str]]
@@ -166,7 +169,7 @@ class TrainConfig:
         last = float(self.num_steps)
         if self.schedule_by_clock:  # the steps that the whole time has room for, at the pace so far
             used = min(1.0, seconds / self.max_seconds)
-            last = t / used if used else math.inf
+            last = min(last, t / used if used else math.inf)
         if self.schedule == "cosine":
             return lr_cosine(t, self.learning_rate, self.min_learning_rate, self.warmup_steps, last)
         decay_start = max(float(self.warmup_steps), last * (1 - self.decay_fraction))
@@ -221,9 +224,14 @@ def train(
     optimizer = make_optimizer(model, config)
     loss_of = _loss_function(model, config, torch_device)
     if compile_model:
-        loss_of = torch.compile(loss_of, dynamic=False)
+        loss_of = _compiled(loss_of, torch_device)
     batches = _training_batches(train_tokens, config, model_config.context_length, seed, torch_device)
-    identity = {"model_config": asdict(model_config), "train": _plain(asdict(config)), "seed": seed}
+    identity = {
+        "model_config": asdict(model_config),
+        "train": _plain(asdict(config)),
+        "seed": seed,
+        "data": {"train_tokens": _mark_of(train_tokens), "valid_tokens": _mark_of(valid_tokens)},
+    }
     start, seconds_before, finished = _resume(model, optimizer, folder, identity, torch_device)
     clock = Clock(seconds_before)
     context_length = model_config.context_length
@@ -242,10 +250,23 @@ def train(
             raise _not_finite("weights became infinite", done, folder, batches, name_documents, context_length)
         writer.save(model, optimizer, done, finished=over, rng=rng_state(torch_device), **identity)
 
+    checkpoint_seconds = 0.0  # of the last one
+
     def is_over(done: int) -> bool:
         """Whether the run ends here: its steps are done, or one more would end too late."""
-        late = bool(config.max_seconds) and log.seconds_of_next_step() > config.max_seconds
+        saving = checkpoint_seconds if done % config.checkpoint_interval == 0 else 0.0
+        late = bool(config.max_seconds) and log.seconds_of_next_step() + saving > config.max_seconds
         return done == config.num_steps or late
+
+    def validate(max_batches: int | None) -> None:
+        log.settle()
+        loss, num_tokens = evaluate(model, valid_tokens, config, device=torch_device, max_batches=max_batches)
+        log.add(valid_loss=loss, num_valid_tokens=num_tokens)
+
+    def write_samples(done: int) -> None:
+        if tokenizer is not None:
+            log.settle()
+            _write_samples(folder / SAMPLES_FILE, model, tokenizer, config, done)
 
     log = MetricsLog(
         folder / METRICS_FILE,
@@ -253,7 +274,7 @@ def train(
         device=torch_device,
         precision=config.precision,
         tokens_per_step=tokens_per_step,
-        flops_per_token=training_flops_per_token(model),
+        flops_per_token=training_flops(model_config, context_length) / context_length,
         check=check,
         report=report,
     )
@@ -282,20 +303,22 @@ def train(
             log.begin(row, torch.stack((loss.float(), grad_norm.float())))
 
             over = is_over(done)
-            if over or done % config.valid_interval == 0:
-                log.settle()
-                max_batches = None if over else config.valid_batches
-                valid_loss, num_valid_tokens = evaluate(
-                    model, valid_tokens, config, device=torch_device, max_batches=max_batches
-                )
-                log.add(valid_loss=valid_loss, num_valid_tokens=num_valid_tokens)
-            if config.sample_interval and tokenizer and (over or done % config.sample_interval == 0):
-                log.settle()
-                _write_samples(folder / SAMPLES_FILE, model, tokenizer, config, done)
+            if not over and done % config.valid_interval == 0:
+                validate(config.valid_batches)
+            sampled = config.sample_interval > 0 and done % config.sample_interval == 0
+            if sampled:
+                write_samples(done)
+            over = over or is_over(done)  # validating and writing took time, too
+            if over:
+                validate(None)
+                if config.sample_interval and not sampled:
+                    write_samples(done)
             log.end()
             if over or done % config.checkpoint_interval == 0:
                 log.flush()
+                before = clock.seconds()
                 save(done, over)
+                checkpoint_seconds = clock.seconds() - before
             if over and done < config.num_steps:
                 break
     save_model(model, folder)
@@ -315,7 +338,7 @@ def training_step(
     optimizer = make_optimizer(model, config)
     loss_of = _loss_function(model, config, device)
     if compile_model:
-        loss_of = torch.compile(loss_of, dynamic=False)
+        loss_of = _compiled(loss_of, device)
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         loss = _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
@@ -324,6 +347,11 @@ def training_step(
         return loss
 
     return model, step
+
+
+def _compiled(loss_of: Callable[[Tensor, Tensor], Loss], device: torch.device) -> Callable[[Tensor, Tensor], Loss]:
+    # On Apple's GPUs the code that the default backend writes is not to be trusted; this one writes none.
+    return torch.compile(loss_of, dynamic=False, backend="aot_eager" if device.type == "mps" else "inductor")
 
 
 def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM:
@@ -478,6 +506,12 @@ def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any])
     ]
     if changed:
         raise UserError(f"{path}: of a run with other settings ({'; '.join(changed)}); take another folder")
+
+
+def _mark_of(tokens: Any) -> str:
+    """What tells one array of tokens from another: its length, and the bytes of its beginning and end."""
+    ends = np.concatenate([np.asarray(tokens[:_MARKED_TOKENS]), np.asarray(tokens[-_MARKED_TOKENS:])])
+    return f"{len(tokens)} tokens {hashlib.sha256(ends.astype(np.uint32).tobytes()).hexdigest()[:16]}"
 
 
 def _flat(parts: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from cs336.files import write_jsonl
 from cs336.hardware import peak_bytes, peak_flops_per_second
-from cs336.model.layers import Linear
-from cs336.model.transformer import TransformerLM
 
 METRICS_FILE = "metrics.jsonl"
 # Columns that vary from run to run and decide nothing (but where the run's settings ask for the clock).
@@ -169,9 +167,8 @@ class _Pending:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Whole rows of a JSONL file that a kill may have left with half a line; none if it is not there."""
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a sample may hold other ends of lines
+        yield from map(json.loads, whole)
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
@@ -179,17 +176,6 @@ def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_jsonl(path, rows)
     return rows
-
-
-def training_flops_per_token(model: TransformerLM) -> float:
-    """Floating-point operations of one forward and backward pass, per token of a full context.
-
-    A product with a weight costs 2 operations a parameter; scores and weighted values cost 4 T d a
-    layer, causal or not; the backward pass costs twice the forward pass (spec 1, section 5).
-    """
-    config = model.config
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
-    return 3.0 * (2 * weights + 4 * config.num_layers * config.context_length * config.d_model)
 
 
 def is_finite(row: dict[str, Any]) -> bool:

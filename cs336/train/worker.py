@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from cs336.files import UserError, read_json
+from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.progress import Progress, bar
 from cs336.tokenizer.bpe import Tokenizer
@@ -73,7 +74,8 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
     if world_size > 1:
         raise UserError(f"torchrun started {world_size} processes; training uses one so far: --nproc-per-node 1")
     torch.set_num_threads(run.get("num_threads") or torch.get_num_threads())
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; the CPU stays at fp32
+    if pick_device(run.get("device", "auto")).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32; elsewhere it is slower, or wrong (Apple's GPUs)
     folders = [Path(folder) for folder in run["token_shards"]]
 
     def name_documents(starts: Sequence[int], num_tokens: int) -> Iterator[str]:
@@ -108,7 +110,13 @@ def _config(kind: type, values: dict[str, Any]) -> Any:
     unknown = values.keys() - {field.name for field in fields(kind)}
     if unknown:
         raise UserError(f"run.json: {kind.__name__} has no setting {', '.join(sorted(unknown))}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    missing = {field.name for field in fields(kind) if field.default is MISSING} - values.keys()
+    if missing:
+        raise UserError(f"run.json: {kind.__name__} needs {', '.join(sorted(missing))}")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"run.json: {error}") from None
 
 
 if __name__ == "__main__":

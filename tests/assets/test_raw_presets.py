@@ -18,11 +18,11 @@ from cs336_assets.flow import CHECKS, STAGES
 
 FRAGMENT = """
 [fragment]
-base = "tinystories"
+base = "tinystories_low"
 source = {paths = ["catalog:tinystories-sample"]}
 bpe = {vocab_size = 1000}
 model = {context_length = 64, d_model = 32, num_layers = 1, num_heads = 2, d_ff = 64}
-train = {batch_size = 8, num_steps = 40, warmup_steps = 4, valid_interval = 20, precision = "float32"}
+train = {batch_size = 8, num_steps = 40, warmup_steps = 4, valid_interval = 20}
 evals = {max_new_tokens = 8}
 """
 

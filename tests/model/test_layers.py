@@ -141,8 +141,8 @@ def test_default_d_ff_is_the_nearest_multiple_of_64(d_model, d_ff):
     assert default_d_ff(d_model) == d_ff
 
 
-@pytest.mark.parametrize(("gated", "plain"), [(SwiGLU, "silu"), (SwiGLU, "gelu")])
-def test_ungated_feed_forwards_get_the_same_number_of_parameters(gated, plain):
+@pytest.mark.parametrize("plain", ["silu", "gelu"])
+def test_ungated_feed_forwards_get_the_same_number_of_parameters(plain):
     assert default_d_ff(768, plain) == 4 * 768
     assert 3 * default_d_ff(768) == 2 * default_d_ff(768, plain)
 

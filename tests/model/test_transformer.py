@@ -1,6 +1,7 @@
 """The whole model against PyTorch's layers, its variants by their formulas, its promises as properties."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from cs336.files import UserError
 from cs336.model import attention, transformer
 from cs336.model.attention import KVCache
+from cs336.model.layers import RotaryPositionalEmbedding
 from cs336.model.transformer import ModelConfig, TransformerBlock, TransformerLM, load_model, save_model
 
 F = nn.functional
@@ -42,6 +44,24 @@ def randomized(model):
     return model.eval()
 
 
+def rotated_attention(block, config, x):
+    """The attention of a block with rotary positions: adjacent features as complex numbers, PyTorch's attention."""
+    q, k, v = (
+        (x @ projection.weight.T).unflatten(-1, (config.num_heads, -1)).transpose(1, 2)
+        for projection in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)
+    )
+    pairs = torch.arange(q.shape[-1] // 2, dtype=torch.float64)
+    angles = torch.arange(x.shape[1])[:, None] * config.rope_theta ** (-2 * pairs / q.shape[-1])
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def rotated(features):
+        turned = torch.view_as_complex(features.double().unflatten(-1, (-1, 2))) * turn
+        return torch.view_as_real(turned).flatten(-2).float()
+
+    attended = F.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
+    return attended.transpose(1, 2).flatten(-2) @ block.attn.output_proj.weight.T
+
+
 def pytorch_attention(block, config, x):
     """The attention of a block without rotation, by PyTorch's own module."""
     theirs = nn.MultiheadAttention(config.d_model, config.num_heads, bias=False, batch_first=True)
@@ -53,17 +73,21 @@ def pytorch_attention(block, config, x):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post", "none"])
+@pytest.mark.parametrize("positions", ["none", "rope"])
 @pytest.mark.parametrize("seq", [1, 7, 16])
-def test_a_block_is_its_formula_for_each_place_of_the_norm(norm, seq):
-    config = replace(TINY, norm=norm, positions="none")
-    block = randomized(TransformerBlock(config))
+def test_a_block_is_its_formula_for_each_place_of_the_norm(norm, positions, seq):
+    config = replace(TINY, norm=norm, positions=positions)
+    rope = None
+    if positions == "rope":
+        rope = RotaryPositionalEmbedding(config.rope_theta, config.features_per_head, config.context_length)
+    block = randomized(TransformerBlock(config, rope=rope))
     x = torch.randn(2, seq, 32)
 
     def ln(layer, x):
         return F.rms_norm(x, (32,), layer.weight, 1e-5)
 
     def attn(x):
-        return pytorch_attention(block, config, x)
+        return (pytorch_attention if rope is None else rotated_attention)(block, config, x)
 
     def ffn(x):
         w1, w2, w3 = block.ffn.w1.weight, block.ffn.w2.weight, block.ffn.w3.weight
@@ -283,4 +307,21 @@ def test_missing_weights_are_named(tmp_path):
     save_model(TransformerLM(TINY), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: not here"):
+        load_model(tmp_path)
+
+
+def test_weights_appear_whole_and_damaged_ones_are_one_line(tmp_path, monkeypatch):
+    def interrupted(model, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformer, "save_safetensors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(TransformerLM(TINY), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    monkeypatch.undo()
+    save_model(TransformerLM(TINY), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"model\.safetensors: not a readable safetensors file"):
         load_model(tmp_path)

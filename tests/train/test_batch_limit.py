@@ -24,7 +24,7 @@ def test_the_search_ends_within_three_percent_below_the_largest_that_fits(larges
 
     found = largest_that_fits(fits, limit)
     wanted = min(largest, limit)
-    assert wanted * 0.96 - 1e-9 <= found <= wanted
+    assert wanted * (1 - 1 / 32) - 1 <= found <= wanted
     assert max(asked) <= limit and len(asked) <= 20
 
 

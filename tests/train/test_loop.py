@@ -16,7 +16,7 @@ import torch
 from cs336.files import UserError
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.tokens.batches import Batches
-from cs336.train import checkpoint, metrics
+from cs336.train import checkpoint, loop, metrics
 from cs336.train.checkpoint import checkpoint_path, checkpoint_paths
 from cs336.train.loop import CHECKPOINTS_FOLDER, TrainConfig, train
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
@@ -135,6 +135,26 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
     _train(tmp_path)
     with pytest.raises(UserError, match=r"other settings \(learning_rate was 0.01, is 0.02\); take another folder"):
         _train(tmp_path, replace(CONFIG, learning_rate=2e-2))
+
+
+def test_a_checkpoint_of_other_text_is_refused(tmp_path, monkeypatch):
+    _train(tmp_path)
+    other = TOKENS.copy()
+    other[3] ^= 1
+    monkeypatch.setitem(_train.__globals__, "TOKENS", other)
+    with pytest.raises(UserError, match=r"other settings \(train_tokens was '1000 tokens .*', is '1000 tokens "):
+        _train(tmp_path)
+
+
+def test_rows_may_hold_any_character_and_half_a_last_line(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    rows = [{"step": 1, "text": "a\u2028b\u0085c"}, {"step": 2, "text": "d"}]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(whole + '{"step": 3, "te', encoding="utf-8")
+    assert list(metrics.read_rows(path)) == rows
+    assert metrics.drop_rows_after(path, 1) == rows[:1]
+    path.write_text("")
+    assert list(metrics.read_rows(path)) == []
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line_that_names_step_text_and_checkpoint(tmp_path, monkeypatch):
@@ -286,6 +306,20 @@ def test_no_step_begins_that_would_end_after_the_time(tmp_path, one_second_a_ste
     assert _files(tmp_path) == before
 
 
+def test_validating_takes_time_too(tmp_path, one_second_a_step, monkeypatch):
+    plain = loop.evaluate
+
+    def slow(*arguments, **options):
+        one_second_a_step.now += 3.0 if options["max_batches"] else 0.0
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", slow)
+    # Step 10 ends at 10 s, its validation at 13 s: an eleventh step would end at 14 s.
+    _train(tmp_path, replace(CONFIG, max_seconds=13.5, valid_interval=10))
+    curve = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert curve[-1]["step"] == 10 and curve[-1]["num_valid_tokens"] == len(TOKENS) - 1
+
+
 def test_time_spent_before_a_stop_counts(tmp_path, one_second_a_step):
     def stop(row):
         if row["step"] == 13:
@@ -312,10 +346,13 @@ def test_a_schedule_by_the_clock_ends_with_the_time_whatever_the_number_of_steps
 def test_rates_by_hand():
     by_steps = replace(CONFIG, num_steps=10, warmup_steps=0, schedule="wsd", decay_fraction=0.5)
     assert [by_steps.learning_rate_at(t, 0.0) for t in (1, 5, 10)] == pytest.approx([0.01, 0.01, 0.001])
-    cosine = replace(CONFIG, schedule_by_clock=True, max_seconds=100.0, warmup_steps=0)
+    cosine = replace(CONFIG, num_steps=1_000_000, schedule_by_clock=True, max_seconds=100.0, warmup_steps=0)
     assert cosine.learning_rate_at(7, 50.0) == pytest.approx(0.0055)
     assert cosine.learning_rate_at(7, 0.0) == pytest.approx(0.01)
     assert cosine.learning_rate_at(7, 130.0) == pytest.approx(0.001)
+    few = replace(cosine, num_steps=14)  # that end before the time: the schedule ends with them
+    assert few.learning_rate_at(7, 1.0) == pytest.approx(0.0055)
+    assert few.learning_rate_at(14, 2.0) == pytest.approx(0.001)
 
 
 class _Letters:

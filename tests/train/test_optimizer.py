@@ -204,10 +204,11 @@ def test_clipping_equals_pytorchs_with_a_frozen_parameter_present(max_norm):
 
 def test_cosine_schedule_by_hand():
     rates = [lr_cosine(t, 1.0, 0.1, 4, 12) for t in range(15)]
-    assert rates[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
-    assert rates[8] == pytest.approx(0.1 + 0.5 * 0.9)  # half way down
-    assert rates[6] == pytest.approx(0.1 + 0.5 * 0.9 * (1 + math.cos(math.pi / 4)))
-    assert rates[12:] == pytest.approx([0.1, 0.1, 0.1])
+    assert rates[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0], rel=1e-7)
+    assert rates[8] == pytest.approx(0.1 + 0.5 * 0.9, rel=1e-7)  # half way down
+    falling = [0.1 + 0.45 * (1 + math.cos(math.pi * (t - 4) / 8)) for t in range(4, 13)]
+    assert rates[4:13] == pytest.approx(falling, rel=1e-7)
+    assert rates[12:] == pytest.approx([0.1, 0.1, 0.1], rel=1e-7)
 
 
 def test_warmup_stable_decay_by_hand():
