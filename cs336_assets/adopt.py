@@ -19,6 +19,28 @@ from cs336_assets.flow import STAGES
 ELSEWHERE = "measured_elsewhere"
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """Runs in a folder of runs, in the order of the graph; a run or a file of rows stands for itself.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if folder.suffix == ".jsonl" or (folder / MANIFEST).exists():
+        return [folder]
+    order = list(STAGES)
+
+    def place(run: Path) -> tuple[int, Path]:
+        asset = str(read_json(run / MANIFEST)["asset"]).partition("/")[2]
+        return order.index(asset) if asset in order else -1, run
+
+    runs = sorted((path.parent for path in folder.rglob(MANIFEST)), key=place)
+    if not runs:
+        raise UserError(
+            f"{folder / MANIFEST}: not found, nor one in a folder below; give a run's folder, or one of runs"
+        )
+    return runs
+
+
 def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) -> str:
     """Check a run folder or a file of benchmark rows, and report it; returns one line about it.
 

@@ -209,6 +209,8 @@ def _metadata_value(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and value.keys() == {"markdown"}:
         return dg.MetadataValue.md(value["markdown"])
     if isinstance(value, dict) and value.keys() == {"image"}:
+        if not (folder / value["image"]).exists():  # of a run measured elsewhere
+            return f"{value['image']} was left behind"
         image = base64.b64encode((folder / value["image"]).read_bytes()).decode()
         return dg.MetadataValue.md(f"![{value['image']}](data:image/png;base64,{image})")
     if isinstance(value, dict | list):

@@ -48,10 +48,10 @@ def register(commands: argparse._SubParsersAction) -> None:
         "adopt",
         help="take over a run made on another machine, marked `measured elsewhere`",
         description="FOLDER holds an artifact with its manifest (copied from another machine's artifact folder),"
-        " or is a benchmark result file of benchmarks/results/. It is checked against the manifest, copied into the"
-        " artifacts, and reported to Dagster as a materialization.",
+        " or several of them below it, or is a benchmark result file of benchmarks/results/. Each is checked against"
+        " its manifest, copied into the artifacts, and reported to Dagster as a materialization.",
     )
-    command.add_argument("folder", type=Path, help="run folder, or benchmarks/results/SUBJECT.jsonl")
+    command.add_argument("folder", type=Path, help="run folder, folder of runs, or benchmarks/results/SUBJECT.jsonl")
     command.add_argument("--replace", action="store_true", help="also where this machine has made the artifact itself")
     command.set_defaults(run=_adopt)
 
@@ -190,10 +190,11 @@ def _adopt(options: argparse.Namespace) -> None:
     use_project_home()
     import dagster as dg
 
-    from cs336_assets.adopt import adopt
+    from cs336_assets.adopt import adopt, runs_below
 
     with dg.DagsterInstance.get() as instance:
-        print(adopt(options.folder, instance, replace=options.replace))
+        for run in runs_below(options.folder):
+            print(adopt(run, instance, replace=options.replace))
 
 
 def use_project_home() -> None:

@@ -48,6 +48,7 @@ from cs336_assets.launch import train_in_child
 
 STUDY_FILE = "study.json"
 LIMIT_FILE = "limit.json"
+CURVES_FILE = "curves.json"
 
 
 def _cells(
@@ -316,9 +317,12 @@ def _variant(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shown(step: Step, folders: list[Path]) -> Metadata:
-    """All runs of a study as a table, and their curves over tokens and seconds."""
-    outcomes = read_outcomes(folders)
-    plots.loss_curves(read_curves(folders), step.folder / "curves.png")
+    """All runs of a study as a table, and their curves over tokens and seconds, drawn and as numbers."""
+    outcomes, curves = read_outcomes(folders), read_curves(folders)
+    plots.loss_curves(curves, step.folder / "curves.png")
+    drawn = ("num_tokens", "seconds", "valid_loss")
+    points = {name: [[row[column] for column in drawn] for row in rows] for name, rows in curves.items()}
+    write_json(step.folder / CURVES_FILE, {"columns": drawn, "runs": points})
     rows = [[name, each["batch_size"], *_figures(each), each["diverged"] or "no"] for name, each in outcomes.items()]
     columns = ["run", "batch", *_FIGURES, "diverged"]
     return {"runs": table(columns, rows), "curves": {"image": "curves.png"}}

@@ -69,6 +69,20 @@ def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
     assert "model.safetensors: not here" in again.stderr.strip().splitlines()[-1]
 
 
+def test_a_folder_of_runs_is_adopted_in_the_order_of_the_graph(copied, tmp_path):
+    for name in ("perplexity", "base_model"):
+        shutil.move(copied.artifacts / name, tmp_path / "runs" / name)
+    for left_behind in ("model.safetensors", "curve.png"):
+        (tmp_path / "runs" / "base_model" / left_behind).unlink()
+    done = copied.python("-m", "cs336", "adopt", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    said = "adopted, same code, settings and inputs as here"
+    assert done.stdout.splitlines() == [f"micro/{name}: {said}" for name in ("base_model", "perplexity")]
+    (tmp_path / "none").mkdir()
+    refused = copied.python("-m", "cs336", "adopt", str(tmp_path / "none"))
+    assert refused.returncode == 1 and "none/manifest.json: not found, nor one in a folder below" in refused.stderr
+
+
 def test_a_changed_file_is_not_adopted(copied, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(copied.artifacts / "base_model", run)
