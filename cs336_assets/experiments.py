@@ -39,7 +39,8 @@ from cs336.train.experiments import (
     write_outcome,
 )
 from cs336.train.findings import comment_on_ablations, comment_on_batches, comment_on_rates
-from cs336.train.loop import CHECKPOINTS_FOLDER, TrainConfig
+from cs336.train.loop import TrainConfig
+from cs336.train.resume import CHECKPOINTS_FOLDER
 from cs336.train.worker import run_training
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check

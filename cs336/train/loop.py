@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,14 +20,7 @@ from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.progress import Progress, silent
 from cs336.tokens.batches import Batches, every_token_once
-from cs336.train.checkpoint import (
-    CheckpointWriter,
-    checkpoint_paths,
-    read_checkpoint,
-    restore,
-    restore_rng,
-    rng_state,
-)
+from cs336.train.checkpoint import CheckpointWriter, checkpoint_paths, rng_state
 from cs336.train.diagnostics import activation_norms, gradient_norms, weight_norms
 from cs336.train.loss import Loss, linear_cross_entropy, linear_token_losses
 from cs336.train.metrics import (
@@ -37,22 +28,19 @@ from cs336.train.metrics import (
     Clock,
     MetricsLog,
     Report,
-    drop_rows_after,
     is_finite,
 )
 from cs336.train.optimizer import AdamW, Muon, clip_gradients
+from cs336.train.resume import CHECKPOINTS_FOLDER, SAMPLES_FILE, mark_of, resume
 from cs336.train.schedule import SCHEDULES, lr_cosine, lr_wsd
 
 if TYPE_CHECKING:
     from cs336.generate.engine import TextCodec
 
-CHECKPOINTS_FOLDER = "checkpoints"
-SAMPLES_FILE = "samples.jsonl"
 OPTIMIZERS = ("adamw", "muon")
 
 # The share of a GPU's free memory that the training tokens may take; larger arrays stay on the host.
 _TOKENS_SHARE = 0.25
-_MARKED_TOKENS = 65_536  # of the beginning and of the end: all of an array may be more than one likes to read
 _NAMED_DOCUMENTS = 8  # of a batch that broke the run, in the line that says so
 
 NameDocuments = Callable[[Sequence[int], int], Iterator[str]]
@@ -230,9 +218,9 @@ def train(
         "model_config": asdict(model_config),
         "train": _plain(asdict(config)),
         "seed": seed,
-        "data": {"train_tokens": _mark_of(train_tokens), "valid_tokens": _mark_of(valid_tokens)},
+        "data": {"train_tokens": mark_of(train_tokens), "valid_tokens": mark_of(valid_tokens)},
     }
-    start, seconds_before, finished = _resume(model, optimizer, folder, identity, torch_device)
+    start, seconds_before, finished = resume(model, optimizer, folder, identity, torch_device)
     clock = Clock(seconds_before)
     context_length = model_config.context_length
     tokens_per_step = config.batch_size * context_length
@@ -471,55 +459,6 @@ def _training_batches(
         keep_on_device=fits,
         prefetch=on_gpu,
     )
-
-
-def _resume(
-    model: TransformerLM, optimizer: AdamW, folder: Path, identity: dict[str, Any], device: torch.device
-) -> tuple[int, float, bool]:
-    """Steps already done, the seconds they took, and whether they were all.
-
-    Rows past the checkpoint are dropped: their steps will be made again.
-    """
-    checkpoints = folder / CHECKPOINTS_FOLDER
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    for partial in [*folder.glob(".*.partial"), *checkpoints.glob(".*.partial")]:  # of a write that was killed
-        partial.unlink()
-    done, finished = 0, False
-    if paths := checkpoint_paths(checkpoints):
-        state = read_checkpoint(paths[-1])
-        _check_identity(paths[-1], state, identity)
-        done = restore(state, model, optimizer)
-        restore_rng(state["rng"], device)
-        finished = state["finished"]
-    rows = drop_rows_after(folder / METRICS_FILE, done)
-    if (folder / SAMPLES_FILE).exists():
-        drop_rows_after(folder / SAMPLES_FILE, done)
-    return done, rows[-1]["seconds"] if rows else 0.0, finished
-
-
-def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """A checkpoint of other settings would go on as a run that is neither."""
-    here, there = _flat(identity), _flat({part: state.get(part) for part in identity})
-    changed = [
-        f"{name} was {there.get(name)!r}, is {here.get(name)!r}"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
-    ]
-    if changed:
-        raise UserError(f"{path}: of a run with other settings ({'; '.join(changed)}); take another folder")
-
-
-def _mark_of(tokens: Any) -> str:
-    """What tells one array of tokens from another: its length, and the bytes of its beginning and end."""
-    ends = np.concatenate([np.asarray(tokens[:_MARKED_TOKENS]), np.asarray(tokens[-_MARKED_TOKENS:])])
-    return f"{len(tokens)} tokens {hashlib.sha256(ends.astype(np.uint32).tobytes()).hexdigest()[:16]}"
-
-
-def _flat(parts: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for part, value in parts.items():
-        flat |= value if isinstance(value, dict) else {part: value}
-    return flat
 
 
 def _not_finite(

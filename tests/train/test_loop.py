@@ -18,8 +18,9 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.tokens.batches import Batches
 from cs336.train import checkpoint, loop, metrics
 from cs336.train.checkpoint import checkpoint_path, checkpoint_paths
-from cs336.train.loop import CHECKPOINTS_FOLDER, TrainConfig, train
+from cs336.train.loop import TrainConfig, train
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
+from cs336.train.resume import CHECKPOINTS_FOLDER
 
 MODEL = ModelConfig(context_length=16, d_model=32, num_layers=1, num_heads=2, vocab_size=20)
 CONFIG = TrainConfig(
