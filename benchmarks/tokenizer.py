@@ -68,7 +68,7 @@ LARGE_MEGABYTES = 400.0  # from here on: one pass of what remembers nothing, at 
 SLOWEST_SECONDS = 170.0  # a contender that a smaller text lets expect more is left out
 BUDGET_SECONDS = 25.0  # of timed runs of one contender in one case; always at least one
 FULL_SIZES, FULL_MEMORY_SIZE, FULL_VOCAB_SIZE = (12.8, 128.2, 1250.0), 2000.0, 32_000
-# What the project promises of itself (the issue "Basics"): a start, the one-off compilation, memory for 2 GB.
+# What the project promises of itself: a start, the one-off compilation, memory for 2 GB.
 STARTUP_SECONDS, COMPILE_SECONDS, TRAIN_PEAK_BYTES = 3.0, 30.0, 2e9
 
 

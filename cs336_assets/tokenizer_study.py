@@ -46,7 +46,8 @@ def tokenizer_study(
 
     Trains once more in a process of its own, with a clock at each stage. Ten held-out documents are
     encoded with this tokenizer, with its own smaller vocabularies, and with the tokenizer of every other
-    preset that has one. Rows 1 to 3 of the first handout's experiments.
+    preset that has one. Answers the problems train_bpe_tinystories, train_bpe_expts_owt and
+    tokenizer_experiments of CS336's assignment 1 (2025).
     """
     texts = partial(read_texts, deduplicated_text, split, held_out=False)
     profile = profile_training(texts, bpe, num_workers=step.num_workers)

@@ -18,7 +18,7 @@ F = nn.functional
 TINY = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=4, vocab_size=50)
 
 
-SCALING_MODEL = replace(  # spec 3, section 4
+SCALING_MODEL = replace(  # of CS336's assignment 3 (2025)
     TINY, norm_kind="layer", positions="learned", feed_forward="gelu", ffn_bias=True, dropout=0.1
 )
 VARIANTS = {

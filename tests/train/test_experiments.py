@@ -106,7 +106,7 @@ def test_shorter_contexts_take_more_sequences_and_as_many_tokens():
     assert list(vocab_size_runs(MODEL, TRAIN, GRID)) == ["vocab-2000"]
 
 
-def test_the_presets_runs_meet_the_issues_budgets():
+def test_the_presets_runs_keep_their_budgets():
     for preset in PRESETS.values():
         for name, run in ablation_runs(preset.model, preset.train, preset.experiments).items():
             tokens = run.train.num_steps * run.train.batch_size * run.model.context_length
