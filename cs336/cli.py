@@ -120,7 +120,7 @@ def _register(commands: argparse._SubParsersAction) -> None:
         "--model", type=Path, metavar="FOLDER", help="a model's folder (default: the preset's base_model)"
     )
     add_preset_option(command)
-    command.set_defaults(run=_export)
+    command.set_defaults(run=_export, device="cpu")
 
     command = commands.add_parser("chat", help="talk with a model in the terminal; /help there lists its commands")
     command.add_argument("--tokens", type=int, default=200, help="longest answer (default: %(default)s)")
@@ -379,20 +379,13 @@ def _export(options: argparse.Namespace) -> None:
     import torch
 
     from cs336.model.huggingface import save_huggingface
-    from cs336.model.transformer import load_model
-    from cs336.presets import find_preset
-    from cs336.store import Store
-    from cs336.tokenizer.bpe import Tokenizer
     from cs336.tokenizer.formats import HUGGING_FACE_FILE
 
-    find_preset(options.preset)
-    store = Store(options.preset)
-    model = load_model(options.model or _made(store.path("base_model")))
-    tokenizer = Tokenizer.load(_made(store.path("tokenizer")))
+    model, tokenizer, folder = _open_model(options)
     try:
         save_huggingface(model, options.folder, tokenizer=tokenizer, dtype=getattr(torch, options.dtype))
     except ValueError as error:
-        raise UserError(f"preset {options.preset}: {error}") from None
+        raise UserError(f"{folder}: {error}") from None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.folder}: {parameters:,} parameters in {options.dtype}; in transformers:")
     print(f'  model = AutoModelForCausalLM.from_pretrained("{options.folder}")')

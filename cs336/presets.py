@@ -216,7 +216,7 @@ TINYSTORIES = replace(  # the base of assignment 1's experiments; its problem le
     source=TextFiles(paths=("catalog:tinystories",)),
     split=SplitConfig(valid_pattern=r"^text://[^/]*valid\.txt"),  # the documents of the file for validation
 )
-TINYSTORIES_LOW = replace(  # its low-resource variant, for a CPU or Apple's GPU: a validation loss of 2.00
+TINYSTORIES_LOW = replace(  # its low-resource variant, for a CPU: a validation loss of 2.00
     TINYSTORIES,
     name="tinystories_low",
     train=replace(  # 40,960,000 tokens; the cosine ends with the last step

@@ -8,7 +8,8 @@ it also runs on machines that have PyTorch and little more.
      "tokenizer": "folder of the tokenizer",
      "device": "auto", "compile": false, "num_threads": 2}
 
-The last four may be left out; the tokenizer is needed only where the model writes samples. The folder
+The last four may be left out; the tokenizer is needed only where the model writes samples, or where `model`
+does not say its `vocab_size`. The folder
 gets `metrics.jsonl` (a line a step), `checkpoints/`, `samples.jsonl`, and at the end `config.json` and
 `model.safetensors`. The same command goes on with a run that was stopped.
 """
@@ -20,7 +21,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.progress import Progress, bar
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.batches import documents_at
-from cs336.tokens.shards import concatenate
+from cs336.tokens.shards import concatenate, largest_token_id
 from cs336.train.loop import TrainConfig, train
 from cs336.train.metrics import Report
 
@@ -61,7 +62,7 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
         report: called with every row of metrics.
 
     Raises:
-        UserError: a setting that is missing or does not exist, or more than one process.
+        UserError: a setting that is missing, does not exist or does not fit the data; or more than one process.
     """
     needed, known = (
         {"model", "train", "seed", "folder", "token_shards"},
@@ -77,21 +78,34 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
     if pick_device(run.get("device", "auto")).type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32; elsewhere it is slower, or wrong (Apple's GPUs)
     folders = [Path(folder) for folder in run["token_shards"]]
+    tokenizer = Tokenizer.load(Path(run["tokenizer"])) if run.get("tokenizer") else None
+    model_config = _config(ModelConfig, run["model"])
+    if not model_config.vocab_size:
+        if tokenizer is None:
+            raise UserError("run.json: model needs vocab_size, or name the tokenizer whose it is")
+        model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
+    train_tokens, valid_tokens = concatenate(folders, "train"), concatenate(folders, "valid")
+    largest_id = largest_token_id(folders) if len(train_tokens) + len(valid_tokens) else -1
+    if largest_id >= model_config.vocab_size:
+        raise UserError(
+            f"run.json: the token shards hold id {largest_id:,}, but the model's vocab_size is"
+            f" {model_config.vocab_size:,}; take that of the tokenizer that made them"
+        )
 
     def name_documents(starts: Sequence[int], num_tokens: int) -> Iterator[str]:
         for document in documents_at(folders, "train", starts, num_tokens):
             yield f"{document.url} ({document.id}, {document.warc} at byte {document.offset:,})"
 
     return train(
-        _config(ModelConfig, run["model"]),
+        model_config,
         _config(TrainConfig, run["train"]),
-        train_tokens=concatenate(folders, "train"),
-        valid_tokens=concatenate(folders, "valid"),
+        train_tokens=train_tokens,
+        valid_tokens=valid_tokens,
         seed=run["seed"],
         folder=Path(run["folder"]),
         device=run.get("device", "auto"),
         compile_model=run.get("compile", False),
-        tokenizer=Tokenizer.load(Path(run["tokenizer"])) if run.get("tokenizer") else None,
+        tokenizer=tokenizer,
         name_documents=name_documents,
         report=report,
         progress=progress,

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from cs336.documents import Document
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens.shards import SplitConfig, write_shard
 from cs336.train.worker import main
 
 MODEL = {"context_length": 8, "d_model": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
@@ -27,3 +30,36 @@ def test_a_mistake_in_the_run_file_is_one_line(tmp_path, capsys, changes, said):
     assert main([str(path)]) == 1
     line = capsys.readouterr().err
     assert line.startswith("run.json: ") and said in line and line.count("\n") == 1
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Bytes as tokens, 0 to 255, and an end of text, 256."""
+    tokenizer = Tokenizer({**{i: bytes([i]) for i in range(256)}, 256: b"<|endoftext|>"}, [], ["<|endoftext|>"])
+    tokenizer.save(tmp_path / "tokenizer")
+    documents = [
+        Document(id=str(i), url=f"a://{i}", text="some words of text " * 5, warc="w", offset=0) for i in range(20)
+    ]
+    (tmp_path / "shard").mkdir()
+    write_shard(tmp_path / "shard", documents, tokenizer, split=SplitConfig(valid_fraction=0.3))
+    return tmp_path
+
+
+def _described(folder, **changes):
+    path = folder / "run.json"
+    run = RUN | {"folder": str(folder / "out"), "token_shards": [str(folder / "shard")]}
+    path.write_text(json.dumps(run | changes))
+    return main([str(path)])
+
+
+def test_a_vocabulary_smaller_than_the_ids_is_one_line(shard, capsys):
+    assert _described(shard, model={**MODEL, "vocab_size": 200}) == 1
+    assert "the token shards hold id 256, but the model's vocab_size is 200" in capsys.readouterr().err
+
+
+def test_without_a_vocabulary_size_the_tokenizers_is_taken(shard, capsys):
+    model = {name: value for name, value in MODEL.items() if name != "vocab_size"}
+    assert _described(shard, model=model) == 1
+    assert "model needs vocab_size, or name the tokenizer" in capsys.readouterr().err
+    assert _described(shard, model=model, tokenizer=str(shard / "tokenizer")) == 0
+    assert json.loads((shard / "out" / "config.json").read_text())["vocab_size"] == 257
