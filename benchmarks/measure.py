@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from cs336.store import describe_commit
+from cs336.store import cpu_model, describe_commit, versions_of
 
 OURS = "ours"
 
@@ -144,7 +142,7 @@ def run_subject(name: str, subject: Subject, options: argparse.Namespace) -> int
             of_part = [
                 {"subject": name, "case": name_of_part, "contender": contender.name}
                 | _figures(case, part, measured.get(contender.name), messages.get(contender.name))
-                | {"input": case.input, "versions": versions(contender.packages)}
+                | {"input": case.input, "versions": versions_of(contender.packages)}
                 | surroundings
                 for contender in case.contenders
             ]
@@ -398,21 +396,11 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def hardware() -> dict[str, Any]:
     """What the figures were taken on: CPU model, usable cores, memory, GPUs."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": _gpus(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:
@@ -422,14 +410,3 @@ def _gpus() -> list[str]:
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listed.stdout.strip().splitlines() if listed.returncode == 0 else []
-
-
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of Python and of those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,8 +233,13 @@ def verify(folder: Path) -> list[str]:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that can shape a result; those installed."""
+    return versions_of(RECORDED_PACKAGES)
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those of the packages that are installed."""
     versions = {"python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -244,7 +249,7 @@ def package_versions() -> dict[str, str]:
 
 def describe_machine() -> dict[str, Any]:
     """Hardware, without names or addresses; the GPU is read only where PyTorch is loaded already."""
-    machine: dict[str, Any] = {"system": platform.system(), "cpu": _cpu_model(), "cores": os.cpu_count()}
+    machine: dict[str, Any] = {"system": platform.system(), "cpu": cpu_model(), "cores": os.cpu_count()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         machine["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -263,7 +268,8 @@ def describe_commit() -> str:
     return commit + ("+changes" if changed else "")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Sweeps and ablations (spec 1, section 6): runs as partitions, and for each set of runs what it says."""
+"""Sweeps and ablations (CS336, assignment 1): runs as partitions, and for each set of runs what it says."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ _study = asset(group="experiments", kinds={"matplotlib"}, owner="team:models")
 
 @_sweep(_cells(learning_rate_runs))
 def learning_rates(step: Step, token_shards: list[Path], tokenizer: Path, cell: Run) -> Metadata:
-    """Row 4: the base model at rising learning rates, up to rates at which it diverges."""
+    """Problem learning_rate: the base model at rising learning rates, up to rates at which it diverges."""
     return _train(step, cell, cell.train, token_shards, tokenizer)
 
 
 @_study
 def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
-    """Row 4: which learning rate is best, and how far it lies below the edge of stability.
+    """Problem learning_rate: which learning rate is best, and how far it lies below the edge of stability.
 
     All other experiments train at the rate that was best here.
     """
@@ -135,10 +135,10 @@ def batch_sizes(
     batch_size_limit: Path,
     cell: Run,
 ) -> Metadata:
-    """Row 5: batches from 1 to the memory limit on the same number of tokens, the learning rate tuned again.
+    """Problem batch_size_experiment: batches from 1 to the memory limit, the learning rate tuned again for each.
 
-    The rates are multiples of the best one times the square root of the ratio of batch sizes. The
-    smallest batches stop by the clock.
+    All see the same number of tokens, but the smallest ones, which stop by the clock. The rates are multiples
+    of the best one times the square root of the ratio of batch sizes.
     """
     limit = read_json(batch_size_limit / LIMIT_FILE)["batch_size"]
     return _train(step, cell, _resolved(cell, learning_rate_study, limit), token_shards, tokenizer)
@@ -146,7 +146,7 @@ def batch_sizes(
 
 @_study
 def batch_size_study(step: Step, batch_sizes: list[Path]) -> Metadata:
-    """Row 5: loss and speed by batch size, each at its best learning rate."""
+    """Problem batch_size_experiment: loss and speed by batch size, each at its best learning rate."""
     outcomes = read_outcomes(batch_sizes)
     by_size: dict[int, dict[str, Any]] = {}
     for name, each in outcomes.items():
@@ -168,7 +168,7 @@ def batch_size_study(step: Step, batch_sizes: list[Path]) -> Metadata:
 
 @_sweep(_cells(ablation_runs))
 def ablations(step: Step, token_shards: list[Path], tokenizer: Path, learning_rate_study: Path, cell: Run) -> Metadata:
-    """Rows 7 to 10: no norms, norms after the residual sum, no positions, no gate; beside the base model.
+    """The four ablations: no norms, norms after the residual sum, no positions, no gate; beside the base model.
 
     Each with several seeds at the best learning rate; the model without norms at lower ones too.
     """
@@ -177,7 +177,7 @@ def ablations(step: Step, token_shards: list[Path], tokenizer: Path, learning_ra
 
 @_study
 def ablation_study(step: Step, ablations: list[Path]) -> Metadata:
-    """Rows 7 to 10: what each part of the architecture is worth, with the spread over seeds."""
+    """The four ablations: what each part of the architecture is worth, with the spread over seeds."""
     outcomes = read_outcomes(ablations)
     variants: dict[str, list[dict[str, Any]]] = {}
     for name, each in outcomes.items():
@@ -216,7 +216,7 @@ def the_base_model_is_best(ablation_study: Path) -> tuple[bool, Metadata]:
 def context_lengths(
     step: Step, token_shards: list[Path], tokenizer: Path, learning_rate_study: Path, cell: Run
 ) -> Metadata:
-    """Row 13: the base model in shorter and longer contexts, as many tokens in each step."""
+    """Side study: the base model in shorter and longer contexts, as many tokens in each step."""
     return _train(step, cell, _resolved(cell, learning_rate_study), token_shards, tokenizer)
 
 
@@ -227,7 +227,7 @@ def context_lengths(
     cells=lambda preset: {f"vocab-{size}": size for size in preset.experiments.vocab_sizes},
 )
 def vocabularies(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig, cell: int) -> Metadata:
-    """Row 13: the same text in vocabularies of other sizes, as one pair of token arrays each."""
+    """Side study: the same text in vocabularies of other sizes, as one pair of token arrays each."""
     texts = read_texts(deduplicated_text, split, held_out=False)
     config = dataclasses.replace(bpe, vocab_size=cell)
     vocab, merges = train_bpe_from_documents(texts, config, num_workers=step.num_workers, progress=step.progress)
@@ -246,7 +246,7 @@ def vocabularies(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, spli
 
 @_sweep(_cells(vocab_size_runs))
 def vocab_sizes(step: Step, vocabularies: Path, learning_rate_study: Path, cell: Run) -> Metadata:
-    """Row 13: the base model over other vocabularies, on as many tokens."""
+    """Side study: the base model over other vocabularies, on as many tokens."""
     return _train(step, cell, _resolved(cell, learning_rate_study), [vocabularies], vocabularies)
 
 
@@ -254,7 +254,7 @@ def vocab_sizes(step: Step, vocabularies: Path, learning_rate_study: Path, cell:
 def side_studies(
     step: Step, context_lengths: list[Path], vocab_sizes: list[Path], vocabularies: list[Path], token_shards: list[Path]
 ) -> Metadata:
-    """Row 13: loss and time by context length and vocabulary size.
+    """Side studies: loss and time by context length and vocabulary size.
 
     Losses per token of two vocabularies do not compare; bits per byte do.
     """

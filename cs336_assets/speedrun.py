@@ -1,4 +1,4 @@
-"""The best model for a given time, text that models write, and the log of everything tried (spec 1, section 6)."""
+"""The best model for a given time, text that models write, and the log of everything tried (CS336, assignment 1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLE_TOKENS = 256
 def speedrun_model(
     step: Step, token_shards: list[Path], tokenizer: Path, speedrun: SpeedrunConfig, seed: int
 ) -> Metadata:
-    """Row 12: the best model that a fixed time of training gives.
+    """Problem leaderboard: the best model that a fixed time of training gives.
 
     Rules: this preset's training text and nothing else; the clock runs from the first step, compilation
     and validation included, to the last one, and no step begins that would end after it; at most
@@ -77,7 +77,7 @@ def the_rules_were_kept(speedrun_model: Path, speedrun: SpeedrunConfig) -> tuple
 def speedrun_scores(
     step: Step, speedrun_model: Path, base_model: Path, tokenizer: Path, token_shards: list[Path]
 ) -> Metadata:
-    """Row 12: loss of the best model on all held-out documents, beside the base model's curve over time."""
+    """Problem leaderboard: loss of the best model on all held-out documents, beside the base model's curve."""
     shown = write_held_out_scores(step, speedrun_model, tokenizer, token_shards)
     plots.loss_curves(read_curves([base_model, speedrun_model]), step.folder / "curves.png")
     samples = _samples(step, speedrun_model, tokenizer, temperature=0.8, top_p=0.95)
@@ -97,7 +97,7 @@ def the_speedrun_beats_the_base_model(speedrun_scores: Path, perplexity: Path) -
 
 @asset(group="experiments", kinds={"pytorch"}, owner="team:models", pool="gpu")
 def generated_samples(step: Step, base_model: Path, tokenizer: Path) -> Metadata:
-    """Row 6: what the base model writes at several temperatures and nucleus sizes, and how fluent it is.
+    """Problem generate: what the base model writes at several temperatures and nucleus sizes, and how fluent it is.
 
     Of each text: the share of its word pairs that are new to it, and of its four-word sequences
     that it has written before. Low temperatures repeat themselves, high ones fall apart.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
+from cs336.model.logprobs import token_logprobs
 from cs336.progress import Progress, silent
 
 
@@ -140,8 +140,8 @@ def _nats_of_batch(
     ids = torch.from_numpy(rows).to(device)
     logits = model(ids[:, :-1])
     # fp32 for the softmax whatever the model computes in; fp64 for the sum over many tokens.
-    nats = functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    nats = -token_logprobs(logits.float(), ids[:, 1:])
     places = torch.arange(length, device=device)
     first_scored = torch.tensor([window.num_scored_before for window in windows], device=device)
     fresh = places[None, :] >= first_scored[:, None]
-    return nats.view(len(windows), length)[fresh].double().sum().item()
+    return nats[fresh].double().sum().item()

@@ -1,4 +1,4 @@
-"""What the handout varies: runs described apart from being run, and what their curves say (spec 1, section 6)."""
+"""What the handout varies: runs described apart from being run, and what their curves say (CS336, assignment 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SEQUENCES_PER_EVALUATION = 256
 # A loss that ends so far above the lowest of its own curve has diverged, though it is a number: nats.
 _DIVERGED_NATS = 0.2
 
-ABLATIONS: dict[str, dict[str, Any]] = {  # rows 7 to 10; the baseline is RMSNorm before, RoPE, SwiGLU
+ABLATIONS: dict[str, dict[str, Any]] = {  # the baseline is RMSNorm before, RoPE, SwiGLU
     "baseline": {},
     "no-norm": {"norm": "none"},
     "post-norm": {"norm": "post"},
@@ -152,7 +152,7 @@ def at_rate(train: TrainConfig, learning_rate: float) -> TrainConfig:
 
 
 def learning_rate_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConfig) -> dict[str, Run]:
-    """Row 4: one run a rate."""
+    """One run a rate (problem learning_rate)."""
     budgeted = within_budget(train, config.num_tokens, model.context_length)
     return {
         f"rate-{rate:g}": Run(model=model, train=at_rate(budgeted, rate), num_tokens=config.num_tokens)
@@ -161,7 +161,7 @@ def learning_rate_runs(model: ModelConfig, train: TrainConfig, config: Experimen
 
 
 def batch_size_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConfig) -> dict[str, Run]:
-    """Row 5: batches from 1 to the memory limit, the rate tuned again for each."""
+    """Batches from 1 to the memory limit, the rate tuned again for each (problem batch_size_experiment)."""
     runs: dict[str, Run] = {}
     for size in (*config.batch_sizes, 0):
         small = 0 < size <= config.small_batch_size
@@ -186,7 +186,10 @@ def batch_size_runs(model: ModelConfig, train: TrainConfig, config: ExperimentCo
 
 
 def ablation_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConfig) -> dict[str, Run]:
-    """Rows 7 to 10 and the baseline, each with several seeds; without norms at lower rates too."""
+    """The baseline and what is left out of it, each with several seeds; without norms at lower rates too.
+
+    The handout's problems layer_norm_ablation, pre_norm_ablation, no_pos_emb and swiglu_ablation.
+    """
     budgeted = within_budget(train, config.num_tokens, model.context_length)
     variants = {(name, 1.0): changes for name, changes in ABLATIONS.items()}
     variants |= {("no-norm", factor): ABLATIONS["no-norm"] for factor in config.lower_rate_factors}
@@ -204,7 +207,7 @@ def ablation_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConf
 
 
 def context_length_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConfig) -> dict[str, Run]:
-    """Row 13, first half: the same tokens a step in shorter and longer contexts."""
+    """The same tokens a step in shorter and longer contexts."""
     tokens_per_step = train.batch_size * model.context_length
     runs = {}
     for length in config.context_lengths:
@@ -219,7 +222,7 @@ def context_length_runs(model: ModelConfig, train: TrainConfig, config: Experime
 
 
 def vocab_size_runs(model: ModelConfig, train: TrainConfig, config: ExperimentConfig) -> dict[str, Run]:
-    """Row 13, second half: other vocabularies; each run reads the token shards made with its own."""
+    """Other vocabularies; each run reads the token shards made with its own."""
     budgeted = within_budget(train, config.num_tokens, model.context_length)
     return {
         f"vocab-{size}": Run(model=model, train=budgeted, num_tokens=config.num_tokens, rate_factor=1.0)

@@ -108,7 +108,7 @@ class TrainConfig:
     optimizer: str = "adamw"
     muon_rate_ratio: float = 1.0
     muon_momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.95)  # usual for language models: spec 1, section 3
+    betas: tuple[float, float] = (0.9, 0.95)  # usual for language models, as in the handout
     eps: float = 1e-8
     weight_decay: float = 0.1
     decay_all: bool = False
