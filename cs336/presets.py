@@ -155,7 +155,7 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     evals=EvalConfig(max_new_tokens=128),  # all questions; half of the context is left for them
     experiments=ExperimentConfig(
         num_tokens=41_943_040,  # 640 steps of the course's batch
-        learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 0.1, 0.3),
+        learning_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 0.1, 0.3, 1.0),
         batch_sizes=(1, 8, 64, 128, 256),
         context_lengths=(64, 128, 512),
         vocab_sizes=(2_500, 5_000, 20_000, 32_000),

@@ -22,7 +22,8 @@ _WARMUP_FRACTION = 0.05
 _FINAL_RATE = 0.1  # of the highest
 _NUM_EVALUATIONS = 20  # points of a validation curve
 _SEQUENCES_PER_EVALUATION = 256
-# A loss that ends so far above the lowest of its own curve has diverged, though it is a number: nats.
+# A loss that ends so far above the lowest of its own curve, or rises so far above that of guessing, has diverged,
+# though it is a number: nats.
 _DIVERGED_NATS = 0.2
 
 ABLATIONS: dict[str, dict[str, Any]] = {  # the baseline is RMSNorm before, RoPE, SwiGLU
@@ -234,13 +235,17 @@ def write_outcome(folder: Path, model: ModelConfig, train: TrainConfig, *, seed:
     """Sum up a finished or diverged run in `outcome.json`, from its curve; returns what was written.
 
     `diverged` is empty, or why the run counts as diverged: a loss or gradient that was no finite number
-    (the file that says so is `DIVERGED_FILE`), or a loss that ended above the lowest of its curve.
+    (the file that says so is `DIVERGED_FILE`), a loss that ended above the lowest of its curve, or one that
+    at any time was worse than guessing: clipped gradients and Adam keep numbers finite at any rate.
     """
     rows = list(read_rows(folder / METRICS_FILE))
     valid = [row["valid_loss"] for row in rows if "valid_loss" in row]
     diverged = (folder / DIVERGED_FILE).read_text(encoding="utf-8") if (folder / DIVERGED_FILE).exists() else ""
+    guessing = math.log(model.vocab_size)
     if not diverged and valid and valid[-1] > min(valid) + _DIVERGED_NATS:
         diverged = f"the loss rose from {min(valid):.3f} to {valid[-1]:.3f}"
+    elif not diverged and valid and max(valid) > guessing + _DIVERGED_NATS:
+        diverged = f"the loss rose to {max(valid):.3f}; guessing costs {guessing:.3f}"
     last = rows[-1] if rows else {}
     outcome = {
         "learning_rate": train.learning_rate,

@@ -1,11 +1,13 @@
 """Experiments in the graph: cells as partitions, divergence as a result, the best rate by lineage."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks import experiments
 from cs336.presets import TINY
 from cs336.train.experiments import OUTCOME_FILE, batch_size_runs
 from cs336_assets.asset import Step
@@ -74,6 +76,26 @@ def test_the_speedrun_keeps_its_clock_and_is_scored(experimented):
     assert 0 < facts["training_seconds"] <= 3.0 and facts["num_steps"] < 100_000
     scores = json.loads((experimented.artifacts / "speedrun_scores" / "scores.json").read_text())
     assert {row["model"] for row in scores} == {"speedrun_model"}
+
+
+def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, tmp_path, capsys):
+    results, runs = tmp_path / "experiments.jsonl", tmp_path / "runs"
+    for _ in range(2):  # the second time the rows are replaced
+        assert experiments.main([str(experimented.artifacts), "--results", str(results), "--runs", str(runs)]) == 0
+    assert "| learning_rates/rate-0.01 | 0.01 | 4 |" in capsys.readouterr().out
+    rows = {row["case"]: row for row in map(json.loads, results.open())}
+    assert len(rows) == len(results.read_text().splitlines()) >= 12
+    assert rows["learning_rates/rate-10000"]["diverged"] and rows["base_model"]["curve"][-1][2] > 0
+    assert not list(runs.rglob("*.safetensors")) and not list(runs.rglob("metrics.jsonl"))
+    other = finished.copy(tmp_path / "other")
+    shutil.rmtree(other.artifacts / "base_model"), shutil.rmtree(other.artifacts / "perplexity")
+    done = other.python("-m", "cs336", "adopt", "--replace", str(runs))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "micro/base_model: adopted, same code, settings and inputs as here" in said
+    assert "micro/learning_rates[rate-0.01]: adopted, same code, settings and inputs as here" in said
+    assert experiments.main([str(tmp_path / "nowhere"), "--results", str(results)]) == 1
+    assert "nowhere: holds no training run" in capsys.readouterr().err
 
 
 def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):

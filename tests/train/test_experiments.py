@@ -137,16 +137,18 @@ def _finished(folder, losses):
 def test_outcomes_tell_sound_runs_from_those_that_rose_or_blew_up(tmp_path):
     sound = _finished(tmp_path / "sound", [9.0, 8.0, 7.0, 6.0])
     rose = _finished(tmp_path / "rose", [9.0, 6.0, 6.1, 6.5])
+    blew_up = _finished(tmp_path / "blew_up", [9.0, 11.7, 7.0, 6.5])  # guessing costs 9.21
     lost = _finished(tmp_path / "lost", [9.0, 5.0])
     (lost / DIVERGED_FILE).write_text("the loss became nan at step 3")
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     (nothing / DIVERGED_FILE).write_text("the loss became nan at step 1")
-    for folder in (sound, rose, lost, nothing):
+    for folder in (sound, rose, blew_up, lost, nothing):
         write_outcome(folder, MODEL, TRAIN, seed=3)
-    outcomes = read_outcomes([sound, rose, lost, nothing])
+    outcomes = read_outcomes([sound, rose, blew_up, lost, nothing])
     assert (outcomes["sound"]["valid_loss"], outcomes["sound"]["diverged"], outcomes["sound"]["seed"]) == (6.0, "", 3)
     assert outcomes["rose"]["diverged"] == "the loss rose from 6.000 to 6.500"
+    assert outcomes["blew_up"]["diverged"] == "the loss rose to 11.700; guessing costs 9.210"
     assert outcomes["lost"]["valid_loss"] is None and "step 3" in outcomes["lost"]["diverged"]
     assert outcomes["nothing"]["num_steps"] == 0
     assert best_run(outcomes) == "sound"
