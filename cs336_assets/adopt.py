@@ -95,7 +95,9 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
             tags={"dagster/data_version": manifest["fingerprint"]},
         )
     )
-    return f"{manifest['asset']}{f'[{part}]' if part else ''}: adopted, {_agreement(asset, preset, store, part, manifest)}"
+    return (
+        f"{manifest['asset']}{f'[{part}]' if part else ''}: adopted, {_agreement(asset, preset, store, part, manifest)}"
+    )
 
 
 def _check_files(source: Path, manifest: dict[str, Any]) -> dict[str, Any]:
