@@ -1,8 +1,8 @@
 # mypy: disable-error-code="assignment"
 """The tokenizer's inner loops, compiled at run time by Numba: over bytes, without Python objects, without the GIL.
 
-Each kernel has a plain twin in `pretokenize`, `train` and `bpe`, which say what it computes; tests hold
-them equal. The first call compiles (seconds, announced by `warm_up`); later processes load the result from
+Each kernel has a plain twin in `reference` (the scanner's is `pretokenize.PATTERN`), which says what it computes;
+tests hold them equal. The first call compiles (seconds, announced by `warm_up`); later processes load the result from
 the cache beside this file, or in Numba's cache folder when that is read-only.
 
 Segments, and why their buffers are padded: `segments`.
@@ -523,7 +523,7 @@ def _grown(table):
     return larger
 
 
-# ---- counting: the twin of train.count_pretokens ----------------------------------------------------
+# ---- counting: the twin of reference.count_pretokens ------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -622,7 +622,7 @@ def counted_words(table, num_entries, texts):
     return words, starts, counts
 
 
-# ---- learning merges: the twin of train.learn_merges ------------------------------------------------
+# ---- learning merges: the twin of reference.learn_merges --------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -956,7 +956,7 @@ def _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts):
     return size
 
 
-# ---- encoding: the twin of bpe.apply_merges ---------------------------------------------------------
+# ---- encoding: the twin of reference.apply_merges ---------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
