@@ -82,10 +82,17 @@ def train_bpe(
     if path.stat().st_size <= _SHORT_TEXT_BYTES:
         counts = reference.count_pretokens([_read_text(path)], config.special_tokens)
         return _vocabulary(reference.learn_merges(counts, num_merges, progress=progress), config)
-    specials = [token.encode() for token in config.special_tokens]
-    ranges = progress(list(file_ranges(path, specials, _TASK_BYTES)), unit="8 MB", label="count pre-tokens")
-    blocks = (functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0)) for start, end in ranges)
-    return _vocabulary(_learn(_count(blocks, num_workers), num_merges, progress), config)
+    counted = _count(_blocks(path, config.special_tokens, progress), num_workers)
+    return _vocabulary(_learn(counted, num_merges, progress), config)
+
+
+def num_distinct_pretokens(input_path: str | Path, special_tokens: Iterable[str], *, num_workers: int = 1) -> int:
+    """How many different pre-tokens a UTF-8 text file holds: what the memory of `train_bpe` grows with.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    return len(_count(_blocks(Path(input_path), tuple(special_tokens), silent), num_workers).counts)
 
 
 def train_bpe_from_documents(
@@ -136,6 +143,14 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start:,}; convert the file to UTF-8 first") from None
+
+
+def _blocks(path: Path, special_tokens: Iterable[str], progress: Progress) -> Iterator[Callable[[], Segments]]:
+    """How to read each piece of a file."""
+    specials = [token.encode() for token in special_tokens]
+    ranges = list(file_ranges(path, specials, _TASK_BYTES))
+    for start, end in progress(ranges, unit="8 MB", label="count pre-tokens"):
+        yield functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
