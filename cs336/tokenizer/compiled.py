@@ -36,9 +36,7 @@ _LONG = np.uint64(0xFF) << np.uint64(56)
 _PLACE = ~_LONG
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: multiplicative hashing (Knuth 6.4)
 _MIX_2 = np.uint64(0xC2B2AE3D27D4EB4F)
-_ALL_BYTES = np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x8080808080808080)
-_LOW_7 = np.uint64(0x7F7F7F7F7F7F7F7F)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
@@ -108,6 +106,31 @@ def _load_word(typing_context: Any, data: Any, place: Any) -> Any:
 
 
 @intrinsic
+def _between(typing_context: Any, data: Any, place: Any, fold: Any, first: Any, last: Any) -> Any:
+    """One bit for each of 64 bytes from any place of a byte array, the first byte's lowest: whether the byte, with
+    the bits of `fold` set, is from `first` to `last`. Compiles to the widest vectors that the processor has."""
+    signature = types.uint64(data, place, types.uint8, types.uint8, types.uint8)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        vector = ir.VectorType(ir.IntType(8), 64)
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
+        values = builder.load(pointer, typ=vector, align=1)
+
+        def all_of(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            places = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), places)
+
+        fold, first, last = arguments[2:]
+        above = builder.sub(builder.or_(values, all_of(fold)), all_of(first))
+        found = builder.icmp_unsigned("<=", above, all_of(builder.sub(last, first)))
+        return builder.bitcast(found, ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
 def _prefetch(typing_context: Any, data: Any, place: Any) -> Any:
     """Tell the processor that an entry of an array will be read soon."""
     signature = types.void(data, place)
@@ -154,24 +177,9 @@ def _decode(buffer, place):
 
 
 @njit(cache=True, nogil=True)
-def _within(word, first, last):
-    """Bit 7 of each byte that is ASCII and from `first` to `last`, all eight at once."""
-    low = word & _LOW_7
-    above = low + _ALL_BYTES * np.uint64(0x80 - first)
-    beyond = low + _ALL_BYTES * np.uint64(0x7F - last)
-    return above & ~beyond & ~word & _HIGH_BITS
-
-
-@njit(cache=True, nogil=True)
-def _letters(word):
-    """Bit 7 of each byte that is an ASCII letter."""
-    return _within(word | (_ALL_BYTES * np.uint64(0x20)), 0x61, 0x7A)
-
-
-@njit(cache=True, nogil=True)
-def _packed(high_bits):
-    """Bit 7 of eight bytes as eight bits, the first byte's lowest."""
-    return ((high_bits >> np.uint64(7)) * np.uint64(0x0102040810204080)) >> np.uint64(56)
+def _letters(buffer, place):
+    """A bit for each of 64 bytes: whether it is an ASCII letter."""
+    return _between(buffer, place, 0x20, 0x61, 0x7A)
 
 
 @njit(cache=True, nogil=True)
@@ -179,11 +187,11 @@ def _run_end(buffer, place, end, kind, classes):
     """Where the run of characters of class `kind` that goes on at `place` ends."""
     if kind == LETTER:
         while place < end:
-            others = _HIGH_BITS & ~_letters(_load_word(buffer, place))
+            others = ~_letters(buffer, place)
             if others == np.uint64(0):
-                place += 8
+                place += 64
                 continue
-            place += np.int64(_trailing_zeros(others) >> np.uint64(3))
+            place += np.int64(_trailing_zeros(others))
             if place >= end or buffer[place] < 0x80:
                 break
             point = _decode(buffer, place)
@@ -254,17 +262,12 @@ def pretoken_ends(buffer, start, end, classes, ends):
     before_letter = before_number = before_other = before_white = before_space = np.uint64(0)
     carried_starts = carried_inner = np.uint64(0)
     while place < end and number < room:
-        letters = numbers = whites = spaces = quotes = others = np.uint64(0)
-        for part in range(8):
-            word = _load_word(buffer, place + 8 * part)
-            shift = np.uint64(8 * part)
-            letters |= _packed(_letters(word)) << shift
-            numbers |= _packed(_within(word, 0x30, 0x39)) << shift
-            space = _within(word, 0x20, 0x20)
-            spaces |= _packed(space) << shift
-            whites |= _packed(space | _within(word, 0x09, 0x0D)) << shift
-            quotes |= _packed(_within(word, 0x27, 0x27)) << shift
-            others |= _packed((word | _within(word, 0x1C, 0x1F)) & _HIGH_BITS) << shift
+        letters = _letters(buffer, place)
+        numbers = _between(buffer, place, 0, 0x30, 0x39)
+        spaces = _between(buffer, place, 0, 0x20, 0x20)
+        whites = spaces | _between(buffer, place, 0, 0x09, 0x0D)
+        quotes = _between(buffer, place, 0, 0x27, 0x27)
+        others = _between(buffer, place, 0, 0x80, 0xFF) | _between(buffer, place, 0, 0x1C, 0x1F)
         left = end - place
         inside = _NO_RANK if left >= 64 else (one << np.uint64(left)) - one
         if others & inside:
@@ -381,23 +384,21 @@ def first_invalid_byte(buffer, end):
 @njit(cache=True, nogil=True)
 def find_token(buffer, end, token):
     """All places of the bytes `token` before `end`, also overlapping ones."""
-    beyond = np.uint64(len(token) - 1)
+    beyond = len(token) - 1
     first, last = token[0], token[beyond]
-    step = np.uint64(256)
     places, number = np.empty(64, np.int64), 0
-    place = np.uint64(0)
-    while np.int64(place) + len(token) <= end:
-        if place + step + beyond <= np.uint64(len(buffer)):
-            found = np.uint8(0)
-            for offset in range(256):  # without a branch, so that it compiles to vector instructions
-                here = place + np.uint64(offset)
-                found |= np.uint8(buffer[here] == first) & np.uint8(buffer[here + beyond] == last)
-            if not found:
-                place += step
-                continue
-        for start in range(place, min(np.int64(place + step), end - len(token) + 1)):
-            same = buffer[start] == first
-            for offset in range(1, len(token)):
+    place = 0
+    while place + beyond < end:
+        found = _NO_RANK  # near the buffer's end every place is looked at
+        if place + beyond + 64 <= len(buffer):
+            found = _between(buffer, place, 0, first, first) & _between(buffer, place + beyond, 0, last, last)
+        while found:
+            start = place + np.int64(_trailing_zeros(found))
+            found &= found - np.uint64(1)
+            if start + beyond >= end:
+                break
+            same = True
+            for offset in range(beyond + 1):
                 same = same and buffer[start + offset] == token[offset]
             if same:
                 if number == len(places):
@@ -406,7 +407,7 @@ def find_token(buffer, end, token):
                     places = larger
                 places[number] = start
                 number += 1
-        place += step
+        place += 64
     return places[:number]
 
 
@@ -539,27 +540,48 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
         place, end = starts[segment], ends[segment]
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
+            if 2 * (num_entries + num_cuts) > len(table):
+                table = _grown(table)
             _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
-            for found in range(num_cuts):
-                cut = cuts[found]
-                length = cut - place
-                if length <= SHORT_BYTES:
-                    low, high = lows[found], highs[found]
-                    row = _find_short(table, low, high, hashes[found])
-                    if table[row, 1] == np.uint64(0):
-                        table[row, 0], table[row, 1] = low, high
-                        num_entries += 1
-                else:
-                    hashed = _hash_of_long(buffer, place, length)
-                    row = _find_long(table, texts, buffer, place, length, hashed)
-                    if table[row, 1] == np.uint64(0):
-                        texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
-                        num_entries += 1
-                table[row, 2] += np.uint64(1)
-                if 2 * num_entries > len(table):
-                    table = _grown(table)
-                place = cut
+            added, num_long = _count_short(table, lows, highs, hashes, num_cuts)
+            num_entries += added
+            if num_long:
+                for found in range(num_cuts):
+                    cut = cuts[found]
+                    if highs[found] == np.uint64(0):
+                        length = cut - place
+                        hashed = _hash_of_long(buffer, place, length)
+                        row = _find_long(table, texts, buffer, place, length, hashed)
+                        if table[row, 1] == np.uint64(0):
+                            texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
+                            num_entries += 1
+                        table[row, 2] += np.uint64(1)
+                    place = cut
+            place = cuts[num_cuts - 1]
     return table, num_entries, texts, num_texts
+
+
+@njit(cache=True, nogil=True)
+def _count_short(table, lows, highs, hashes, num_cuts):
+    """Count the short ones of the pre-tokens whose keys are given; the table has room for all.
+
+    A function of its own, as no array is replaced here: Numba would count references to it at every step.
+
+    Returns:
+        number of new entries, and of longer pre-tokens, which are left out.
+    """
+    added, num_long = 0, 0
+    for found in range(num_cuts):
+        low, high = lows[found], highs[found]
+        if high == np.uint64(0):
+            num_long += 1
+            continue
+        row = _find_short(table, low, high, hashes[found])
+        if table[row, 1] == np.uint64(0):
+            table[row, 0], table[row, 1] = low, high
+            added += 1
+        table[row, 2] += np.uint64(1)
+    return added, num_long
 
 
 @njit(cache=True, nogil=True)
@@ -1131,8 +1153,8 @@ def encode_segments(
 ):
     """Ids of segments, and of the special token after each.
 
-    The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and,
-    above 16 bits, the place of all of them in `kept`.
+    The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and the
+    third (upper half), or of more than three, above 16 bits, the place of all of them in `kept`.
 
     Args:
         specials: id of the special token that follows each segment; -1 for none.
@@ -1152,29 +1174,23 @@ def encode_segments(
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
             _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
-            last = np.uint64(len(table) - 1)
-            for found in range(num_cuts):
-                low, high, cut = lows[found], highs[found], cuts[found]
-                row = hashes[found] & last
-                known = table[row, 0] == low and table[row, 1] == high
-                length = cut - place
-                if not known and length <= _REMEMBERED_BYTES:
-                    if length <= SHORT_BYTES:
-                        row = _find_short(table, low, high, hashes[found])
-                    else:
-                        low = _hash_of_long(buffer, place, length)
-                        row = _find_long(table, texts, buffer, place, length, low)
-                    known = table[row, 1] != np.uint64(0)
-                if known:
-                    value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
-                    out[number] = value & np.uint64(0xFFFFFFFF)
-                    out[number + 1] = value >> np.uint64(32)
-                    if count > 2:
-                        first = np.int64(table[row, 3] >> np.uint64(16))
-                        for offset in range(2, count):
-                            out[number + offset] = kept[first + offset]
-                    number += count
-                    place = cut
+            found = 0
+            while True:
+                found, number = _copy_known(table, lows, highs, hashes, found, num_cuts, out, number)
+                if found == num_cuts:
+                    break
+                place = cuts[found - 1] if found else place
+                length = cuts[found] - place
+                low, high = lows[found], highs[found]
+                row = np.uint64(0)
+                if length <= SHORT_BYTES:
+                    row = _find_short(table, low, high, hashes[found])
+                elif length <= _REMEMBERED_BYTES:
+                    low = _hash_of_long(buffer, place, length)
+                    row = _find_long(table, texts, buffer, place, length, low)
+                found += 1
+                if length <= _REMEMBERED_BYTES and table[row, 1] != np.uint64(0):
+                    number = _copy_row(table, row, kept, out, number)
                     continue
                 if length < _LONG_PRETOKEN_BYTES:
                     count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
@@ -1189,9 +1205,8 @@ def encode_segments(
                     kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
                     if 2 * num_entries > len(table):
                         table = _grown(table)
-                        last = np.uint64(len(table) - 1)
                 number += count
-                place = cut
+            place = cuts[num_cuts - 1]
         if specials[segment] >= 0:
             out[number] = specials[segment]
             number += 1
@@ -1200,13 +1215,60 @@ def encode_segments(
 
 
 @njit(cache=True, nogil=True)
+def _copy_known(table, lows, highs, hashes, found, num_cuts, out, number):
+    """Write the ids of the pre-tokens from `found` on, up to one that is long, new, or of more than three ids.
+
+    A function of its own, as no array is replaced here: Numba would count references to it at every step.
+
+    Returns:
+        that pre-token, `num_cuts` if there is none, and the number of ids in `out`.
+    """
+    last = np.uint64(len(table) - 1)
+    filled = np.uint64(number)
+    for place in range(found, num_cuts):
+        low, high = lows[place], highs[place]
+        row = hashes[place] & last
+        while table[row, 0] != low or table[row, 1] != high:
+            if table[row, 1] == np.uint64(0):
+                return place, np.int64(filled)
+            row = (row + np.uint64(1)) & last
+        # All three are written, whatever their number: what is too much will be overwritten.
+        value, rest = table[row, 2], table[row, 3]
+        out[filled] = value & np.uint64(0xFFFFFFFF)
+        out[filled + np.uint64(1)] = value >> np.uint64(32)
+        out[filled + np.uint64(2)] = rest >> np.uint64(32)
+        if rest & np.uint64(0xFFFF) > np.uint64(3):
+            return place, np.int64(filled)
+        filled += rest & np.uint64(0xFFFF)
+    return num_cuts, np.int64(filled)
+
+
+@njit(cache=True, nogil=True)
+def _copy_row(table, row, kept, out, number):
+    """Write the ids of a row's pre-token; returns the number of ids in `out`."""
+    value, rest = table[row, 2], table[row, 3]
+    count = np.int64(rest & np.uint64(0xFFFF))
+    out[number] = value & np.uint64(0xFFFFFFFF)
+    out[number + 1] = value >> np.uint64(32)
+    if count == 3:
+        out[number + 2] = rest >> np.uint64(32)
+    elif count > 3:
+        first = np.int64(rest >> np.uint64(16))
+        for offset in range(2, count):
+            out[number + offset] = kept[first + offset]
+    return number + count
+
+
+@njit(cache=True, nogil=True)
 def _remember(table, row, kept, num_kept, out, start, count):
     """Write the ids of a pre-token into its row; returns `kept`, grown if need be, and how much of it is used."""
     second = np.uint64(out[start + 1]) if count > 1 else np.uint64(0)
     table[row, 2] = np.uint64(out[start]) | (second << np.uint64(32))
-    table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
-    if count <= 2:
+    if count <= 3:
+        third = np.uint64(out[start + 2]) if count > 2 else np.uint64(0)
+        table[row, 3] = np.uint64(count) | (third << np.uint64(32))
         return kept, num_kept
+    table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
     if num_kept + count > len(kept):
         larger = np.empty(2 * (num_kept + count), np.uint32)
         larger[:num_kept] = kept[:num_kept]

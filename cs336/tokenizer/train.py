@@ -23,7 +23,7 @@ from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_s
 Vocab = dict[int, bytes]
 
 _SHORT_TEXT_BYTES = 1_000_000  # up to here plain Python is done before the compiled kernels are loaded
-_TASK_BYTES = 8_000_000  # counted at a time by one thread; memory is this much a thread, and its table
+_TASK_BYTES = 2_000_000  # counted at a time by one thread; memory is this much a thread, and its table
 _NUM_STEPS = 50  # of the progress bar while merges are learnt
 
 
@@ -149,7 +149,7 @@ def _blocks(path: Path, special_tokens: Iterable[str], progress: Progress) -> It
     """How to read each piece of a file."""
     specials = [token.encode() for token in special_tokens]
     ranges = list(file_ranges(path, specials, _TASK_BYTES))
-    for start, end in progress(ranges, unit="8 MB", label="count pre-tokens"):
+    for start, end in progress(ranges, unit="2 MB", label="count pre-tokens"):
         yield functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0))
 
 
