@@ -40,6 +40,7 @@ _HIGH_BITS = np.uint64(0x8080808080808080)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
+_AHEAD = 16  # words between the one dealt with and the one fetched
 _SCANNED = 512  # pre-tokens found before they are looked up: with their keys they stay in the nearest cache
 
 
@@ -730,19 +731,23 @@ def _sift_down(heap, heap_counts, size, place, lefts, rights, token_bytes, token
 def pair_index(symbols, starts, word_counts):
     """All adjacent pairs of the words' bytes.
 
+    What is read together stands together, since each place read costs a trip to memory: a node is one 64-bit word,
+    the number of a word above 32 bits, and below them one more than the next node's number (0: none).
+
     Returns:
         lefts, rights, counts, heads: of each pair; rows, num_pairs: its hash table;
-        node_words, node_next, num_nodes: linked lists of the words that hold each pair.
+        nodes, num_nodes: linked lists of the words that hold each pair, from `heads` on (as a node has the next).
     """
     num_positions = len(symbols)
     # Merging shortens words: at most two new occurrences for each position that goes. Memory that is
     # never written costs nothing, so the arrays have their greatest size from the start.
     bound = 3 * num_positions + 1
-    node_words, node_next = np.empty(bound, np.int32), np.empty(bound, np.int32)
+    nodes = np.empty(bound + 1, np.int64)
     lefts, rights = np.empty(bound, np.int32), np.empty(bound, np.int32)
     counts, heads = np.empty(bound, np.int64), np.empty(bound, np.int32)
     direct = np.full((256, 256), -1, np.int32)
-    num_pairs = num_nodes = 0
+    num_pairs = 0
+    occurrences = np.zeros(1 << 16, np.int64)
     for word in range(len(word_counts)):
         for place in range(starts[word], starts[word + 1] - 1):
             left, right = symbols[place], symbols[place + 1]
@@ -750,19 +755,36 @@ def pair_index(symbols, starts, word_counts):
             if pair < 0:
                 pair = num_pairs
                 direct[left, right] = pair
-                lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+                lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, 0
                 num_pairs += 1
             counts[pair] += word_counts[word]
-            if heads[pair] < 0 or node_words[heads[pair]] != word:
-                node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                heads[pair] = num_nodes
-                num_nodes += 1
+            occurrences[pair] += 1
+    # The nodes of a pair side by side, so that the processor sees them coming.
+    free = np.zeros(num_pairs + 1, np.int64)
+    for pair in range(num_pairs):
+        free[pair + 1] = free[pair] + occurrences[pair]
+    num_nodes = free[num_pairs]
+    for word in range(len(word_counts)):
+        for place in range(starts[word], starts[word + 1] - 1):
+            pair = direct[symbols[place], symbols[place + 1]]
+            free[pair] = _add_node(pair, word, heads, nodes, free[pair])
     rows = np.full(1 << 17, -1, np.int32)
     while len(rows) < 4 * num_pairs:
         rows = _larger_rows(rows, lefts, rights, 0)
     for pair in range(num_pairs):
         rows[_pair_row(rows, lefts, rights, lefts[pair], rights[pair])] = pair
-    return lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes
+    return lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes
+
+
+@njit(cache=True, nogil=True)
+def _add_node(pair, word, heads, nodes, num_nodes):
+    """Put a word into the list of a pair, unless it is the last that was; returns the number of nodes."""
+    head = heads[pair]
+    if head and nodes[head - 1] >> 32 == word:
+        return num_nodes
+    nodes[num_nodes] = (np.int64(word) << 32) | np.int64(head)
+    heads[pair] = num_nodes + 1
+    return num_nodes + 1
 
 
 @njit(cache=True, nogil=True)
@@ -772,7 +794,7 @@ def _pair_of(left, right, rows, lefts, rights, counts, heads, num_pairs):
     if rows[row] >= 0:
         return rows[row], rows, num_pairs
     pair = num_pairs
-    lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+    lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, 0
     rows[row] = pair
     num_pairs += 1
     if 2 * num_pairs > len(rows):
@@ -804,17 +826,14 @@ def _token_of(left, right, num_tokens, token_bytes, token_starts, token_rows):
 def learn(
     num_merges,
     symbols,
-    starts,
-    lengths,
-    word_counts,
+    words,
     lefts,
     rights,
     counts,
     heads,
     rows,
     num_pairs,
-    node_words,
-    node_next,
+    nodes,
     num_nodes,
     token_bytes,
     token_starts,
@@ -830,8 +849,8 @@ def learn(
     halved and the heap filled anew, so that the many rare pairs are never sorted.
 
     Args:
-        symbols, starts, lengths: tokens of each word, in place: a word gets shorter.
-        word_counts: frequency of each word.
+        symbols: tokens of each word, in place: a word gets shorter.
+        words: rows of (where a word starts in `symbols`, its length, its frequency, nothing).
         lefts ... num_nodes: as `pair_index` gives them.
         token_bytes, token_starts, token_rows, num_tokens: bytes of each token, and a hash table of them.
         merged_lefts, merged_rights: to be filled.
@@ -844,7 +863,7 @@ def learn(
     left_pair, right_pair = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, new) and (new, it)
     left_old, right_old = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, left) and (right, it)
     left_stamp, right_stamp = np.full(limit, -1, np.int64), np.full(limit, -1, np.int64)
-    touched = np.empty(2 * limit, np.int32)
+    touched, found = np.empty(2 * limit, np.int32), np.empty(1 << 12, np.int64)
     heap, heap_counts = np.empty(1 << 12, np.int32), np.empty(1 << 12, np.int64)
     size = made = 0
     must_fill = True
@@ -886,11 +905,25 @@ def learn(
         merged_lefts[made], merged_rights[made] = left, right
         made += 1
         num_touched = 0
-        node = heads[best]
-        while node >= 0:
-            word = node_words[node]
-            node = node_next[node]
-            start, length, frequency = starts[word], lengths[word], word_counts[word]
+        # The words first, so that what is read of each can be fetched while those before it are dealt with.
+        num_found, node = 0, heads[best]
+        while node:
+            if num_found == len(found):
+                larger = np.empty(2 * num_found, np.int64)
+                larger[:num_found] = found
+                found = larger
+            found[num_found] = nodes[node - 1] >> 32
+            node = nodes[node - 1] & 0xFFFFFFFF
+            num_found += 1
+        for number in range(min(_AHEAD, num_found)):
+            _prefetch(words, 4 * found[number])
+        for number in range(num_found):
+            if number + _AHEAD < num_found:
+                _prefetch(words, 4 * found[number + _AHEAD])
+            if number + _AHEAD // 2 < num_found:
+                _prefetch(symbols, words[4 * found[number + _AHEAD // 2]])
+            word = found[number]
+            start, length, frequency = words[4 * word], words[4 * word + 1], words[4 * word + 2]
             # Nothing to do if an earlier merge took the pair out of this word.
             place = 0
             while place < length - 1 and not (symbols[start + place] == left and symbols[start + place + 1] == right):
@@ -920,10 +953,7 @@ def learn(
                     counts[left_old[before]] -= frequency
                     pair = left_pair[before]
                     counts[pair] += frequency
-                    if heads[pair] < 0 or node_words[heads[pair]] != word:
-                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                        heads[pair] = num_nodes
-                        num_nodes += 1
+                    num_nodes = _add_node(pair, word, heads, nodes, num_nodes)
                 if place + 2 < length:
                     after = symbols[start + place + 2]
                     if right_stamp[after] != made:
@@ -939,16 +969,13 @@ def learn(
                     counts[right_old[after]] -= frequency
                     pair = right_pair[after]
                     counts[pair] += frequency
-                    if heads[pair] < 0 or node_words[heads[pair]] != word:
-                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                        heads[pair] = num_nodes
-                        num_nodes += 1
+                    num_nodes = _add_node(pair, word, heads, nodes, num_nodes)
                 symbols[start + write] = new
                 write += 1
                 place += 2
-            lengths[word] = write
+            words[4 * word + 1] = write
         counts[best] = 0
-        heads[best] = -1
+        heads[best] = 0
         for number in range(num_touched):
             pair = touched[number]
             if counts[pair] >= threshold:

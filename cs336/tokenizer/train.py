@@ -24,7 +24,7 @@ Vocab = dict[int, bytes]
 
 _SHORT_TEXT_BYTES = 1_000_000  # up to here plain Python is done before the compiled kernels are loaded
 _TASK_BYTES = 2_000_000  # counted at a time by one thread; memory is this much a thread, and its table
-_NUM_STEPS = 50  # of the progress bar while merges are learnt
+_NUM_STEPS = 10  # of the progress bar while merges are learnt; each sorts the frequent pairs anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +211,9 @@ def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
     if 3 * num_positions >= 2**31:  # places are counted in 32 bits
         raise UserError(f"{num_positions:,} bytes of distinct pre-tokens are too many; train on a sample of the text")
     symbols = counted.words[:num_positions].astype(np.int32)
-    lengths = np.diff(counted.starts)
-    lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes = compiled.pair_index(
+    words = np.zeros((len(counted.counts), 4), np.int64)
+    words[:, 0], words[:, 1], words[:, 2] = counted.starts[:-1], np.diff(counted.starts), counted.counts
+    lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes = compiled.pair_index(
         symbols, counted.starts, counted.counts
     )
     token_bytes = np.zeros(256 + 16 * num_merges + 1_024, np.uint8)
@@ -227,8 +228,8 @@ def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
         while made < min(goal, num_merges) and threshold:
             done, rows, num_pairs, num_nodes, num_tokens, threshold = compiled.learn(
                 min(goal, num_merges) - made,
-                *(symbols, counted.starts, lengths, counted.counts),
-                *(lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes),
+                *(symbols, words.reshape(-1)),
+                *(lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes),
                 *(token_bytes, token_starts, token_rows, num_tokens, threshold),
                 *(merged_lefts[made:], merged_rights[made:]),
             )
