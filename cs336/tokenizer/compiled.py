@@ -37,6 +37,8 @@ _PLACE = ~_LONG
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: multiplicative hashing (Knuth 6.4)
 _MIX_2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _HIGH_BITS = np.uint64(0x8080808080808080)
+_KEPT_LOW = np.array([2 ** (8 * min(length, 8)) - 1 for length in range(16)], np.uint64)  # bytes of a short key
+_KEPT_HIGH = np.array([2 ** (8 * max(length - 8, 0)) - 1 for length in range(16)], np.uint64)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
@@ -158,6 +160,17 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
     return signature, generate
 
 
+@intrinsic
+def _ones(typing_context: Any, word: Any) -> Any:
+    """Number of bits that are set."""
+    signature = types.uint64(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return signature, generate
+
+
 # ---- pre-tokens: the twin of pretokenize.PATTERN ----------------------------------------------------
 
 
@@ -256,7 +269,7 @@ def pretoken_ends(buffer, start, end, classes, ends):
         how many were written; the last is `end` when the segment is done.
     """
     number = 0
-    room = len(ends) - 130
+    room = len(ends) - 146  # so many more are written at most
     place = last = start  # place: of the 64 bytes looked at; last: where the pre-token begun last starts
     fresh = True
     one = np.uint64(1)
@@ -315,11 +328,16 @@ def pretoken_ends(buffer, start, end, classes, ends):
         if fresh:
             starts &= ~one  # known already
             fresh = False
+        # Sixteen at a time, as their number cannot be foreseen: what is too much will be overwritten.
+        found = number + np.int64(_ones(starts))
         while starts:
-            last = place + np.int64(_trailing_zeros(starts))
-            ends[number] = last
-            number += 1
-            starts &= starts - one
+            for offset in range(16):
+                ends[number + offset] = place + np.int64(_trailing_zeros(starts))
+                starts &= starts - one
+            number += 16
+        number = found
+        if number:
+            last = ends[number - 1]
         top = np.uint64(63)
         before_letter, before_number, before_other = letters >> top, numbers >> top, others >> top
         before_white, before_space = whites >> top, spaces >> top
@@ -385,10 +403,24 @@ def first_invalid_byte(buffer, end):
 @njit(cache=True, nogil=True)
 def find_token(buffer, end, token):
     """All places of the bytes `token` before `end`, also overlapping ones."""
+    places, number = np.empty(64, np.int64), 0
+    place = _next_token(buffer, 0, end, token)
+    while place >= 0:
+        if number == len(places):
+            larger = np.empty(2 * number, np.int64)
+            larger[:number] = places
+            places = larger
+        places[number] = place
+        number += 1
+        place = _next_token(buffer, place + 1, end, token)
+    return places[:number]
+
+
+@njit(cache=True, nogil=True)
+def _next_token(buffer, place, end, token):
+    """The first place of `token` from `place` on, before `end`; -1 if there is none."""
     beyond = len(token) - 1
     first, last = token[0], token[beyond]
-    places, number = np.empty(64, np.int64), 0
-    place = 0
     while place + beyond < end:
         found = _NO_RANK  # near the buffer's end every place is looked at
         if place + beyond + 64 <= len(buffer):
@@ -397,19 +429,14 @@ def find_token(buffer, end, token):
             start = place + np.int64(_trailing_zeros(found))
             found &= found - np.uint64(1)
             if start + beyond >= end:
-                break
+                return -1
             same = True
             for offset in range(beyond + 1):
                 same = same and buffer[start + offset] == token[offset]
             if same:
-                if number == len(places):
-                    larger = np.empty(2 * number, np.int64)
-                    larger[:number] = places
-                    places = larger
-                places[number] = start
-                number += 1
+                return start
         place += 64
-    return places[:number]
+    return -1
 
 
 # ---- tables of pre-tokens ---------------------------------------------------------------------------
@@ -417,20 +444,24 @@ def find_token(buffer, end, token):
 
 @njit(cache=True, nogil=True)
 def _short_key(buffer, place, length):
-    """The key of a pre-token of up to `SHORT_BYTES`; written so that it compiles to selections, not branches."""
-    bits = np.uint64(8 * length)
-    low, high = _load_word(buffer, place), _load_word(buffer, place + 8)
-    low_mask = (np.uint64(1) << (bits & np.uint64(63))) - np.uint64(1)  # all bits for 8 bytes: below
-    high_mask = low_mask
-    low_mask = low_mask if length < 8 else _NO_RANK
-    high_mask = high_mask if length > 8 else np.uint64(0)
-    return low & low_mask, (high & high_mask) | (np.uint64(length) << np.uint64(56))
+    """The key of a pre-token of up to `SHORT_BYTES`."""
+    number = np.uint64(length)
+    low = _load_word(buffer, place) & _KEPT_LOW[number]
+    high = _load_word(buffer, place + 8) & _KEPT_HIGH[number]
+    return low, high | (number << np.uint64(56))
 
 
 @njit(cache=True, nogil=True)
 def _mixed(low, high):
     mixed = (low ^ (high * _MIX_2)) * _MIX
     return mixed ^ (mixed >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def _hash_of_short(low, high):
+    """Of a product the upper bits depend on all bits of the factors; the lower ones are for very large tables."""
+    mixed = (low ^ (high * _MIX_2)) * _MIX
+    return mixed ^ (mixed >> np.uint64(40))
 
 
 @njit(cache=True, nogil=True)
@@ -456,7 +487,7 @@ def _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes):
         low, high = _short_key(buffer, place, min(length, SHORT_BYTES))
         low = low if length <= SHORT_BYTES else np.uint64(1)
         high = high if length <= SHORT_BYTES else np.uint64(0)
-        hashed = _mixed(low, high) * _MIX_2 >> np.uint64(20)
+        hashed = _hash_of_short(low, high)
         _prefetch(words, np.int64(hashed & last) * 4)
         lows[number], highs[number], hashes[number] = low, high, hashed
         place = cuts[number]
@@ -517,8 +548,8 @@ def _grown(table):
         high = table[place, 1]
         if high != np.uint64(0):
             low = table[place, 0]
-            hashed = low if high >= _LONG else _mixed(low, high)
-            row = (hashed * _MIX_2 >> np.uint64(20)) & last
+            hashed = low * _MIX_2 >> np.uint64(20) if high >= _LONG else _hash_of_short(low, high)
+            row = hashed & last
             while larger[row, 1] != np.uint64(0):
                 row = (row + np.uint64(1)) & last
             larger[row] = table[place]
@@ -593,7 +624,7 @@ def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
         length = starts[number + 1] - place
         if length <= SHORT_BYTES:
             low, high = _short_key(words, place, length)
-            row = _find_short(table, low, high, _mixed(low, high) * _MIX_2 >> np.uint64(20))
+            row = _find_short(table, low, high, _hash_of_short(low, high))
             if table[row, 1] == np.uint64(0):
                 table[row, 0], table[row, 1] = low, high
                 num_entries += 1
@@ -1039,12 +1070,21 @@ def _rank(pairs, left, right):
 
 
 @njit(cache=True, nogil=True)
-def _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, start):
+def ranks_of_bytes(pairs, byte_ids):
+    """`_rank` of all pairs of single bytes, at 256 times the first byte and the second."""
+    ranks = np.empty(1 << 16, np.uint64)
+    for left in range(256):
+        for right in range(256):
+            ranks[256 * left + right] = _rank(pairs, byte_ids[left], byte_ids[right])
+    return ranks
+
+
+@njit(cache=True, nogil=True)
+def _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, start):
     """Write the ids of one pre-token to `out` from `start` on; returns how many."""
     for offset in range(length):
         out[start + offset] = byte_ids[buffer[place + offset]]
-    for offset in range(length - 1):
-        ranks[offset] = _rank(pairs, out[start + offset], out[start + offset + 1])
+        ranks[offset] = byte_ranks[256 * np.int64(buffer[place + offset]) + np.int64(buffer[place + offset + 1])]
     while length > 1:
         best = _NO_RANK
         for offset in range(length - 1):
@@ -1168,6 +1208,7 @@ def encode_segments(
     classes,
     pairs,
     byte_ids,
+    byte_ranks,
     max_entries,
     table,
     num_entries,
@@ -1185,6 +1226,7 @@ def encode_segments(
 
     Args:
         specials: id of the special token that follows each segment; -1 for none.
+        pairs, byte_ranks: as `pair_table` and `ranks_of_bytes` give them.
         max_entries: none is added to the table beyond this.
         out: to be filled; as long as the segments have bytes, and `PADDING`.
         segment_ends: to be filled with the number of ids up to the end of each segment.
@@ -1220,7 +1262,7 @@ def encode_segments(
                     number = _copy_row(table, row, kept, out, number)
                     continue
                 if length < _LONG_PRETOKEN_BYTES:
-                    count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
+                    count = _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, number)
                 else:
                     count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
                 if num_entries < max_entries and length <= _REMEMBERED_BYTES:
