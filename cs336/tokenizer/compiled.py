@@ -1043,7 +1043,7 @@ def _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts):
 def pair_table(lefts, rights, merged):
     """Hash table of the merges: rows of (left and right id, rank and merged id), all ones where empty."""
     size = 1024
-    while size < 4 * len(lefts):
+    while size < 2 * len(lefts):  # as small as it may be: what stays in a cache is found faster than a shorter way
         size *= 2
     pairs = np.full((size, 2), _NO_RANK, np.uint64)
     last = np.uint64(size - 1)
