@@ -540,9 +540,9 @@ def _add_long(table, row, texts, num_texts, buffer, place, length, hashed):
 
 
 @njit(cache=True, nogil=True)
-def _grown(table):
-    """The same entries in twice as many rows."""
-    larger = np.zeros((2 * len(table), 4), np.uint64)
+def _grown(table, times):
+    """The same entries in `times` as many rows."""
+    larger = np.zeros((times * len(table), 4), np.uint64)
     last = np.uint64(len(larger) - 1)
     for place in range(len(table)):
         high = table[place, 1]
@@ -552,7 +552,8 @@ def _grown(table):
             row = hashed & last
             while larger[row, 1] != np.uint64(0):
                 row = (row + np.uint64(1)) & last
-            larger[row] = table[place]
+            larger[row, 0], larger[row, 1] = low, high
+            larger[row, 2], larger[row, 3] = table[place, 2], table[place, 3]
     return larger
 
 
@@ -573,7 +574,7 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
             if 2 * (num_entries + num_cuts) > len(table):
-                table = _grown(table)
+                table = _grown(table, 2)
             _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
             added, num_long = _count_short(table, lows, highs, hashes, num_cuts)
             num_entries += added
@@ -636,7 +637,7 @@ def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
                 num_entries += 1
         table[row, 2] += np.uint64(counts[number])
         if 2 * num_entries > len(table):
-            table = _grown(table)
+            table = _grown(table, 2)
     return table, num_entries, texts, num_texts
 
 
@@ -1086,12 +1087,14 @@ def _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, ou
         out[start + offset] = byte_ids[buffer[place + offset]]
         ranks[offset] = byte_ranks[256 * np.int64(buffer[place + offset]) + np.int64(buffer[place + offset + 1])]
     while length > 1:
-        best = _NO_RANK
+        best, first = _NO_RANK, 0
         for offset in range(length - 1):
-            best = min(best, ranks[offset])
+            if ranks[offset] < best:
+                best, first = ranks[offset], offset
         if best == _NO_RANK:
             break
-        write = read = num_places = 0
+        write = read = first
+        num_places = 0
         while read < length:
             if read < length - 1 and ranks[read] == best:
                 out[start + write] = best & np.uint64(0xFFFFFFFF)
@@ -1273,7 +1276,7 @@ def encode_segments(
                     num_entries += 1
                     kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
                     if 2 * num_entries > len(table):
-                        table = _grown(table)
+                        table = _grown(table, 4)  # its entries are limited, and empty rows cost less than moving twice
                 number += count
             place = cuts[num_cuts - 1]
         if specials[segment] >= 0:
