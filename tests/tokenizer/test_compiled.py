@@ -351,3 +351,14 @@ def test_a_full_memory_changes_no_ids(learnt: tuple[Tokenizer, Tokenizer], monke
 def test_a_lone_surrogate_is_an_error(learnt: tuple[Tokenizer, Tokenizer]):
     with pytest.raises(ValueError, match="surrogates"):
         learnt[1].encode_batch(["\ud800"])
+
+
+def test_long_runs_of_zero_bytes_are_neither_lost_nor_taken_for_an_empty_row():
+    text = ("\0" * 40 + " a" + "\0" * 16 + " " + "\0" * 300 + " a\0") * 3
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)} | {256: b"\0\0"}, [(b"\0", b"\0")])
+    expected = tokenizer._encode_plainly(text)
+    tokenizer.prepare()
+    assert tokenizer.encode(text) == expected
+    found = train._count([lambda: cut_segments([text], {})], 1)
+    words = [found.words[a:b].tobytes().decode() for a, b in itertools.pairwise(found.starts)]
+    assert dict(zip(words, found.counts.tolist(), strict=True)) == reference.count_pretokens([text], [])
