@@ -55,8 +55,11 @@ def train_bpe(
     frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of
     byte strings.
 
-    Memory does not grow with the file but with its distinct pre-tokens, about 200 bytes each
-    (`benchmarks/results/tokenizer.jsonl`), and 8 MB a thread.
+    Memory does not grow with the file but with its distinct pre-tokens: 310 to 380 bytes each, measured with 0.7 to
+    4 million of them and one to four threads, beyond what the loaded kernels take (`python -m benchmarks tokenizer`
+    gives `num_distinct` and the peak of each run). Most of that is held while merges are learnt. Before, each thread
+    has 2 MB of text and a table of its own: 64 to 128 bytes for each pre-token that it has met, 192 while the
+    table grows; so with very many threads this is the greater part.
 
     Args:
         input_path: plain text; read in pieces, so it may be larger than memory.
