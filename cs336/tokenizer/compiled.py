@@ -75,9 +75,10 @@ def _say_compiling() -> None:
 @functools.cache
 def classes() -> np.ndarray:
     """Class of every code point, as the `regex` package has it: what PATTERN means by \\p{L}, \\p{N} and \\s."""
-    points = [chr(point) if not 0xD800 <= point < 0xE000 else "\0" for point in range(0x110000)]
+    points = np.arange(0x110000, dtype="<u4")
+    points[0xD800:0xE000] = 0  # surrogates, which no text has
+    text = points.tobytes().decode("utf-32-le")
     found = np.full(0x110000, OTHER, np.uint8)
-    text = "".join(points)
     for kind, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
         for match in regex.finditer(pattern, text):
             found[match.start() : match.end()] = kind
