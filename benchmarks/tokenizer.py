@@ -10,7 +10,7 @@ Cases:
            included
   encode   ids of all documents, held in memory as strings, on one thread: first pass (the process has encoded
            nothing yet), second pass (contenders that remember words have seen all of them)
-  stream   ids one by one from a stream of lines, in bounded memory (peak: beyond the start), compared with those
+  stream   ids one by one from a stream of short pieces, in bounded memory (peak: beyond the start), compared with those
            of the whole file; no peer does that
   folder   16 files of documents to arrays of 16-bit ids, on all cores, reading included
   startup  a whole process: start Python, import, read a vocabulary, encode a sentence; and ours once with an

@@ -32,6 +32,7 @@ GIGATOKEN, RUSTBPE, HUGGING_FACE = "gigatoken", "rustbpe", "HF tokenizers"
 TIKTOKEN, TIKTOKEN_LISTS = "tiktoken", "tiktoken lists"
 RANKS_FILE = "ranks.tiktoken"
 _HUGGING_FACE_DOCUMENTS = 1_000  # in one call: what it returns for each token is large
+_STREAM_CHARS = 8_192  # of a piece
 _STREAM_BLOCK = 4_096  # ids of a stream that the checksum takes at a time
 
 
@@ -126,7 +127,7 @@ def encode(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(job: dict[str, Any]) -> dict[str, Any]:
-    """Ids of `path` from a stream of lines; peak memory is what is held beyond the start.
+    """Ids of `path` from a stream of short pieces; peak memory is what is held beyond the start.
 
     The ids must be those of `encode`, else there is no figure.
     """
@@ -135,8 +136,9 @@ def stream(job: dict[str, Any]) -> dict[str, Any]:
 
     def run() -> list[Any]:
         digest, num_ids = hashlib.sha256(), 0
-        with open(job["path"], encoding="utf-8", newline="") as lines:
-            ids = tokenizer.encode_iterable(lines)
+        with open(job["path"], encoding="utf-8", newline="") as file:
+            # Not lines: some texts have lines of many megabytes, and that memory would be the reader's.
+            ids = tokenizer.encode_iterable(iter(functools.partial(file.read, _STREAM_CHARS), ""))
             while block := np.fromiter(itertools.islice(ids, _STREAM_BLOCK), np.uint32).tobytes():
                 digest.update(block)
                 num_ids += len(block) // 4
