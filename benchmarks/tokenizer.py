@@ -10,7 +10,8 @@ Cases:
            included
   encode   ids of all documents, held in memory as strings, on one thread: first pass (the process has encoded
            nothing yet), second pass (contenders that remember words have seen all of them)
-  stream   ids one by one from a stream of lines, in bounded memory (peak: beyond the start); no peer does that
+  stream   ids one by one from a stream of short pieces, in bounded memory (peak: beyond the start), compared with those
+           of the whole file; no peer does that
   folder   16 files of documents to arrays of 16-bit ids, on all cores, reading included
   startup  a whole process: start Python, import, read a vocabulary, encode a sentence; and ours once with an
            empty cache of compiled code
@@ -43,7 +44,7 @@ from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, 
 from benchmarks.tokenizer_work import GIGATOKEN, HUGGING_FACE, RANKS_FILE, RUSTBPE, TIKTOKEN, TIKTOKEN_LISTS
 from cs336.files import UserError
 from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
-from cs336.tokenizer.train import train_bpe
+from cs336.tokenizer.train import num_distinct_pretokens, train_bpe
 
 CASES = ("train", "encode", "stream", "folder", "startup", "memory")
 PEERS = {
@@ -253,7 +254,8 @@ class _Bench:
             for contender, job in jobs.items()
         }
         case = self._case("train", f"{name}-{text.label}", text, jobs, checks, _different_entries)
-        return self._with_input(case, vocab_size=self.vocab_size, cores=_num_cores())
+        distinct = num_distinct_pretokens(text.path, [END_OF_TEXT], num_workers=_num_cores())
+        return self._with_input(case, vocab_size=self.vocab_size, cores=_num_cores(), num_distinct=distinct)
 
     def memory(self, text: _Text) -> Case:
         """Learning from the greatest text; ours must keep within its limit there."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -31,6 +32,8 @@ GIGATOKEN, RUSTBPE, HUGGING_FACE = "gigatoken", "rustbpe", "HF tokenizers"
 TIKTOKEN, TIKTOKEN_LISTS = "tiktoken", "tiktoken lists"
 RANKS_FILE = "ranks.tiktoken"
 _HUGGING_FACE_DOCUMENTS = 1_000  # in one call: what it returns for each token is large
+_STREAM_CHARS = 8_192  # of a piece
+_STREAM_BLOCK = 4_096  # ids of a stream that the checksum takes at a time
 
 
 def main() -> None:
@@ -124,17 +127,31 @@ def encode(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(job: dict[str, Any]) -> dict[str, Any]:
-    """Number of ids of `path` as a stream of lines; peak memory is what is held beyond the start."""
+    """Ids of `path` from a stream of short pieces; peak memory is what is held beyond the start.
+
+    The ids must be those of `encode`, else there is no figure.
+    """
     tokenizer = Tokenizer.load(Path(job["vocabulary"]))
     tokenizer.prepare()
 
-    def run() -> int:
-        with open(job["path"], encoding="utf-8", newline="") as lines:
-            return sum(1 for _ in tokenizer.encode_iterable(lines))
+    def run() -> list[Any]:
+        digest, num_ids = hashlib.sha256(), 0
+        with open(job["path"], encoding="utf-8", newline="") as file:
+            # Not lines: some texts have lines of many megabytes, and that memory would be the reader's.
+            ids = tokenizer.encode_iterable(iter(functools.partial(file.read, _STREAM_CHARS), ""))
+            while block := np.fromiter(itertools.islice(ids, _STREAM_BLOCK), np.uint32).tobytes():
+                digest.update(block)
+                num_ids += len(block) // 4
+        return [num_ids, digest.hexdigest()]
 
     start = time.perf_counter()
-    num_ids, peak = with_peak_memory(run)
-    return {"seconds": {"": time.perf_counter() - start}, "peak_bytes": peak, "result": num_ids}
+    result, peak = with_peak_memory(run)
+    seconds = time.perf_counter() - start
+    ids = next(tokenizer.encode_files([Path(job["path"])]))
+    expected = [len(ids), hashlib.sha256(ids).hexdigest()]
+    if result != expected:
+        raise AssertionError(f"{result[0]:,} ids from the stream, {expected[0]:,} at once, or some of them differ")
+    return {"seconds": {"": seconds}, "peak_bytes": peak, "result": result}
 
 
 def folder(job: dict[str, Any]) -> dict[str, Any]:

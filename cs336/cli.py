@@ -398,8 +398,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _scores(options: argparse.Namespace) -> None:
-    from cs336.evals.leaderboard import collect_scores
     from cs336.evals.report import text_table
+    from cs336.leaderboard import collect_scores
     from cs336.store import default_root
 
     rows = collect_scores(default_root())

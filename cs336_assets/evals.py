@@ -11,7 +11,6 @@ from cs336 import catalog
 from cs336.documents import read_documents
 from cs336.evals.byte_ngram import WittenBellByteModel
 from cs336.evals.gsm8k import evaluate_gsm8k
-from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.evals.mmlu import evaluate_mmlu
 from cs336.evals.perplexity import evaluate_perplexity
 from cs336.evals.report import ScoreRow, markdown_table, score_rows
@@ -19,6 +18,7 @@ from cs336.evals.task import EvalConfig, EvalResult, pick_rows, read_sample, sam
 from cs336.files import UserError, read_json, write_json, write_jsonl
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.hardware import pick_device
+from cs336.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.model.transformer import load_model
 from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer

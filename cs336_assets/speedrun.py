@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cs336.evals.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.files import read_json, write_json, write_jsonl
 from cs336.generate.engine import Completion, generate
 from cs336.generate.text_statistics import TextStatistics, text_statistics
 from cs336.hardware import pick_device
+from cs336.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.model.accounting import count_parameters
 from cs336.model.transformer import ModelConfig, load_model
 from cs336.tokenizer.bpe import Tokenizer

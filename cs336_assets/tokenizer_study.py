@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cs336.files import UserError, read_json, replacing, write_json
+from cs336.fingerprint import digest
+from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokenizer.formats import OWN_FILE
 from cs336.tokenizer.study import (
     LARGEST_UINT16,
     PILE_BYTES,
@@ -23,8 +26,6 @@ from cs336.tokenizer.study import (
     longest_tokens,
     merges_sha256,
     profile_training,
-    stored_tokenizers,
-    tokenizers_version,
 )
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
@@ -36,6 +37,22 @@ from cs336_assets.crawl import table
 STUDY_FILE = "study.json"
 NUM_DOCUMENTS = 10  # the handout's
 RATE_BYTES = 20_000_000  # of text, for the throughput: a fraction of a second
+
+
+def stored_tokenizers(root: Path) -> dict[str, Path]:
+    """Folder of each preset's finished tokenizer, by preset.
+
+    Args:
+        root: folder of all presets' artifacts.
+    """
+    folders = sorted(path.parent for path in root.glob(f"*/tokenizer/{OWN_FILE}") if (path.parent / MANIFEST).exists())
+    return {folder.parent.name: folder for folder in folders}
+
+
+def tokenizers_version(root: Path) -> str:
+    """Changes when any preset's tokenizer does."""
+    folders = stored_tokenizers(root).items()
+    return digest({preset: read_json(folder / MANIFEST)["fingerprint"] for preset, folder in folders})
 
 
 @asset(group="tokenizer", kinds={"numpy"}, owner="team:tokens", watches=tokenizers_version)

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="assignment"
 """The tokenizer's inner loops, compiled at run time by Numba: over bytes, without Python objects, without the GIL.
 
-Each kernel has a plain twin in `pretokenize`, `train` and `bpe`, which say what it computes; tests hold
-them equal. The first call compiles (seconds, announced by `warm_up`); later processes load the result from
+Each kernel has a plain twin in `reference` (the scanner's is `pretokenize.PATTERN`), which says what it computes;
+tests hold them equal. The first call compiles (seconds, announced by `warm_up`); later processes load the result from
 the cache beside this file, or in Numba's cache folder when that is read-only.
 
 Segments, and why their buffers are padded: `segments`.
@@ -36,12 +36,13 @@ _LONG = np.uint64(0xFF) << np.uint64(56)
 _PLACE = ~_LONG
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: multiplicative hashing (Knuth 6.4)
 _MIX_2 = np.uint64(0xC2B2AE3D27D4EB4F)
-_ALL_BYTES = np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x8080808080808080)
-_LOW_7 = np.uint64(0x7F7F7F7F7F7F7F7F)
+_KEPT_LOW = np.array([2 ** (8 * min(length, 8)) - 1 for length in range(16)], np.uint64)  # bytes of a short key
+_KEPT_HIGH = np.array([2 ** (8 * max(length - 8, 0)) - 1 for length in range(16)], np.uint64)
 _NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
+_AHEAD = 16  # words between the one dealt with and the one fetched
 _SCANNED = 512  # pre-tokens found before they are looked up: with their keys they stay in the nearest cache
 
 
@@ -74,9 +75,10 @@ def _say_compiling() -> None:
 @functools.cache
 def classes() -> np.ndarray:
     """Class of every code point, as the `regex` package has it: what PATTERN means by \\p{L}, \\p{N} and \\s."""
-    points = [chr(point) if not 0xD800 <= point < 0xE000 else "\0" for point in range(0x110000)]
+    points = np.arange(0x110000, dtype="<u4")
+    points[0xD800:0xE000] = 0  # surrogates, which no text has
+    text = points.tobytes().decode("utf-32-le")
     found = np.full(0x110000, OTHER, np.uint8)
-    text = "".join(points)
     for kind, pattern in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
         for match in regex.finditer(pattern, text):
             found[match.start() : match.end()] = kind
@@ -108,6 +110,31 @@ def _load_word(typing_context: Any, data: Any, place: Any) -> Any:
 
 
 @intrinsic
+def _between(typing_context: Any, data: Any, place: Any, fold: Any, first: Any, last: Any) -> Any:
+    """One bit for each of 64 bytes from any place of a byte array, the first byte's lowest: whether the byte, with
+    the bits of `fold` set, is from `first` to `last`. Compiles to the widest vectors that the processor has."""
+    signature = types.uint64(data, place, types.uint8, types.uint8, types.uint8)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        vector = ir.VectorType(ir.IntType(8), 64)
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
+        values = builder.load(pointer, typ=vector, align=1)
+
+        def all_of(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            places = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), places)
+
+        fold, first, last = arguments[2:]
+        above = builder.sub(builder.or_(values, all_of(fold)), all_of(first))
+        found = builder.icmp_unsigned("<=", above, all_of(builder.sub(last, first)))
+        return builder.bitcast(found, ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
 def _prefetch(typing_context: Any, data: Any, place: Any) -> Any:
     """Tell the processor that an entry of an array will be read soon."""
     signature = types.void(data, place)
@@ -134,6 +161,17 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
     return signature, generate
 
 
+@intrinsic
+def _ones(typing_context: Any, word: Any) -> Any:
+    """Number of bits that are set."""
+    signature = types.uint64(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return signature, generate
+
+
 # ---- pre-tokens: the twin of pretokenize.PATTERN ----------------------------------------------------
 
 
@@ -154,24 +192,9 @@ def _decode(buffer, place):
 
 
 @njit(cache=True, nogil=True)
-def _within(word, first, last):
-    """Bit 7 of each byte that is ASCII and from `first` to `last`, all eight at once."""
-    low = word & _LOW_7
-    above = low + _ALL_BYTES * np.uint64(0x80 - first)
-    beyond = low + _ALL_BYTES * np.uint64(0x7F - last)
-    return above & ~beyond & ~word & _HIGH_BITS
-
-
-@njit(cache=True, nogil=True)
-def _letters(word):
-    """Bit 7 of each byte that is an ASCII letter."""
-    return _within(word | (_ALL_BYTES * np.uint64(0x20)), 0x61, 0x7A)
-
-
-@njit(cache=True, nogil=True)
-def _packed(high_bits):
-    """Bit 7 of eight bytes as eight bits, the first byte's lowest."""
-    return ((high_bits >> np.uint64(7)) * np.uint64(0x0102040810204080)) >> np.uint64(56)
+def _letters(buffer, place):
+    """A bit for each of 64 bytes: whether it is an ASCII letter."""
+    return _between(buffer, place, 0x20, 0x61, 0x7A)
 
 
 @njit(cache=True, nogil=True)
@@ -179,11 +202,11 @@ def _run_end(buffer, place, end, kind, classes):
     """Where the run of characters of class `kind` that goes on at `place` ends."""
     if kind == LETTER:
         while place < end:
-            others = _HIGH_BITS & ~_letters(_load_word(buffer, place))
+            others = ~_letters(buffer, place)
             if others == np.uint64(0):
-                place += 8
+                place += 64
                 continue
-            place += np.int64(_trailing_zeros(others) >> np.uint64(3))
+            place += np.int64(_trailing_zeros(others))
             if place >= end or buffer[place] < 0x80:
                 break
             point = _decode(buffer, place)
@@ -247,24 +270,19 @@ def pretoken_ends(buffer, start, end, classes, ends):
         how many were written; the last is `end` when the segment is done.
     """
     number = 0
-    room = len(ends) - 130
+    room = len(ends) - 146  # so many more are written at most
     place = last = start  # place: of the 64 bytes looked at; last: where the pre-token begun last starts
     fresh = True
     one = np.uint64(1)
     before_letter = before_number = before_other = before_white = before_space = np.uint64(0)
     carried_starts = carried_inner = np.uint64(0)
     while place < end and number < room:
-        letters = numbers = whites = spaces = quotes = others = np.uint64(0)
-        for part in range(8):
-            word = _load_word(buffer, place + 8 * part)
-            shift = np.uint64(8 * part)
-            letters |= _packed(_letters(word)) << shift
-            numbers |= _packed(_within(word, 0x30, 0x39)) << shift
-            space = _within(word, 0x20, 0x20)
-            spaces |= _packed(space) << shift
-            whites |= _packed(space | _within(word, 0x09, 0x0D)) << shift
-            quotes |= _packed(_within(word, 0x27, 0x27)) << shift
-            others |= _packed((word | _within(word, 0x1C, 0x1F)) & _HIGH_BITS) << shift
+        letters = _letters(buffer, place)
+        numbers = _between(buffer, place, 0, 0x30, 0x39)
+        spaces = _between(buffer, place, 0, 0x20, 0x20)
+        whites = spaces | _between(buffer, place, 0, 0x09, 0x0D)
+        quotes = _between(buffer, place, 0, 0x27, 0x27)
+        others = _between(buffer, place, 0, 0x80, 0xFF) | _between(buffer, place, 0, 0x1C, 0x1F)
         left = end - place
         inside = _NO_RANK if left >= 64 else (one << np.uint64(left)) - one
         if others & inside:
@@ -311,11 +329,16 @@ def pretoken_ends(buffer, start, end, classes, ends):
         if fresh:
             starts &= ~one  # known already
             fresh = False
+        # Sixteen at a time, as their number cannot be foreseen: what is too much will be overwritten.
+        found = number + np.int64(_ones(starts))
         while starts:
-            last = place + np.int64(_trailing_zeros(starts))
-            ends[number] = last
-            number += 1
-            starts &= starts - one
+            for offset in range(16):
+                ends[number + offset] = place + np.int64(_trailing_zeros(starts))
+                starts &= starts - one
+            number += 16
+        number = found
+        if number:
+            last = ends[number - 1]
         top = np.uint64(63)
         before_letter, before_number, before_other = letters >> top, numbers >> top, others >> top
         before_white, before_space = whites >> top, spaces >> top
@@ -381,33 +404,40 @@ def first_invalid_byte(buffer, end):
 @njit(cache=True, nogil=True)
 def find_token(buffer, end, token):
     """All places of the bytes `token` before `end`, also overlapping ones."""
-    beyond = np.uint64(len(token) - 1)
-    first, last = token[0], token[beyond]
-    step = np.uint64(256)
     places, number = np.empty(64, np.int64), 0
-    place = np.uint64(0)
-    while np.int64(place) + len(token) <= end:
-        if place + step + beyond <= np.uint64(len(buffer)):
-            found = np.uint8(0)
-            for offset in range(256):  # without a branch, so that it compiles to vector instructions
-                here = place + np.uint64(offset)
-                found |= np.uint8(buffer[here] == first) & np.uint8(buffer[here + beyond] == last)
-            if not found:
-                place += step
-                continue
-        for start in range(place, min(np.int64(place + step), end - len(token) + 1)):
-            same = buffer[start] == first
-            for offset in range(1, len(token)):
+    place = _next_token(buffer, 0, end, token)
+    while place >= 0:
+        if number == len(places):
+            larger = np.empty(2 * number, np.int64)
+            larger[:number] = places
+            places = larger
+        places[number] = place
+        number += 1
+        place = _next_token(buffer, place + 1, end, token)
+    return places[:number]
+
+
+@njit(cache=True, nogil=True)
+def _next_token(buffer, place, end, token):
+    """The first place of `token` from `place` on, before `end`; -1 if there is none."""
+    beyond = len(token) - 1
+    first, last = token[0], token[beyond]
+    while place + beyond < end:
+        found = _NO_RANK  # near the buffer's end every place is looked at
+        if place + beyond + 64 <= len(buffer):
+            found = _between(buffer, place, 0, first, first) & _between(buffer, place + beyond, 0, last, last)
+        while found:
+            start = place + np.int64(_trailing_zeros(found))
+            found &= found - np.uint64(1)
+            if start + beyond >= end:
+                return -1
+            same = True
+            for offset in range(beyond + 1):
                 same = same and buffer[start + offset] == token[offset]
             if same:
-                if number == len(places):
-                    larger = np.empty(2 * number, np.int64)
-                    larger[:number] = places
-                    places = larger
-                places[number] = start
-                number += 1
-        place += step
-    return places[:number]
+                return start
+        place += 64
+    return -1
 
 
 # ---- tables of pre-tokens ---------------------------------------------------------------------------
@@ -415,20 +445,24 @@ def find_token(buffer, end, token):
 
 @njit(cache=True, nogil=True)
 def _short_key(buffer, place, length):
-    """The key of a pre-token of up to `SHORT_BYTES`; written so that it compiles to selections, not branches."""
-    bits = np.uint64(8 * length)
-    low, high = _load_word(buffer, place), _load_word(buffer, place + 8)
-    low_mask = (np.uint64(1) << (bits & np.uint64(63))) - np.uint64(1)  # all bits for 8 bytes: below
-    high_mask = low_mask
-    low_mask = low_mask if length < 8 else _NO_RANK
-    high_mask = high_mask if length > 8 else np.uint64(0)
-    return low & low_mask, (high & high_mask) | (np.uint64(length) << np.uint64(56))
+    """The key of a pre-token of up to `SHORT_BYTES`."""
+    number = np.uint64(length)
+    low = _load_word(buffer, place) & _KEPT_LOW[number]
+    high = _load_word(buffer, place + 8) & _KEPT_HIGH[number]
+    return low, high | (number << np.uint64(56))
 
 
 @njit(cache=True, nogil=True)
 def _mixed(low, high):
     mixed = (low ^ (high * _MIX_2)) * _MIX
     return mixed ^ (mixed >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def _hash_of_short(low, high):
+    """Of a product the upper bits depend on all bits of the factors; the lower ones are for very large tables."""
+    mixed = (low ^ (high * _MIX_2)) * _MIX
+    return mixed ^ (mixed >> np.uint64(40))
 
 
 @njit(cache=True, nogil=True)
@@ -454,7 +488,7 @@ def _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes):
         low, high = _short_key(buffer, place, min(length, SHORT_BYTES))
         low = low if length <= SHORT_BYTES else np.uint64(1)
         high = high if length <= SHORT_BYTES else np.uint64(0)
-        hashed = _mixed(low, high) * _MIX_2 >> np.uint64(20)
+        hashed = _hash_of_short(low, high)
         _prefetch(words, np.int64(hashed & last) * 4)
         lows[number], highs[number], hashes[number] = low, high, hashed
         place = cuts[number]
@@ -507,23 +541,24 @@ def _add_long(table, row, texts, num_texts, buffer, place, length, hashed):
 
 
 @njit(cache=True, nogil=True)
-def _grown(table):
-    """The same entries in twice as many rows."""
-    larger = np.zeros((2 * len(table), 4), np.uint64)
+def _grown(table, times):
+    """The same entries in `times` as many rows."""
+    larger = np.zeros((times * len(table), 4), np.uint64)
     last = np.uint64(len(larger) - 1)
     for place in range(len(table)):
         high = table[place, 1]
         if high != np.uint64(0):
             low = table[place, 0]
-            hashed = low if high >= _LONG else _mixed(low, high)
-            row = (hashed * _MIX_2 >> np.uint64(20)) & last
+            hashed = low * _MIX_2 >> np.uint64(20) if high >= _LONG else _hash_of_short(low, high)
+            row = hashed & last
             while larger[row, 1] != np.uint64(0):
                 row = (row + np.uint64(1)) & last
-            larger[row] = table[place]
+            larger[row, 0], larger[row, 1] = low, high
+            larger[row, 2], larger[row, 3] = table[place, 2], table[place, 3]
     return larger
 
 
-# ---- counting: the twin of train.count_pretokens ----------------------------------------------------
+# ---- counting: the twin of reference.count_pretokens ------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -539,27 +574,48 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
         place, end = starts[segment], ends[segment]
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
+            if 2 * (num_entries + num_cuts) > len(table):
+                table = _grown(table, 2)
             _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
-            for found in range(num_cuts):
-                cut = cuts[found]
-                length = cut - place
-                if length <= SHORT_BYTES:
-                    low, high = lows[found], highs[found]
-                    row = _find_short(table, low, high, hashes[found])
-                    if table[row, 1] == np.uint64(0):
-                        table[row, 0], table[row, 1] = low, high
-                        num_entries += 1
-                else:
-                    hashed = _hash_of_long(buffer, place, length)
-                    row = _find_long(table, texts, buffer, place, length, hashed)
-                    if table[row, 1] == np.uint64(0):
-                        texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
-                        num_entries += 1
-                table[row, 2] += np.uint64(1)
-                if 2 * num_entries > len(table):
-                    table = _grown(table)
-                place = cut
+            added, num_long = _count_short(table, lows, highs, hashes, num_cuts)
+            num_entries += added
+            if num_long:
+                for found in range(num_cuts):
+                    cut = cuts[found]
+                    if highs[found] == np.uint64(0):
+                        length = cut - place
+                        hashed = _hash_of_long(buffer, place, length)
+                        row = _find_long(table, texts, buffer, place, length, hashed)
+                        if table[row, 1] == np.uint64(0):
+                            texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, hashed)
+                            num_entries += 1
+                        table[row, 2] += np.uint64(1)
+                    place = cut
+            place = cuts[num_cuts - 1]
     return table, num_entries, texts, num_texts
+
+
+@njit(cache=True, nogil=True)
+def _count_short(table, lows, highs, hashes, num_cuts):
+    """Count the short ones of the pre-tokens whose keys are given; the table has room for all.
+
+    A function of its own, as no array is replaced here: Numba would count references to it at every step.
+
+    Returns:
+        number of new entries, and of longer pre-tokens, which are left out.
+    """
+    added, num_long = 0, 0
+    for found in range(num_cuts):
+        low, high = lows[found], highs[found]
+        if high == np.uint64(0):
+            num_long += 1
+            continue
+        row = _find_short(table, low, high, hashes[found])
+        if table[row, 1] == np.uint64(0):
+            table[row, 0], table[row, 1] = low, high
+            added += 1
+        table[row, 2] += np.uint64(1)
+    return added, num_long
 
 
 @njit(cache=True, nogil=True)
@@ -570,7 +626,7 @@ def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
         length = starts[number + 1] - place
         if length <= SHORT_BYTES:
             low, high = _short_key(words, place, length)
-            row = _find_short(table, low, high, _mixed(low, high) * _MIX_2 >> np.uint64(20))
+            row = _find_short(table, low, high, _hash_of_short(low, high))
             if table[row, 1] == np.uint64(0):
                 table[row, 0], table[row, 1] = low, high
                 num_entries += 1
@@ -582,7 +638,7 @@ def add_counts(table, num_entries, texts, num_texts, words, starts, counts):
                 num_entries += 1
         table[row, 2] += np.uint64(counts[number])
         if 2 * num_entries > len(table):
-            table = _grown(table)
+            table = _grown(table, 2)
     return table, num_entries, texts, num_texts
 
 
@@ -622,7 +678,7 @@ def counted_words(table, num_entries, texts):
     return words, starts, counts
 
 
-# ---- learning merges: the twin of train.learn_merges ------------------------------------------------
+# ---- learning merges: the twin of reference.learn_merges --------------------------------------------
 
 
 @njit(cache=True, nogil=True)
@@ -708,19 +764,23 @@ def _sift_down(heap, heap_counts, size, place, lefts, rights, token_bytes, token
 def pair_index(symbols, starts, word_counts):
     """All adjacent pairs of the words' bytes.
 
+    What is read together stands together, since each place read costs a trip to memory: a node is one 64-bit word,
+    the number of a word above 32 bits, and below them one more than the next node's number (0: none).
+
     Returns:
         lefts, rights, counts, heads: of each pair; rows, num_pairs: its hash table;
-        node_words, node_next, num_nodes: linked lists of the words that hold each pair.
+        nodes, num_nodes: linked lists of the words that hold each pair, from `heads` on (as a node has the next).
     """
     num_positions = len(symbols)
     # Merging shortens words: at most two new occurrences for each position that goes. Memory that is
     # never written costs nothing, so the arrays have their greatest size from the start.
     bound = 3 * num_positions + 1
-    node_words, node_next = np.empty(bound, np.int32), np.empty(bound, np.int32)
+    nodes = np.empty(bound + 1, np.int64)
     lefts, rights = np.empty(bound, np.int32), np.empty(bound, np.int32)
     counts, heads = np.empty(bound, np.int64), np.empty(bound, np.int32)
     direct = np.full((256, 256), -1, np.int32)
-    num_pairs = num_nodes = 0
+    num_pairs = 0
+    occurrences = np.zeros(1 << 16, np.int64)
     for word in range(len(word_counts)):
         for place in range(starts[word], starts[word + 1] - 1):
             left, right = symbols[place], symbols[place + 1]
@@ -728,19 +788,36 @@ def pair_index(symbols, starts, word_counts):
             if pair < 0:
                 pair = num_pairs
                 direct[left, right] = pair
-                lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+                lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, 0
                 num_pairs += 1
             counts[pair] += word_counts[word]
-            if heads[pair] < 0 or node_words[heads[pair]] != word:
-                node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                heads[pair] = num_nodes
-                num_nodes += 1
+            occurrences[pair] += 1
+    # The nodes of a pair side by side, so that the processor sees them coming.
+    free = np.zeros(num_pairs + 1, np.int64)
+    for pair in range(num_pairs):
+        free[pair + 1] = free[pair] + occurrences[pair]
+    num_nodes = free[num_pairs]
+    for word in range(len(word_counts)):
+        for place in range(starts[word], starts[word + 1] - 1):
+            pair = direct[symbols[place], symbols[place + 1]]
+            free[pair] = _add_node(pair, word, heads, nodes, free[pair])
     rows = np.full(1 << 17, -1, np.int32)
     while len(rows) < 4 * num_pairs:
         rows = _larger_rows(rows, lefts, rights, 0)
     for pair in range(num_pairs):
         rows[_pair_row(rows, lefts, rights, lefts[pair], rights[pair])] = pair
-    return lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes
+    return lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes
+
+
+@njit(cache=True, nogil=True)
+def _add_node(pair, word, heads, nodes, num_nodes):
+    """Put a word into the list of a pair, unless it is the last that was; returns the number of nodes."""
+    head = heads[pair]
+    if head and nodes[head - 1] >> 32 == word:
+        return num_nodes
+    nodes[num_nodes] = (np.int64(word) << 32) | np.int64(head)
+    heads[pair] = num_nodes + 1
+    return num_nodes + 1
 
 
 @njit(cache=True, nogil=True)
@@ -750,7 +827,7 @@ def _pair_of(left, right, rows, lefts, rights, counts, heads, num_pairs):
     if rows[row] >= 0:
         return rows[row], rows, num_pairs
     pair = num_pairs
-    lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, -1
+    lefts[pair], rights[pair], counts[pair], heads[pair] = left, right, 0, 0
     rows[row] = pair
     num_pairs += 1
     if 2 * num_pairs > len(rows):
@@ -782,17 +859,14 @@ def _token_of(left, right, num_tokens, token_bytes, token_starts, token_rows):
 def learn(
     num_merges,
     symbols,
-    starts,
-    lengths,
-    word_counts,
+    words,
     lefts,
     rights,
     counts,
     heads,
     rows,
     num_pairs,
-    node_words,
-    node_next,
+    nodes,
     num_nodes,
     token_bytes,
     token_starts,
@@ -808,8 +882,8 @@ def learn(
     halved and the heap filled anew, so that the many rare pairs are never sorted.
 
     Args:
-        symbols, starts, lengths: tokens of each word, in place: a word gets shorter.
-        word_counts: frequency of each word.
+        symbols: tokens of each word, in place: a word gets shorter.
+        words: rows of (where a word starts in `symbols`, its length, its frequency, nothing).
         lefts ... num_nodes: as `pair_index` gives them.
         token_bytes, token_starts, token_rows, num_tokens: bytes of each token, and a hash table of them.
         merged_lefts, merged_rights: to be filled.
@@ -822,7 +896,7 @@ def learn(
     left_pair, right_pair = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, new) and (new, it)
     left_old, right_old = np.empty(limit, np.int32), np.empty(limit, np.int32)  # (it, left) and (right, it)
     left_stamp, right_stamp = np.full(limit, -1, np.int64), np.full(limit, -1, np.int64)
-    touched = np.empty(2 * limit, np.int32)
+    touched, found = np.empty(2 * limit, np.int32), np.empty(1 << 12, np.int64)
     heap, heap_counts = np.empty(1 << 12, np.int32), np.empty(1 << 12, np.int64)
     size = made = 0
     must_fill = True
@@ -864,11 +938,25 @@ def learn(
         merged_lefts[made], merged_rights[made] = left, right
         made += 1
         num_touched = 0
-        node = heads[best]
-        while node >= 0:
-            word = node_words[node]
-            node = node_next[node]
-            start, length, frequency = starts[word], lengths[word], word_counts[word]
+        # The words first, so that what is read of each can be fetched while those before it are dealt with.
+        num_found, node = 0, heads[best]
+        while node:
+            if num_found == len(found):
+                larger = np.empty(2 * num_found, np.int64)
+                larger[:num_found] = found
+                found = larger
+            found[num_found] = nodes[node - 1] >> 32
+            node = nodes[node - 1] & 0xFFFFFFFF
+            num_found += 1
+        for number in range(min(_AHEAD, num_found)):
+            _prefetch(words, 4 * found[number])
+        for number in range(num_found):
+            if number + _AHEAD < num_found:
+                _prefetch(words, 4 * found[number + _AHEAD])
+            if number + _AHEAD // 2 < num_found:
+                _prefetch(symbols, words[4 * found[number + _AHEAD // 2]])
+            word = found[number]
+            start, length, frequency = words[4 * word], words[4 * word + 1], words[4 * word + 2]
             # Nothing to do if an earlier merge took the pair out of this word.
             place = 0
             while place < length - 1 and not (symbols[start + place] == left and symbols[start + place + 1] == right):
@@ -898,10 +986,7 @@ def learn(
                     counts[left_old[before]] -= frequency
                     pair = left_pair[before]
                     counts[pair] += frequency
-                    if heads[pair] < 0 or node_words[heads[pair]] != word:
-                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                        heads[pair] = num_nodes
-                        num_nodes += 1
+                    num_nodes = _add_node(pair, word, heads, nodes, num_nodes)
                 if place + 2 < length:
                     after = symbols[start + place + 2]
                     if right_stamp[after] != made:
@@ -917,16 +1002,13 @@ def learn(
                     counts[right_old[after]] -= frequency
                     pair = right_pair[after]
                     counts[pair] += frequency
-                    if heads[pair] < 0 or node_words[heads[pair]] != word:
-                        node_words[num_nodes], node_next[num_nodes] = word, heads[pair]
-                        heads[pair] = num_nodes
-                        num_nodes += 1
+                    num_nodes = _add_node(pair, word, heads, nodes, num_nodes)
                 symbols[start + write] = new
                 write += 1
                 place += 2
-            lengths[word] = write
+            words[4 * word + 1] = write
         counts[best] = 0
-        heads[best] = -1
+        heads[best] = 0
         for number in range(num_touched):
             pair = touched[number]
             if counts[pair] >= threshold:
@@ -956,14 +1038,14 @@ def _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts):
     return size
 
 
-# ---- encoding: the twin of bpe.apply_merges ---------------------------------------------------------
+# ---- encoding: the twin of reference.apply_merges ---------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
 def pair_table(lefts, rights, merged):
     """Hash table of the merges: rows of (left and right id, rank and merged id), all ones where empty."""
     size = 1024
-    while size < 4 * len(lefts):
+    while size < 2 * len(lefts):  # as small as it may be: what stays in a cache is found faster than a shorter way
         size *= 2
     pairs = np.full((size, 2), _NO_RANK, np.uint64)
     last = np.uint64(size - 1)
@@ -990,19 +1072,30 @@ def _rank(pairs, left, right):
 
 
 @njit(cache=True, nogil=True)
-def _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, start):
+def ranks_of_bytes(pairs, byte_ids):
+    """`_rank` of all pairs of single bytes, at 256 times the first byte and the second."""
+    ranks = np.empty(1 << 16, np.uint64)
+    for left in range(256):
+        for right in range(256):
+            ranks[256 * left + right] = _rank(pairs, byte_ids[left], byte_ids[right])
+    return ranks
+
+
+@njit(cache=True, nogil=True)
+def _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, start):
     """Write the ids of one pre-token to `out` from `start` on; returns how many."""
     for offset in range(length):
         out[start + offset] = byte_ids[buffer[place + offset]]
-    for offset in range(length - 1):
-        ranks[offset] = _rank(pairs, out[start + offset], out[start + offset + 1])
+        ranks[offset] = byte_ranks[256 * np.int64(buffer[place + offset]) + np.int64(buffer[place + offset + 1])]
     while length > 1:
-        best = _NO_RANK
+        best, first = _NO_RANK, 0
         for offset in range(length - 1):
-            best = min(best, ranks[offset])
+            if ranks[offset] < best:
+                best, first = ranks[offset], offset
         if best == _NO_RANK:
             break
-        write = read = num_places = 0
+        write = read = first
+        num_places = 0
         while read < length:
             if read < length - 1 and ranks[read] == best:
                 out[start + write] = best & np.uint64(0xFFFFFFFF)
@@ -1119,6 +1212,7 @@ def encode_segments(
     classes,
     pairs,
     byte_ids,
+    byte_ranks,
     max_entries,
     table,
     num_entries,
@@ -1131,11 +1225,12 @@ def encode_segments(
 ):
     """Ids of segments, and of the special token after each.
 
-    The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and,
-    above 16 bits, the place of all of them in `kept`.
+    The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and the
+    third (upper half), or of more than three, above 16 bits, the place of all of them in `kept`.
 
     Args:
         specials: id of the special token that follows each segment; -1 for none.
+        pairs, byte_ranks: as `pair_table` and `ranks_of_bytes` give them.
         max_entries: none is added to the table beyond this.
         out: to be filled; as long as the segments have bytes, and `PADDING`.
         segment_ends: to be filled with the number of ids up to the end of each segment.
@@ -1152,32 +1247,26 @@ def encode_segments(
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
             _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
-            last = np.uint64(len(table) - 1)
-            for found in range(num_cuts):
-                low, high, cut = lows[found], highs[found], cuts[found]
-                row = hashes[found] & last
-                known = table[row, 0] == low and table[row, 1] == high
-                length = cut - place
-                if not known and length <= _REMEMBERED_BYTES:
-                    if length <= SHORT_BYTES:
-                        row = _find_short(table, low, high, hashes[found])
-                    else:
-                        low = _hash_of_long(buffer, place, length)
-                        row = _find_long(table, texts, buffer, place, length, low)
-                    known = table[row, 1] != np.uint64(0)
-                if known:
-                    value, count = table[row, 2], np.int64(table[row, 3] & np.uint64(0xFFFF))
-                    out[number] = value & np.uint64(0xFFFFFFFF)
-                    out[number + 1] = value >> np.uint64(32)
-                    if count > 2:
-                        first = np.int64(table[row, 3] >> np.uint64(16))
-                        for offset in range(2, count):
-                            out[number + offset] = kept[first + offset]
-                    number += count
-                    place = cut
+            found = 0
+            while True:
+                found, number = _copy_known(table, lows, highs, hashes, found, num_cuts, out, number)
+                if found == num_cuts:
+                    break
+                place = cuts[found - 1] if found else place
+                length = cuts[found] - place
+                low, high = lows[found], highs[found]
+                row = np.uint64(0)
+                if length <= SHORT_BYTES:
+                    row = _find_short(table, low, high, hashes[found])
+                elif length <= _REMEMBERED_BYTES:
+                    low = _hash_of_long(buffer, place, length)
+                    row = _find_long(table, texts, buffer, place, length, low)
+                found += 1
+                if length <= _REMEMBERED_BYTES and table[row, 1] != np.uint64(0):
+                    number = _copy_row(table, row, kept, out, number)
                     continue
                 if length < _LONG_PRETOKEN_BYTES:
-                    count = _merge(buffer, place, length, pairs, byte_ids, ranks, places, out, number)
+                    count = _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, number)
                 else:
                     count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
                 if num_entries < max_entries and length <= _REMEMBERED_BYTES:
@@ -1188,10 +1277,9 @@ def encode_segments(
                     num_entries += 1
                     kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
                     if 2 * num_entries > len(table):
-                        table = _grown(table)
-                        last = np.uint64(len(table) - 1)
+                        table = _grown(table, 4)  # its entries are limited, and empty rows cost less than moving twice
                 number += count
-                place = cut
+            place = cuts[num_cuts - 1]
         if specials[segment] >= 0:
             out[number] = specials[segment]
             number += 1
@@ -1200,13 +1288,60 @@ def encode_segments(
 
 
 @njit(cache=True, nogil=True)
+def _copy_known(table, lows, highs, hashes, found, num_cuts, out, number):
+    """Write the ids of the pre-tokens from `found` on, up to one that is long, new, or of more than three ids.
+
+    A function of its own, as no array is replaced here: Numba would count references to it at every step.
+
+    Returns:
+        that pre-token, `num_cuts` if there is none, and the number of ids in `out`.
+    """
+    last = np.uint64(len(table) - 1)
+    filled = np.uint64(number)
+    for place in range(found, num_cuts):
+        low, high = lows[place], highs[place]
+        row = hashes[place] & last
+        while table[row, 0] != low or table[row, 1] != high:
+            if table[row, 1] == np.uint64(0):
+                return place, np.int64(filled)
+            row = (row + np.uint64(1)) & last
+        # All three are written, whatever their number: what is too much will be overwritten.
+        value, rest = table[row, 2], table[row, 3]
+        out[filled] = value & np.uint64(0xFFFFFFFF)
+        out[filled + np.uint64(1)] = value >> np.uint64(32)
+        out[filled + np.uint64(2)] = rest >> np.uint64(32)
+        if rest & np.uint64(0xFFFF) > np.uint64(3):
+            return place, np.int64(filled)
+        filled += rest & np.uint64(0xFFFF)
+    return num_cuts, np.int64(filled)
+
+
+@njit(cache=True, nogil=True)
+def _copy_row(table, row, kept, out, number):
+    """Write the ids of a row's pre-token; returns the number of ids in `out`."""
+    value, rest = table[row, 2], table[row, 3]
+    count = np.int64(rest & np.uint64(0xFFFF))
+    out[number] = value & np.uint64(0xFFFFFFFF)
+    out[number + 1] = value >> np.uint64(32)
+    if count == 3:
+        out[number + 2] = rest >> np.uint64(32)
+    elif count > 3:
+        first = np.int64(rest >> np.uint64(16))
+        for offset in range(2, count):
+            out[number + offset] = kept[first + offset]
+    return number + count
+
+
+@njit(cache=True, nogil=True)
 def _remember(table, row, kept, num_kept, out, start, count):
     """Write the ids of a pre-token into its row; returns `kept`, grown if need be, and how much of it is used."""
     second = np.uint64(out[start + 1]) if count > 1 else np.uint64(0)
     table[row, 2] = np.uint64(out[start]) | (second << np.uint64(32))
-    table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
-    if count <= 2:
+    if count <= 3:
+        third = np.uint64(out[start + 2]) if count > 2 else np.uint64(0)
+        table[row, 3] = np.uint64(count) | (third << np.uint64(32))
         return kept, num_kept
+    table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
     if num_kept + count > len(kept):
         larger = np.empty(2 * (num_kept + count), np.uint32)
         larger[:num_kept] = kept[:num_kept]

@@ -55,6 +55,7 @@ class Encoder:
         self._byte_ids = np.array(byte_ids, np.uint32)
         columns = np.array(merges, np.int64).reshape(-1, 3)
         self._pairs = compiled.pair_table(*(np.ascontiguousarray(columns[:, column]) for column in range(3)))
+        self._byte_ranks = compiled.ranks_of_bytes(self._pairs, self._byte_ids)
         self._special_ids = dict(special_ids)
         self._memories: list[_Memory] = []  # those that no thread works with now
         self._known: tuple[Any, ...] = compiled.empty_memory()
@@ -131,6 +132,7 @@ class Encoder:
             compiled.classes(),
             self._pairs,
             self._byte_ids,
+            self._byte_ranks,
             max_entries,
             *known,
             room,

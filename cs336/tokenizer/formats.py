@@ -89,7 +89,7 @@ def read_gpt2(vocab_path: Path, merges_path: Path) -> Stored:
     """
     ids = _read_json(vocab_path)
     if not all(type(number) is int for number in ids.values()):
-        raise UserError(f"{vocab_path}: neither a {OWN_FILE} of this project nor GPT-2's vocabulary")
+        raise UserError(f"{vocab_path}: not GPT-2's vocab.json; Tokenizer.load reads {OWN_FILE}")
     with _naming(vocab_path):
         vocab = _checked(Stored({number: _bytes_of(token) for token, number in ids.items()}, [], ())).vocab
     merges = []

@@ -13,8 +13,13 @@ from cs336.files import UserError
 
 PADDING = 80  # bytes that may be read past the end, at most
 
-# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a visible character.
-_CUT = re.compile(rb"[!-~](?=[ \t\r\n])")
+# A place where the pattern always starts anew (see `pretokenize`), in bytes: white space after a character that
+# is none. The look-behinds are all white space beyond ASCII; the other bytes from 0x80 end a character that is not.
+_CUT = re.compile(
+    rb"[!-~\x80-\xbf](?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])(?<!\xe2\x81\x9f)"
+    rb"(?<!\xe3\x80\x80)(?=[ \t\r\n]|\xe3\x80\x80)"
+)
+_CHARACTER_BYTES = 4  # at most: what a look-behind needs
 _CUT_WINDOW_BYTES = 65_536
 
 
@@ -108,19 +113,49 @@ def file_ranges(path: Path, specials: Sequence[bytes], range_bytes: int) -> Iter
 
 
 def _safe_cut(file: Any, place: int, size: int, specials: Sequence[bytes]) -> int:
-    longest = max(map(len, specials), default=1)
+    """The first safe place from `place` on; `size` if there is none."""
+    around = max(_CHARACTER_BYTES, 2 * max(map(len, specials), default=0))  # what a decision looks at
     while place < size:
-        file.seek(max(0, place - longest))
-        before = min(place, longest)
-        window = file.read(before + _CUT_WINDOW_BYTES + longest)
-        for match in _CUT.finditer(window, before, len(window) - longest):
-            cut = match.end()
-            if not any(
-                special in window[max(0, cut - len(special) + 1) : cut + len(special) - 1] for special in specials
-            ):
-                return place - before + cut
+        before = min(place, around)
+        file.seek(place - before)
+        window = file.read(before + _CUT_WINDOW_BYTES + around)
+        cut = _first_cut(window, before, len(window) - around, specials)
+        if cut is not None:
+            return place - before + cut
         place += _CUT_WINDOW_BYTES
     return size
+
+
+def _first_cut(window: bytes, first: int, last: int, specials: Sequence[bytes]) -> int | None:
+    """The first place from `first` to `last` where white space begins or a special token has ended, if any."""
+    for match in _CUT.finditer(window, first, last):
+        if not _overlapping(window, match.end(), match.end(), specials):
+            last = match.end()
+            break
+    else:
+        match = None
+    cut = match and match.end()
+    for special in specials:
+        start = window.find(special, max(0, first - len(special)), last)
+        while start >= 0:
+            end = start + len(special)
+            # Where others overlap it, it may be one of them that counts.
+            if _overlapping(window, start, end, specials) == [(start, end)]:
+                cut = last = end
+                break
+            start = window.find(special, start + 1, last)
+    return cut
+
+
+def _overlapping(window: bytes, start: int, end: int, specials: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Places of special tokens that share a byte with a range, or go across an empty one."""
+    found = []
+    for special in specials:
+        place = window.find(special, max(0, start - len(special) + 1), end + len(special) - 1)
+        while place >= 0:
+            found.append((place, place + len(special)))
+            place = window.find(special, place + 1, end + len(special) - 1)
+    return found
 
 
 def read_segments(path: Path, start: int, end: int, specials: Mapping[bytes, int]) -> Segments:

@@ -9,18 +9,14 @@ import resource
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from cs336.files import read_json
-from cs336.fingerprint import digest
 from cs336.processes import die_with_parent
-from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokenizer.formats import OWN_FILE
 from cs336.tokenizer.reference import Merges
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 
@@ -251,22 +247,3 @@ def encoding_rate(tokenizer: Tokenizer, texts: Sequence[str], *, num_threads: in
     start = time.perf_counter()
     tokenizer.encode_batch(texts, num_threads=num_threads)
     return sum(len(text.encode()) for text in texts) / (time.perf_counter() - start)
-
-
-# ---- tokenizers of all presets
-
-
-def stored_tokenizers(root: Path) -> dict[str, Path]:
-    """Folder of each preset's finished tokenizer, by preset.
-
-    Args:
-        root: folder of all presets' artifacts.
-    """
-    folders = sorted(path.parent for path in root.glob(f"*/tokenizer/{OWN_FILE}") if (path.parent / MANIFEST).exists())
-    return {folder.parent.name: folder for folder in folders}
-
-
-def tokenizers_version(root: Path) -> str:
-    """Changes when any preset's tokenizer does."""
-    folders: Mapping[str, Path] = stored_tokenizers(root)
-    return digest({preset: read_json(folder / MANIFEST)["fingerprint"] for preset, folder in folders.items()})

@@ -23,8 +23,8 @@ from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_s
 Vocab = dict[int, bytes]
 
 _SHORT_TEXT_BYTES = 1_000_000  # up to here plain Python is done before the compiled kernels are loaded
-_TASK_BYTES = 8_000_000  # counted at a time by one thread; memory is this much a thread, and its table
-_NUM_STEPS = 50  # of the progress bar while merges are learnt
+_TASK_BYTES = 2_000_000  # counted at a time by one thread; memory is this much a thread, and its table
+_NUM_STEPS = 10  # of the progress bar while merges are learnt; each sorts the frequent pairs anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,11 @@ def train_bpe(
     frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of
     byte strings.
 
-    Memory does not grow with the file but with its distinct pre-tokens, about 200 bytes each
-    (`benchmarks/results/tokenizer.jsonl`), and 8 MB a thread.
+    Memory does not grow with the file but with its distinct pre-tokens: 310 to 380 bytes each, measured with 0.7 to
+    4 million of them and one to four threads, beyond what the loaded kernels take (`python -m benchmarks tokenizer`
+    gives `num_distinct` and the peak of each run). Most of that is held while merges are learnt. Before, each thread
+    has 2 MB of text and a table of its own: 64 to 128 bytes for each pre-token that it has met, 192 while the
+    table grows; so with very many threads this is the greater part.
 
     Args:
         input_path: plain text; read in pieces, so it may be larger than memory.
@@ -82,10 +85,17 @@ def train_bpe(
     if path.stat().st_size <= _SHORT_TEXT_BYTES:
         counts = reference.count_pretokens([_read_text(path)], config.special_tokens)
         return _vocabulary(reference.learn_merges(counts, num_merges, progress=progress), config)
-    specials = [token.encode() for token in config.special_tokens]
-    ranges = progress(list(file_ranges(path, specials, _TASK_BYTES)), unit="8 MB", label="count pre-tokens")
-    blocks = (functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0)) for start, end in ranges)
-    return _vocabulary(_learn(_count(blocks, num_workers), num_merges, progress), config)
+    counted = _count(_blocks(path, config.special_tokens, progress), num_workers)
+    return _vocabulary(_learn(counted, num_merges, progress), config)
+
+
+def num_distinct_pretokens(input_path: str | Path, special_tokens: Iterable[str], *, num_workers: int = 1) -> int:
+    """How many different pre-tokens a UTF-8 text file holds: what the memory of `train_bpe` grows with.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    return len(_count(_blocks(Path(input_path), tuple(special_tokens), silent), num_workers).counts)
 
 
 def train_bpe_from_documents(
@@ -136,6 +146,14 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start:,}; convert the file to UTF-8 first") from None
+
+
+def _blocks(path: Path, special_tokens: Iterable[str], progress: Progress) -> Iterator[Callable[[], Segments]]:
+    """How to read each piece of a file."""
+    specials = [token.encode() for token in special_tokens]
+    ranges = list(file_ranges(path, specials, _TASK_BYTES))
+    for start, end in progress(ranges, unit="2 MB", label="count pre-tokens"):
+        yield functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -196,8 +214,9 @@ def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
     if 3 * num_positions >= 2**31:  # places are counted in 32 bits
         raise UserError(f"{num_positions:,} bytes of distinct pre-tokens are too many; train on a sample of the text")
     symbols = counted.words[:num_positions].astype(np.int32)
-    lengths = np.diff(counted.starts)
-    lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes = compiled.pair_index(
+    words = np.zeros((len(counted.counts), 4), np.int64)
+    words[:, 0], words[:, 1], words[:, 2] = counted.starts[:-1], np.diff(counted.starts), counted.counts
+    lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes = compiled.pair_index(
         symbols, counted.starts, counted.counts
     )
     token_bytes = np.zeros(256 + 16 * num_merges + 1_024, np.uint8)
@@ -212,8 +231,8 @@ def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
         while made < min(goal, num_merges) and threshold:
             done, rows, num_pairs, num_nodes, num_tokens, threshold = compiled.learn(
                 min(goal, num_merges) - made,
-                *(symbols, counted.starts, lengths, counted.counts),
-                *(lefts, rights, counts, heads, rows, num_pairs, node_words, node_next, num_nodes),
+                *(symbols, words.reshape(-1)),
+                *(lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes),
                 *(token_bytes, token_starts, token_rows, num_tokens, threshold),
                 *(merged_lefts[made:], merged_rights[made:]),
             )

@@ -17,7 +17,9 @@ from cs336_assets.tokenizer import tokenizer
 from cs336_assets.tokenizer_study import (
     a_larger_vocabulary_needs_no_more_tokens,
     ids_fit_two_bytes,
+    stored_tokenizers,
     tokenizer_study,
+    tokenizers_version,
     training_again_gives_the_same_vocabulary,
 )
 from cs336_assets.written import (
@@ -125,3 +127,17 @@ def test_the_study_looks_at_training_tokens_and_other_presets(tmp_path, corpus):
     tokenizer_study(Step(again, preset="one", num_workers=2), tokenizer=store["one"], **settings)
     for name in ("study.md", "compression.png"):
         assert (again / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_tokenizers_of_all_presets_are_found_once_finished(tmp_path: Path):
+    versions = [tokenizers_version(tmp_path)]
+    for preset in ("b", "a"):
+        made = folder(tmp_path / preset / "tokenizer")
+        BYTES.save(made)
+        assert preset not in stored_tokenizers(tmp_path)  # no manifest: not finished
+        write_json(made / "manifest.json", {"fingerprint": preset})
+        versions.append(tokenizers_version(tmp_path))
+    assert list(stored_tokenizers(tmp_path)) == ["a", "b"]
+    write_json(tmp_path / "b" / "tokenizer" / "manifest.json", {"fingerprint": "new"})
+    versions.append(tokenizers_version(tmp_path))
+    assert len(set(versions)) == 4

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.corpus import generated_text
 from benchmarks.measure import Case, Contender, Unavailable, measure_case, run_subject, with_peak_memory
+from cs336.tokenizer.reference import count_pretokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,9 @@ def test_the_tokenizer_subject_runs_ours_beside_the_peers(tmp_path: Path):
     cases = ["train-0.2MB", *vocabularies, "stream-0.2MB", "folder-0.2MB", "startup", "compilation", "memory-0.2MB"]
     assert list(dict.fromkeys(row["case"] for row in rows)) == cases
     assert [row["case"] for row in rows if row["contender"] == "ours"] == cases
+    learning = [row for row in rows if row["case"].startswith(("train-", "memory-"))]
+    distinct = len(count_pretokens([path.read_text()], ["<|endoftext|>"]))
+    assert {row["input"]["num_distinct"] for row in learning} == {distinct}
     measured = [row for row in rows if "failure" not in row]
     assert {row["contender"] for row in measured} >= {"ours", "tiktoken", "HF tokenizers"}
     for row in rows:

@@ -47,6 +47,16 @@ PIECES = [
 ]
 PIECES += ["\u2003", "\u00a0", "\x1c", "\x00", "Ｘ", "internationalisation", "x" * 16, "7" * 9]
 
+LINES = [
+    "今天天气很好，我们去公园散步。",
+    "吾輩は猫である。名前はまだ無い。",
+    "мороз и солнце",
+    "😀👍🏽",
+    "…",
+    "é",
+    "word",
+]
+
 scanned_text = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=30).map("".join)
 mixed_text = st.lists(
     st.one_of(st.sampled_from([*SPECIALS, *PIECES, "<|", "endoftext"]), st.text(max_size=4)), max_size=25
@@ -97,6 +107,79 @@ def test_the_first_byte_that_is_not_utf8_is_found(data: bytes):
         expected = error.start
     buffer = np.frombuffer(bytearray(data + bytes(PADDING)), np.uint8)
     assert compiled.first_invalid_byte(buffer, len(data)) == expected
+
+
+def test_lines_in_any_script_are_cut_into_ranges_near_the_size_asked_for(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    for line in [*LINES[:4], "今天\u3000天气"]:
+        path.write_text(f"{line}\n" * 2_000, newline="")
+        sizes = [end - start for start, end in segments.file_ranges(path, [], 5_000)]
+        assert max(sizes) < 5_000 + len(line.encode()) + 5, line
+
+
+def test_documents_without_white_space_are_cut_behind_special_tokens(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text(f"今天天气很好。{END}" * 2_000)
+    ranges = list(segments.file_ranges(path, [END.encode(), b"<|pad|>"], 5_000))
+    assert max(end - start for start, end in ranges) < 5_050
+    data = path.read_bytes()
+    assert all(data[:end].endswith(END.encode()) for _, end in ranges)
+
+
+def test_a_special_token_that_may_not_count_is_no_place_to_cut(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("xab" * 2_000 + "cd" + "xab" * 2_000)  # in "abcd", "bc" does not count, as "ab" comes first
+    cut = path.read_bytes().index(b"cd") + 1
+    ranges = list(segments.file_ranges(path, [b"ab", b"bc"], 6_000))
+    assert cut not in {end for _, end in ranges}
+    assert len(ranges) > 1
+
+
+@pytest.mark.parametrize("special_tokens", [[], [END], SPECIALS])
+def test_ids_and_merges_do_not_depend_on_where_a_file_is_cut(special_tokens, tmp_path: Path, monkeypatch):
+    draw = random.Random(8)
+    ends = [
+        "\n",
+        " ",
+        "\r\n",
+        "\u3000",
+        "\u00a0\n",
+        "\u2028 ",
+        "\u1680\t",
+        "\u205f\n",
+        "\x85 ",
+        "",
+        END,
+        END * 2,
+        "<|pad|>",
+    ]
+    text = "".join(draw.choice(LINES) + draw.choice(ends) for _ in range(3_000))
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    specials = [token.encode() for token in special_tokens]
+    monkeypatch.setattr(segments, "_CUT_WINDOW_BYTES", 40)
+    assert len(list(segments.file_ranges(path, specials, 50))) > 500
+    counts = reference.count_pretokens([text], special_tokens)
+    whole = reference.learn_merges(counts, 60)
+    monkeypatch.setattr(train, "_SHORT_TEXT_BYTES", 0)
+    monkeypatch.setattr(train, "_TASK_BYTES", 50)
+    merges = train_bpe(path, 256 + len(special_tokens) + 60, special_tokens, num_workers=2)[1]
+    assert merges == whole
+    monkeypatch.setattr(encoder, "_RANGE_BYTES", 50)
+    vocab = dict(enumerate([*(bytes([byte]) for byte in range(256)), *(left + right for left, right in merges)]))
+    tokenizer = Tokenizer(vocab, merges, special_tokens)
+    (ids,) = tokenizer.encode_files([path], num_threads=2)
+    assert ids.tolist() == tokenizer._encode_plainly(text)
+
+
+def test_cuts_before_white_space_know_all_white_space():
+    for point in range(0x80, 0x110000):
+        if 0xD800 <= point < 0xE000:
+            continue
+        window = b"a" * 8 + chr(point).encode() + b" "
+        found = segments._CUT.search(window, 8)
+        is_space = compiled.classes()[point] == compiled.SPACE
+        assert (found is None) == is_space, hex(point)
 
 
 @settings(max_examples=300, deadline=None)
@@ -268,3 +351,14 @@ def test_a_full_memory_changes_no_ids(learnt: tuple[Tokenizer, Tokenizer], monke
 def test_a_lone_surrogate_is_an_error(learnt: tuple[Tokenizer, Tokenizer]):
     with pytest.raises(ValueError, match="surrogates"):
         learnt[1].encode_batch(["\ud800"])
+
+
+def test_long_runs_of_zero_bytes_are_neither_lost_nor_taken_for_an_empty_row():
+    text = ("\0" * 40 + " a" + "\0" * 16 + " " + "\0" * 300 + " a\0") * 3
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)} | {256: b"\0\0"}, [(b"\0", b"\0")])
+    expected = tokenizer._encode_plainly(text)
+    tokenizer.prepare()
+    assert tokenizer.encode(text) == expected
+    found = train._count([lambda: cut_segments([text], {})], 1)
+    words = [found.words[a:b].tobytes().decode() for a, b in itertools.pairwise(found.starts)]
+    assert dict(zip(words, found.counts.tolist(), strict=True)) == reference.count_pretokens([text], [])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +20,6 @@ from cs336.tokenizer.study import (
     longest_tokens,
     merges_sha256,
     profile_training,
-    stored_tokenizers,
-    tokenizers_version,
 )
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 
@@ -133,18 +129,3 @@ def test_a_rate_is_bytes_over_seconds(trained, monkeypatch):
     moments = iter([10.0, 12.0])
     monkeypatch.setattr("cs336.tokenizer.study.time", SimpleNamespace(perf_counter=lambda: next(moments)))
     assert encoding_rate(trained, ["é" * 50]) == 50
-
-
-def test_tokenizers_of_all_presets_are_found_once_finished(tmp_path: Path):
-    versions = [tokenizers_version(tmp_path)]
-    for preset in ("b", "a"):
-        folder = tmp_path / preset / "tokenizer"
-        folder.mkdir(parents=True)
-        AB.save(folder)
-        assert preset not in stored_tokenizers(tmp_path)  # no manifest: not finished
-        (folder / "manifest.json").write_text(json.dumps({"fingerprint": preset}))
-        versions.append(tokenizers_version(tmp_path))
-    assert list(stored_tokenizers(tmp_path)) == ["a", "b"]
-    (tmp_path / "b" / "tokenizer" / "manifest.json").write_text(json.dumps({"fingerprint": "new"}))
-    versions.append(tokenizers_version(tmp_path))
-    assert len(set(versions)) == 4
