@@ -7,6 +7,7 @@ Commands that need the graph come from packages that announce themselves under t
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import os
 import random
@@ -231,7 +232,7 @@ def _show(options: argparse.Namespace) -> None:
         shards = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         if shards:
             raise UserError(f"{folder}: has shards; name one: {', '.join(f'{options.asset}/{s}' for s in shards[:8])}")
-        raise UserError(f"{folder}: not there yet; `cs336 run --preset {options.preset}` makes it")
+        raise UserError(_not_there(options.preset, options.asset))
     manifest = read_json(folder / MANIFEST)
     print(folder)
     for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions"):
@@ -242,6 +243,26 @@ def _show(options: argparse.Namespace) -> None:
         text = value["markdown"] if isinstance(value, dict) and "markdown" in value else str(value)
         separator = "\n" if "\n" in text else " "
         print(f"  {name}:{separator}{text}")
+
+
+def _not_there(preset: str, asset: str) -> str:
+    """What to say of an artifact that is not there: a slip of the pen, or not made yet."""
+    from cs336.store import MANIFEST, Store
+
+    store = Store(preset)
+    made = sorted(
+        path.parent.relative_to(store.folder).as_posix()
+        for pattern in ("*", "*/*")
+        for path in store.folder.glob(f"{pattern}/{MANIFEST}")
+    )
+    names = sorted({name.partition("/")[0] for name in made})
+    close = difflib.get_close_matches(asset, made, n=3) or difflib.get_close_matches(asset, names, n=3)
+    if close:
+        return f"{store.path(asset)}: not there; did you mean {' or '.join(close)}?"
+    return (
+        f"{store.path(asset)}: not there yet; `cs336 run --preset {preset}` makes it, or with --job one of the"
+        f" experiments. There are: {', '.join(names) or 'none so far'}"
+    )
 
 
 def _look(options: argparse.Namespace) -> None:
@@ -371,7 +392,7 @@ def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, 
 
 def _made(folder: Path) -> Path:
     if not folder.exists():
-        raise UserError(f"{folder}: not there yet; `cs336 demo` makes it for preset tiny")
+        raise UserError(f"{folder}: not there yet; `cs336 run --preset {folder.parent.name}` makes it")
     return folder
 
 

@@ -22,8 +22,12 @@ plain function: tests and notebooks call it with a `Step` of their own.
 from __future__ import annotations
 
 import inspect
+import os
+import re
+import sys
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
 from cs336.store import Store, Version, plain_metadata
+from cs336_assets.turns import turn
 
 Metadata = dict[str, Any]
 PLAN_ASSET = "crawl_plan"
@@ -134,7 +139,7 @@ def asset(
         files: data files of this project that it reads; their bytes enter the fingerprint.
         runs: library functions that it runs in a child process, so that their code counts too.
         resumable: an interrupted attempt at the same version is continued, not thrown away.
-        pool: Dagster concurrency pool, such as "gpu".
+        pool: Dagster concurrency pool, such as "gpu"; one run at a time has the device.
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
     """
 
@@ -304,9 +309,26 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         manifest = store.manifest(stage.name, step.part)
         assert manifest is not None
         return version, manifest["metadata"], True
-    with store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept):
+    with (
+        _turn_of(stage, store, step),
+        store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept),
+    ):
         step.folder = folder
         inputs = input_folders(stage.inputs, preset, store, step.part)
         result = stage.function(step, **inputs, **_settings(stage, preset, step.part))
         kept |= plain_metadata(result)
     return version, kept, False
+
+
+def _turn_of(stage: Stage, store: Store, step: Step) -> AbstractContextManager[None]:
+    """A step of a pool has its device for itself; what is unchanged was skipped before it came here."""
+    if stage.pool is None:
+        return nullcontext()
+    device = re.sub(r"\W+", "-", f"{step.device}-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}").strip("-")
+    return turn(store.root / ".locks" / f"{stage.pool}-{device}", lambda line: _say(step, stage, line))
+
+
+def _say(step: Step, stage: Stage, line: str) -> None:
+    print(f"{step.preset}/{stage.name}: {line}", file=sys.stderr, flush=True)
+    if step.context is not None:
+        step.context.log.info(line)

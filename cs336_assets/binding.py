@@ -49,8 +49,12 @@ def _partitions_of(stage: Stage, preset: Preset) -> dg.PartitionsDefinition | No
     return shard_partitions(preset) if stage.per_shard else None
 
 
-def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
-    """One stage as an asset of one preset."""
+def bind_stage(stage: Stage, preset: Preset, *, in_pool: bool = True) -> dg.AssetsDefinition:
+    """One stage as an asset of one preset.
+
+    Args:
+        in_pool: Dagster queues its steps; not where one process runs all (see `turns`).
+    """
 
     @dg.asset(
         name=stage.name,
@@ -64,7 +68,7 @@ def bind_stage(stage: Stage, preset: Preset) -> dg.AssetsDefinition:
         partitions_def=_partitions_of(stage, preset),
         backfill_policy=dg.BackfillPolicy.single_run(),
         metadata=_code_reference(stage),
-        pool=stage.pool,
+        pool=stage.pool if in_pool else None,
     )
     def compute(context: dg.AssetExecutionContext, runtime: Runtime) -> dg.MaterializeResult:
         return _compute(context, runtime, stage, preset)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,6 +145,9 @@ def _failures(result: dg.ExecuteInProcessResult, preset: str) -> list[str]:
     lines = []
     for event in result.all_events:
         if event.is_step_failure:
+            error = event.step_failure_data.error
+            if error and "DagsterExecutionInterruptedError" in (error.cls_name, error.cause and error.cause.cls_name):
+                raise KeyboardInterrupt
             asset = event.step_key.replace(f"{preset}__", f"{preset}/", 1) if event.step_key else preset
             data = event.step_failure_data
             if data.user_failure_data and data.user_failure_data.description:
@@ -180,8 +185,11 @@ def _ui(options: argparse.Namespace) -> None:
                 f"port {options.port} is taken ({error.strerror}): is the UI open already at"
                 f" http://127.0.0.1:{options.port}? Otherwise `cs336 ui --port {options.port + 1}`"
             ) from None
-    print(f"the graph is at http://127.0.0.1:{options.port} in a few seconds; Ctrl-C ends it", flush=True)
+    print(f"the graph is at http://127.0.0.1:{options.port} in about 20 seconds; Ctrl-C ends it", flush=True)
     dagster = [sys.executable, "-m", "dagster", "dev", "--workspace", str(PROJECT / "workspace.yaml")]
+    # A shell starts a script's background jobs with this signal ignored, and Dagster would never hear its end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Function")  # "... is superseded": nothing that a user could do
     os.chdir(PROJECT)  # the workspace names its modules from there
     os.execv(sys.executable, [*dagster, "--host", "127.0.0.1", "--port", str(options.port)])
 
@@ -193,8 +201,14 @@ def _adopt(options: argparse.Namespace) -> None:
     from cs336_assets.adopt import adopt, runs_below
 
     with dg.DagsterInstance.get() as instance:
-        for run in runs_below(options.folder):
-            print(adopt(run, instance, replace=options.replace))
+        lines = [adopt(run, instance, replace=options.replace) for run in runs_below(options.folder)]
+    if len(lines) == 1:
+        print(lines[0])
+        return
+    print("\n".join(line.partition(":")[0] for line in lines))
+    for agreement, count in Counter(line.partition(": adopted, ")[2] for line in lines).items():
+        print(f"{count} adopted: {agreement}")
+    print("`cs336 scores` shows their scores")
 
 
 def use_project_home() -> None:

@@ -31,12 +31,13 @@ def build_definitions(preset: str | Preset, *, runtime: Runtime | None = None) -
         UserError: no preset has that name.
     """
     chosen = find_preset(preset) if isinstance(preset, str) else preset
-    assets = [bind_stage(stage, chosen) for stage in STAGES.values()]
+    runtime = runtime or Runtime.from_environment()
+    assets = [bind_stage(stage, chosen, in_pool=not runtime.terminal) for stage in STAGES.values()]
     return dg.Definitions(
         assets=[*assets, *benchmarks.result_assets()],
         asset_checks=[bind_check(check, chosen) for check in CHECKS.values()],
         jobs=build_jobs(chosen),
-        resources={"runtime": runtime or Runtime.from_environment()},
+        resources={"runtime": runtime},
         executor=dg.multiprocess_executor.configured({"max_concurrent": MAX_STEPS}),
     )
 

@@ -17,7 +17,8 @@ class Runtime(dg.ConfigurableResource):
             of a GPU idle. Each has its share of the workers; what fills the memory runs alone, and what stops by the
             clock sees fewer tokens than it would alone.
         compile_model: use `torch.compile` in training (`CS336_COMPILE=1`).
-        terminal: print a line for each artifact, and draw progress bars where a person looks on.
+        terminal: all in one process, as `cs336 run` has it: a line for each artifact, progress bars where a person
+            looks on, and no places in Dagster's pools.
     """
 
     num_workers: int = 0

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -18,6 +19,8 @@ if __name__ == "__main__":
     logging.disable(logging.ERROR)
     try:
         main()
+    except (KeyboardInterrupt, SignalException):
+        sys.exit(130)
     except ChildFailedError as error:
         reason = Path(os.environ["CS336_TRAIN_FAILURE"])
         if not reason.exists():

@@ -40,6 +40,8 @@ def main(run_file: Path) -> int:
                 report=_reporter(pipes, run["train"]["num_steps"], run["train"]["max_seconds"]),
                 progress=bar if sys.stderr.isatty() else silent,
             )
+        except KeyboardInterrupt:
+            return 130  # whoever pressed Ctrl-C knows
         except Exception as error:
             if isinstance(error, NotFinite):
                 (run_file.parent / DIVERGED_FILE).write_text(error.event, encoding="utf-8")

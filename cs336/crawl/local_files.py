@@ -321,7 +321,8 @@ def _matches(pattern: str) -> list[Path]:
     files = sorted(Path(os.path.abspath(path)) for path in found if Path(path).is_file())
     if not files:
         hint = f"; it is a folder, say {pattern.rstrip('/')}/*" if Path(expanded).is_dir() else ""
-        raise UserError(f"{pattern}: matches no file{hint or '; correct the path or pattern'}")
+        looked = f" (looked for {os.path.abspath(expanded)})" if os.path.abspath(expanded) != pattern else ""
+        raise UserError(f"{pattern}: matches no file{looked}{hint or '; correct source.paths of the preset'}")
     return files
 
 

@@ -37,6 +37,8 @@ from cs336.tokens.shards import concatenate, largest_token_id
 from cs336.train.loop import TrainConfig, train
 from cs336.train.metrics import Report
 
+RUN_FILE = "run.json"  # what errors call it; `main` puts the given path there
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Train what the file describes, with a progress bar."""
@@ -46,11 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="run.json")
+    path = parser.parse_args(arguments).run
+    rows: list[dict[str, Any]] = []
     try:
-        run_training(read_json(parser.parse_args(arguments).run), progress=bar)
+        run = read_json(path)
+        run_training(run, report=rows.append, progress=bar)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(str(error).replace(RUN_FILE, str(path), 1) if str(error).startswith(RUN_FILE) else error, file=sys.stderr)
         return 1
+    if not rows:
+        print(f"{run['folder']}: was finished already")
+    else:
+        last = rows[-1]
+        losses = f"training loss {last['train_loss']:.3f}, held-out loss {last['valid_loss']:.3f}"
+        print(f"{run['folder']}: {last['step']:,} steps in {last['seconds']:,.0f} s, {losses}")
     return 0
 
 
@@ -68,9 +79,10 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
         {"model", "train", "seed", "folder", "token_shards"},
         {"tokenizer", "device", "compile", "num_threads"},
     )
-    if needed - run.keys() or run.keys() - needed - known:
-        wrong = sorted((needed - run.keys()) or (run.keys() - needed - known))
-        raise UserError(f"run.json: {'lacks' if needed - run.keys() else 'has an unknown'} {', '.join(wrong)}")
+    wrong = {"lacks": sorted(needed - run.keys()), "has an unknown": sorted(run.keys() - needed - known)}
+    if any(wrong.values()):
+        parts = [f"{what} {', '.join(names)}" for what, names in wrong.items() if names]
+        raise UserError(f"run.json: {'; it '.join(parts)}")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         raise UserError(f"torchrun started {world_size} processes; training uses one so far: --nproc-per-node 1")

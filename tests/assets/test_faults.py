@@ -1,11 +1,16 @@
 """What `kill -9`, a full disk and another number of workers do to the graph: nothing."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from tests import kill_graph
-from tests.assets.conftest import make_project
+from tests.assets.conftest import ROOT, make_project
 
 UP_TO_TOKENS = ("crawl", "extracted_text", "quality_classifier", "document_scores", "filtered_text", "filter_ledger")
 UP_TO_TOKENS += ("repeated_lines", "unique_lines", "minhash_signatures", "near_duplicates", "deduplicated_text")
@@ -56,6 +61,27 @@ def test_a_failed_training_is_one_line_with_the_workers_reason(copied, device, r
     assert not (copied.artifacts / "base_model").exists()
 
 
+def test_an_interrupted_run_ends_with_one_line(copied):
+    shutil.rmtree(copied.artifacts / "base_model")
+    text = Path(copied.environment["CS336_PRESETS"]).read_text().replace("num_steps = 30", "num_steps = 100000", 1)
+    longer = copied.folder / "presets.toml"
+    longer.write_text(text)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "cs336", "run", "--preset", "micro", "--job", "pretrain"],
+        cwd=ROOT,
+        env=copied.environment | {"CS336_PRESETS": str(longer)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((copied.artifacts / ".work").glob("base_model--*/metrics.jsonl")):
+        assert run.poll() is None
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said.strip() == "cs336: stopped; finished artifacts are kept, run again to go on"
+
+
 def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
     run = tmp_path / "run"
     shutil.move(copied.artifacts / "base_model", run)
@@ -76,8 +102,8 @@ def test_a_folder_of_runs_is_adopted_in_the_order_of_the_graph(copied, tmp_path)
         (tmp_path / "runs" / "base_model" / left_behind).unlink()
     done = copied.python("-m", "cs336", "adopt", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
-    said = "adopted, same code, settings and inputs as here"
-    assert done.stdout.splitlines() == [f"micro/{name}: {said}" for name in ("base_model", "perplexity")]
+    said = ["2 adopted: same code, settings and inputs as here", "`cs336 scores` shows their scores"]
+    assert done.stdout.splitlines() == ["micro/base_model", "micro/perplexity", *said]
     (tmp_path / "none").mkdir()
     refused = copied.python("-m", "cs336", "adopt", str(tmp_path / "none"))
     assert refused.returncode == 1 and "none/manifest.json: not found, nor one in a folder below" in refused.stderr

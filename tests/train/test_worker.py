@@ -18,6 +18,7 @@ RUN = {"model": MODEL, "train": TRAIN, "seed": 0, "folder": "out", "token_shards
     ("changes", "said"),
     [
         ({"seeds": 1}, "has an unknown seeds"),
+        ({"token_shrds": []}, "has an unknown token_shrds"),
         ({"train": {**TRAIN, "num_step": 3}}, "TrainConfig has no setting num_step"),
         ({"train": {"batch_size": 2}}, "TrainConfig needs learning_rate, min_learning_rate, num_steps, warmup_steps"),
         ({"train": {**TRAIN, "schedule": "linear"}}, 'schedule is "cosine" or "wsd"'),
@@ -29,7 +30,7 @@ def test_a_mistake_in_the_run_file_is_one_line(tmp_path, capsys, changes, said):
     path.write_text(json.dumps(RUN | {"folder": str(tmp_path / "out")} | changes))
     assert main([str(path)]) == 1
     line = capsys.readouterr().err
-    assert line.startswith("run.json: ") and said in line and line.count("\n") == 1
+    assert line.startswith(f"{path}: ") and said in line and line.count("\n") == 1
 
 
 @pytest.fixture
@@ -63,3 +64,6 @@ def test_without_a_vocabulary_size_the_tokenizers_is_taken(shard, capsys):
     assert "model needs vocab_size, or name the tokenizer" in capsys.readouterr().err
     assert _described(shard, model=model, tokenizer=str(shard / "tokenizer")) == 0
     assert json.loads((shard / "out" / "config.json").read_text())["vocab_size"] == 257
+    assert f"{shard / 'out'}: 2 steps in " in capsys.readouterr().out
+    assert _described(shard, model=model, tokenizer=str(shard / "tokenizer")) == 0
+    assert capsys.readouterr().out == f"{shard / 'out'}: was finished already\n"
