@@ -72,6 +72,7 @@ def test_an_interrupted_run_ends_with_one_line(copied):
         env=copied.environment | {"CS336_PRESETS": str(longer)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a terminal starts it
     )
     while not list((copied.artifacts / ".work").glob("base_model--*/metrics.jsonl")):
         assert run.poll() is None

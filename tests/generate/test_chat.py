@@ -209,6 +209,11 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(model, tokenizer, monkeypatch):
     assert prompts[1] == "User: hi\nAssistant: half\nUser: more\nAssistant:"
 
 
+def _as_from_a_terminal():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job has it ignored, and so have its children
+
+
 def test_in_a_real_terminal_lines_are_edited_and_ctrl_c_stops_only_the_answer(folder):
     leader, follower = pty.openpty()
     program = subprocess.Popen(
@@ -219,7 +224,7 @@ def test_in_a_real_terminal_lines_are_edited_and_ctrl_c_stops_only_the_answer(fo
         cwd=ROOT,
         env={**os.environ, "TERM": "dumb"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_as_from_a_terminal,
     )
     os.close(follower)
     screen = seen = b""
