@@ -29,6 +29,7 @@ _STREAM_CACHE_ENTRIES = 2_048  # about 0.4 MB measured: a stream may take 1 MB i
 _CACHE_ENTRIES = 20_000
 _LONG_PRETOKEN_BYTES = 100  # from here on the heap is faster than looking at every pair again
 _COMPILE_FROM_CHARS = 200_000  # shorter texts are done before the compiled kernels are loaded
+_GREATEST_COMPILED_ID = (1 << 21) - 2  # of the kernels' table of merges; larger vocabularies are encoded in Python
 
 
 class Tokenizer:
@@ -87,7 +88,7 @@ class Tokenizer:
         Needed before `encode_iterable` only: a stream must not need memory, so it does not load them itself,
         and is several times faster with them.
         """
-        if self._encoder is None and None not in self._byte_ids:
+        if self._encoder is None and None not in self._byte_ids and max(self.vocab) <= _GREATEST_COMPILED_ID:
             from cs336.tokenizer.encoder import Encoder
 
             id_of = {token: number for number, token in sorted(self.vocab.items(), reverse=True)}
@@ -190,7 +191,7 @@ class Tokenizer:
         """Ids (uint32) of each of many UTF-8 files: what `encode` gives for their text, without making strings of it.
 
         Raises:
-            ValueError: a byte is not in the vocabulary.
+            ValueError: a byte is not in the vocabulary, or an id is greater than 2,097,150.
             UserError: a file is missing or not UTF-8.
         """
         for path in paths:
@@ -198,8 +199,9 @@ class Tokenizer:
                 raise UserError(f"{path}: not found; give the paths of text files")
         self.prepare()
         if self._encoder is None:
-            byte = self._byte_ids.index(None)
-            raise ValueError(f"byte {bytes([byte])!r} is not in the vocabulary; encode the files' texts with `encode`")
+            lacks = next((bytes([byte]) for byte, number in enumerate(self._byte_ids) if number is None), None)
+            reason = f"byte {lacks!r} is not in the vocabulary" if lacks else f"ids above {_GREATEST_COMPILED_ID:,}"
+            raise ValueError(f"{reason}; encode the files' texts with `encode`")
         yield from self._encoder.encode_files(paths, num_threads)
 
     def _encode_plainly(self, text: str) -> list[int]:

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 import regex
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 SHORT_BYTES = 15  # longest pre-token that is its own key
@@ -37,9 +39,10 @@ _PLACE = ~_LONG
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: multiplicative hashing (Knuth 6.4)
 _MIX_2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _HIGH_BITS = np.uint64(0x8080808080808080)
-_KEPT_LOW = np.array([2 ** (8 * min(length, 8)) - 1 for length in range(16)], np.uint64)  # bytes of a short key
-_KEPT_HIGH = np.array([2 ** (8 * max(length - 8, 0)) - 1 for length in range(16)], np.uint64)
-_NO_RANK = np.uint64(0xFFFFFFFFFFFFFFFF)
+_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
+_ID_BITS, _RANK_BITS = np.uint64(21), np.uint64(22)  # of a row of the table of merges: two ids and a rank
+_RANK = np.uint64((1 << 22) - 1)
+_NO_RANK = np.uint32(0xFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
 _AHEAD = 16  # words between the one dealt with and the one fetched
@@ -121,14 +124,9 @@ def _between(typing_context: Any, data: Any, place: Any, fold: Any, first: Any, 
         pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
         values = builder.load(pointer, typ=vector, align=1)
 
-        def all_of(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            places = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), places)
-
         fold, first, last = arguments[2:]
-        above = builder.sub(builder.or_(values, all_of(fold)), all_of(first))
-        found = builder.icmp_unsigned("<=", above, all_of(builder.sub(last, first)))
+        above = builder.sub(builder.or_(values, _all_of(builder, fold, 64)), _all_of(builder, first, 64))
+        found = builder.icmp_unsigned("<=", above, _all_of(builder, builder.sub(last, first), 64))
         return builder.bitcast(found, ir.IntType(64))
 
     return signature, generate
@@ -170,6 +168,103 @@ def _ones(typing_context: Any, word: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return signature, generate
+
+
+@intrinsic
+def _lowest_of_16(typing_context: Any, values: Any, place: Any) -> Any:
+    """The lowest of 16 32-bit numbers from a place of an array."""
+    signature = types.uint32(values, place)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        numbers = _load_16(context, builder, signature, arguments)
+        kind = ir.FunctionType(ir.IntType(32), [numbers.type])
+        lowest = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umin.v16i32")
+        return builder.call(lowest, [numbers])
+
+    return signature, generate
+
+
+@intrinsic
+def _equal_of_16(typing_context: Any, values: Any, place: Any, value: Any) -> Any:
+    """One bit for each of 16 32-bit numbers from a place of an array, the first one's lowest: whether it is `value`."""
+    signature = types.uint64(values, place, types.uint32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        numbers = _load_16(context, builder, signature, arguments)
+        found = builder.icmp_unsigned("==", numbers, _all_of(builder, arguments[2], 16))
+        return builder.zext(builder.bitcast(found, ir.IntType(16)), ir.IntType(64))
+
+    return signature, generate
+
+
+def _load_16(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    vector = ir.VectorType(ir.IntType(32), 16)
+    pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
+    return builder.load(pointer, typ=vector, align=4)
+
+
+def _all_of(builder: Any, value: Any, number: int) -> Any:
+    """A vector of the same value so many times."""
+    nothing = ir.Constant(ir.VectorType(value.type, number), ir.Undefined)
+    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), number), [0] * number))
+
+
+@intrinsic
+def _leading_zeros(typing_context: Any, word: Any) -> Any:
+    signature = types.uint64(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return signature, generate
+
+
+@intrinsic
+def _write_places_packed(typing_context: Any, target: Any, number: Any, bits: Any, place: Any) -> Any:
+    """Write to `target`, from entry `number` on, `place` plus the place of each bit that is set, and up to 63 entries
+    of no meaning behind them. For processors that pack the bytes of a vector in one step."""
+    signature = types.void(target, number, types.uint64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        number, bits, place = arguments[1:]
+        vector, mask = ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(1), 64)
+        kind = ir.FunctionType(vector, [vector, vector, mask])
+        pack = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.compress.v64i8")
+        nothing = ir.Constant(vector, ir.Undefined)
+        offsets = builder.call(pack, [ir.Constant(vector, list(range(64))), nothing, builder.bitcast(bits, mask)])
+        count = builder.ctpop(bits)
+        numbers = ir.VectorType(ir.IntType(64), 16)
+        base = _all_of(builder, place, 16)
+
+        def write_16(first: int) -> None:
+            chosen = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(first, first + 16)))
+            places = builder.add(builder.zext(builder.shuffle_vector(offsets, nothing, chosen), numbers), base)
+            entry = builder.gep(array.data, [builder.add(number, number.type(first))])
+            builder.store(places, builder.bitcast(entry, numbers.as_pointer()), align=8)
+
+        write_16(0)  # more are rare
+        with builder.if_then(builder.icmp_unsigned(">", count, count.type(16)), likely=False):
+            for first in (16, 32, 48):
+                write_16(first)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(cache=True, nogil=True)
+def _write_places_one_by_one(target, number, bits, place):
+    """As `_write_places_packed`, for other processors: sixteen at a time, as their number cannot be foreseen."""
+    while bits:
+        for offset in range(16):
+            target[number + offset] = place + np.int64(_trailing_zeros(bits))
+            bits &= bits - np.uint64(1)
+        number += 16
+
+
+_write_places = _write_places_packed if get_host_cpu_features().get("avx512vbmi2", False) else _write_places_one_by_one
 
 
 # ---- pre-tokens: the twin of pretokenize.PATTERN ----------------------------------------------------
@@ -284,7 +379,7 @@ def pretoken_ends(buffer, start, end, classes, ends):
         quotes = _between(buffer, place, 0, 0x27, 0x27)
         others = _between(buffer, place, 0, 0x80, 0xFF) | _between(buffer, place, 0, 0x1C, 0x1F)
         left = end - place
-        inside = _NO_RANK if left >= 64 else (one << np.uint64(left)) - one
+        inside = _ONES if left >= 64 else (one << np.uint64(left)) - one
         if others & inside:
             # Not ASCII (or one of the four control characters on whose class Unicode versions differ).
             stop = min(place + 64, end)
@@ -329,14 +424,8 @@ def pretoken_ends(buffer, start, end, classes, ends):
         if fresh:
             starts &= ~one  # known already
             fresh = False
-        # Sixteen at a time, as their number cannot be foreseen: what is too much will be overwritten.
-        found = number + np.int64(_ones(starts))
-        while starts:
-            for offset in range(16):
-                ends[number + offset] = place + np.int64(_trailing_zeros(starts))
-                starts &= starts - one
-            number += 16
-        number = found
+        _write_places(ends, number, starts, place)
+        number += np.int64(_ones(starts))
         if number:
             last = ends[number - 1]
         top = np.uint64(63)
@@ -423,7 +512,7 @@ def _next_token(buffer, place, end, token):
     beyond = len(token) - 1
     first, last = token[0], token[beyond]
     while place + beyond < end:
-        found = _NO_RANK  # near the buffer's end every place is looked at
+        found = _ONES  # near the buffer's end every place is looked at
         if place + beyond + 64 <= len(buffer):
             found = _between(buffer, place, 0, first, first) & _between(buffer, place + beyond, 0, last, last)
         while found:
@@ -444,12 +533,17 @@ def _next_token(buffer, place, end, token):
 
 
 @njit(cache=True, nogil=True)
+def _cut_key(low, high, length):
+    """The key of a pre-token of 1 to `SHORT_BYTES`, from the first 16 bytes at its place."""
+    low &= _ONES >> np.uint64(64 - 8 * min(length, 8))
+    high &= (_ONES >> np.uint64(1)) >> np.uint64(63 - 8 * max(length - 8, 0))
+    return low, high | (np.uint64(length) << np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
 def _short_key(buffer, place, length):
     """The key of a pre-token of up to `SHORT_BYTES`."""
-    number = np.uint64(length)
-    low = _load_word(buffer, place) & _KEPT_LOW[number]
-    high = _load_word(buffer, place + 8) & _KEPT_HIGH[number]
-    return low, high | (number << np.uint64(56))
+    return _cut_key(_load_word(buffer, place), _load_word(buffer, place + 8), length)
 
 
 @njit(cache=True, nogil=True)
@@ -473,25 +567,33 @@ def _hash_of_long(buffer, place, length):
         place += 8
         length -= 8
     if length:
-        mixed = _mixed(_load_word(buffer, place) & (_NO_RANK >> np.uint64(64 - 8 * length)), mixed)
+        mixed = _mixed(_load_word(buffer, place) & (_ONES >> np.uint64(64 - 8 * length)), mixed)
     return mixed
 
 
 @njit(cache=True, nogil=True)
-def _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes):
+def _short_keys(buffer, place, cuts, num_cuts, table, lengths, lows, highs, hashes):
     """Write the keys of pre-tokens and their hashes, and have their rows fetched: by the time they are looked up
-    they have come from memory, all at once. Longer pre-tokens get a key that no row has."""
+    they have come from memory, all at once. Longer pre-tokens get a key that no row has.
+
+    Three loops, as the second becomes vector instructions.
+    """
+    for number in range(num_cuts):
+        cut = cuts[number]
+        lengths[number] = cut - place
+        lows[number], highs[number] = _load_word(buffer, place), _load_word(buffer, place + 8)
+        place = cut
+    for number in range(num_cuts):
+        length = lengths[number]
+        low, high = _cut_key(lows[number], highs[number], min(length, SHORT_BYTES))
+        if length > SHORT_BYTES:
+            low, high = np.uint64(1), np.uint64(0)
+        lows[number], highs[number] = low, high
+        hashes[number] = _hash_of_short(low, high)
     last = np.uint64(len(table) - 1)
     words = table.reshape(-1)
     for number in range(num_cuts):
-        length = cuts[number] - place
-        low, high = _short_key(buffer, place, min(length, SHORT_BYTES))
-        low = low if length <= SHORT_BYTES else np.uint64(1)
-        high = high if length <= SHORT_BYTES else np.uint64(0)
-        hashed = _hash_of_short(low, high)
-        _prefetch(words, np.int64(hashed & last) * 4)
-        lows[number], highs[number], hashes[number] = low, high, hashed
-        place = cuts[number]
+        _prefetch(words, np.int64(hashes[number] & last) * 4)
 
 
 @njit(cache=True, nogil=True)
@@ -531,13 +633,19 @@ def _add_long(table, row, texts, num_texts, buffer, place, length, hashed):
         larger = np.empty(2 * (num_texts + length + 8), np.uint8)
         larger[:num_texts] = texts[:num_texts]
         texts = larger
+    return texts, _write_long(table, row, texts, num_texts, buffer, place, length, hashed)
+
+
+@njit(cache=True, nogil=True)
+def _write_long(table, row, texts, num_texts, buffer, place, length, hashed):
+    """Put a long pre-token into an empty row; returns how much of `texts` is used."""
     for offset in range(8):
         texts[num_texts + offset] = (length >> (8 * offset)) & 0xFF
     for offset in range(length):
         texts[num_texts + 8 + offset] = buffer[place + offset]
     table[row, 0] = hashed
     table[row, 1] = _LONG | np.uint64(num_texts)
-    return texts, num_texts + length + 8
+    return num_texts + length + 8
 
 
 @njit(cache=True, nogil=True)
@@ -569,14 +677,15 @@ def count_segments(buffer, starts, ends, classes, table, num_entries, texts, num
         table, num_entries, texts, num_texts: the table may have grown.
     """
     cuts = np.empty(_SCANNED, np.int64)
-    lows, highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
+    lengths, lows = np.empty(_SCANNED, np.int64), np.empty(_SCANNED, np.uint64)
+    highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
     for segment in range(len(starts)):
         place, end = starts[segment], ends[segment]
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
             if 2 * (num_entries + num_cuts) > len(table):
                 table = _grown(table, 2)
-            _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
+            _short_keys(buffer, place, cuts, num_cuts, table, lengths, lows, highs, hashes)
             added, num_long = _count_short(table, lows, highs, hashes, num_cuts)
             num_entries += added
             if num_long:
@@ -1042,39 +1151,46 @@ def _pop(heap, heap_counts, size, lefts, rights, token_bytes, token_starts):
 
 
 @njit(cache=True, nogil=True)
-def pair_table(lefts, rights, merged):
-    """Hash table of the merges: rows of (left and right id, rank and merged id), all ones where empty."""
+def pair_table(lefts, rights):
+    """Hash table of the merges, in order: one word a row for the left id, the right id and the rank, all ones where
+    empty. Ids must be less than 2**21 - 1."""
     size = 1024
     while size < 2 * len(lefts):  # as small as it may be: what stays in a cache is found faster than a shorter way
         size *= 2
-    pairs = np.full((size, 2), _NO_RANK, np.uint64)
+    pairs = np.full(size, _ONES, np.uint64)
     last = np.uint64(size - 1)
     for rank in range(len(lefts)):
-        key = (np.uint64(lefts[rank]) << np.uint64(32)) | np.uint64(rights[rank])
-        row = (_mixed(key, np.uint64(0)) * _MIX_2 >> np.uint64(20)) & last
-        while pairs[row, 1] != _NO_RANK and pairs[row, 0] != key:
+        key, row = _pair_key(pairs, lefts[rank], rights[rank])
+        while pairs[row] != _ONES and pairs[row] >> _RANK_BITS != key:
             row = (row + np.uint64(1)) & last
-        if pairs[row, 1] == _NO_RANK:  # of a pair that is listed twice, the first counts
-            pairs[row, 0] = key
-            pairs[row, 1] = (np.uint64(rank) << np.uint64(32)) | np.uint64(merged[rank])
+        if pairs[row] == _ONES:  # of a pair that is listed twice, the first counts
+            pairs[row] = (key << _RANK_BITS) | np.uint64(rank)
     return pairs
 
 
 @njit(cache=True, nogil=True)
+def _pair_key(pairs, left, right):
+    """The key of a pair of ids, and the row where the search for it begins."""
+    key = (np.uint64(left) << _ID_BITS) | np.uint64(right)
+    return key, key * _MIX >> (np.uint64(64) - _trailing_zeros(np.uint64(len(pairs))))
+
+
+@njit(cache=True, nogil=True)
 def _rank(pairs, left, right):
-    """Rank and merged id of a pair of ids, as one word; all ones if they do not merge."""
+    """Rank of the merge of a pair of ids; `_NO_RANK` if they do not merge."""
     last = np.uint64(len(pairs) - 1)
-    key = (np.uint64(left) << np.uint64(32)) | np.uint64(right)
-    row = (_mixed(key, np.uint64(0)) * _MIX_2 >> np.uint64(20)) & last
-    while pairs[row, 0] != key and pairs[row, 1] != _NO_RANK:
+    key, row = _pair_key(pairs, left, right)
+    while pairs[row] >> _RANK_BITS != key:
+        if pairs[row] == _ONES:
+            return _NO_RANK
         row = (row + np.uint64(1)) & last
-    return pairs[row, 1]
+    return np.uint32(pairs[row] & _RANK)
 
 
 @njit(cache=True, nogil=True)
 def ranks_of_bytes(pairs, byte_ids):
     """`_rank` of all pairs of single bytes, at 256 times the first byte and the second."""
-    ranks = np.empty(1 << 16, np.uint64)
+    ranks = np.empty(1 << 16, np.uint32)
     for left in range(256):
         for right in range(256):
             ranks[256 * left + right] = _rank(pairs, byte_ids[left], byte_ids[right])
@@ -1082,39 +1198,51 @@ def ranks_of_bytes(pairs, byte_ids):
 
 
 @njit(cache=True, nogil=True)
-def _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, start):
-    """Write the ids of one pre-token to `out` from `start` on; returns how many."""
-    for offset in range(length):
-        out[start + offset] = byte_ids[buffer[place + offset]]
+def _merge(buffer, place, length, pairs, merged, byte_ids, byte_ranks, ids, ranks, out, start):
+    """Write the ids of one pre-token, shorter than `_LONG_PRETOKEN_BYTES`, to `out` from `start` on; returns how many.
+
+    Nothing is moved: a bit of `begins` says for each byte whether a token begins there, `ids` which, and `ranks`
+    how early it merges with the next.
+    """
+    one = np.uint64(1)
+    for offset in range(0, length, 16):
+        ranks[offset : offset + 16] = _NO_RANK
+    for offset in range(length - 1):
+        ids[offset] = byte_ids[buffer[place + offset]]
         ranks[offset] = byte_ranks[256 * np.int64(buffer[place + offset]) + np.int64(buffer[place + offset + 1])]
-    while length > 1:
-        best, first = _NO_RANK, 0
-        for offset in range(length - 1):
-            if ranks[offset] < best:
-                best, first = ranks[offset], offset
+    ids[length - 1] = byte_ids[buffer[place + length - 1]]
+    begins = (one << np.uint64(length)) - one
+    while True:
+        best = _lowest_of_16(ranks, 0)
+        for offset in range(16, length, 16):
+            best = min(best, _lowest_of_16(ranks, offset))
         if best == _NO_RANK:
             break
-        write = read = first
-        num_places = 0
-        while read < length:
-            if read < length - 1 and ranks[read] == best:
-                out[start + write] = best & np.uint64(0xFFFFFFFF)
-                places[num_places] = write
-                num_places += 1
-                read += 2
-            else:
-                out[start + write] = out[start + read]
-                ranks[write] = ranks[read]
-                read += 1
-            write += 1
-        length = write
-        for number in range(num_places):
-            offset = places[number]
-            if offset > 0:
-                ranks[offset - 1] = _rank(pairs, out[start + offset - 1], out[start + offset])
-            if offset < length - 1:
-                ranks[offset] = _rank(pairs, out[start + offset], out[start + offset + 1])
-    return length
+        places = _equal_of_16(ranks, 0, best)
+        for offset in range(16, length, 16):
+            places |= _equal_of_16(ranks, offset, best) << np.uint64(offset)
+        while places:  # all places of this rank, before any new pair
+            left = _trailing_zeros(places)
+            places &= places - one
+            behind = begins & (~one << left)
+            right = _trailing_zeros(behind)
+            begins &= ~(one << right)
+            places &= ~(one << right)  # in a run of the same token every second place is taken already
+            ids[left] = merged[best]
+            ranks[left] = ranks[right] = _NO_RANK
+            behind &= begins
+            if behind:
+                ranks[left] = _rank(pairs, ids[left], ids[_trailing_zeros(behind)])
+            before = begins & ((one << left) - one)
+            if before:
+                last = np.uint64(63) - _leading_zeros(before)
+                ranks[last] = _rank(pairs, ids[last], ids[left])
+    number = start
+    while begins:
+        out[number] = ids[_trailing_zeros(begins)]
+        begins &= begins - one
+        number += 1
+    return number - start
 
 
 @njit(cache=True, nogil=True)
@@ -1143,7 +1271,7 @@ def _pop_word(heap, size):
 
 
 @njit(cache=True, nogil=True)
-def _merge_long(buffer, place, length, pairs, byte_ids, out, start):
+def _merge_long(buffer, place, length, pairs, merged, byte_ids, out, start):
     """As `_merge`, in time n log n: ids in a linked list, pairs that merge in a heap by rank and place."""
     ids = np.empty(length, np.int64)
     before, after = np.empty(length, np.int64), np.empty(length, np.int64)
@@ -1158,7 +1286,7 @@ def _merge_long(buffer, place, length, pairs, byte_ids, out, start):
     for offset in range(length - 1):
         rank = _rank(pairs, ids[offset], ids[offset + 1])
         if rank != _NO_RANK:
-            _push_word(heap, size, (rank >> np.uint64(32) << np.uint64(32)) | np.uint64(offset))
+            _push_word(heap, size, (np.uint64(rank) << np.uint64(32)) | np.uint64(offset))
             size += 1
     while size:
         best = heap[0] >> np.uint64(32)
@@ -1170,10 +1298,9 @@ def _merge_long(buffer, place, length, pairs, byte_ids, out, start):
             right = after[left]
             if ids[left] < 0 or right < 0:
                 continue
-            rank = _rank(pairs, ids[left], ids[right])
-            if rank == _NO_RANK or rank >> np.uint64(32) != best:
+            if np.uint64(_rank(pairs, ids[left], ids[right])) != best:
                 continue
-            ids[left] = np.int64(rank & np.uint64(0xFFFFFFFF))
+            ids[left] = merged[best]
             ids[right] = -1
             after[left] = after[right]
             if after[left] >= 0:
@@ -1193,7 +1320,7 @@ def _merge_long(buffer, place, length, pairs, byte_ids, out, start):
                     larger = np.empty(2 * size, np.uint64)
                     larger[:size] = heap
                     heap = larger
-                _push_word(heap, size, (rank >> np.uint64(32) << np.uint64(32)) | np.uint64(left))
+                _push_word(heap, size, (np.uint64(rank) << np.uint64(32)) | np.uint64(left))
                 size += 1
     number = 0
     for offset in range(length):
@@ -1211,6 +1338,7 @@ def encode_segments(
     specials,
     classes,
     pairs,
+    merged,
     byte_ids,
     byte_ranks,
     max_entries,
@@ -1222,38 +1350,50 @@ def encode_segments(
     num_kept,
     out,
     segment_ends,
+    segment,
+    place,
+    number,
 ):
-    """Ids of segments, and of the special token after each.
+    """Ids of segments, and of the special token after each; until the memory has to grow, or all is done.
 
     The table remembers pre-tokens: value word 0 of a row holds the first two ids, word 1 their number and the
     third (upper half), or of more than three, above 16 bits, the place of all of them in `kept`.
 
+    No array is replaced here: Numba would count references to it at every step.
+
     Args:
         specials: id of the special token that follows each segment; -1 for none.
         pairs, byte_ranks: as `pair_table` and `ranks_of_bytes` give them.
+        merged: id that each merge makes, by rank.
         max_entries: none is added to the table beyond this.
         out: to be filled; as long as the segments have bytes, and `PADDING`.
         segment_ends: to be filled with the number of ids up to the end of each segment.
+        segment, place, number: where to go on, and how many ids there are already.
 
     Returns:
-        number of ids, and the memory: table, num_entries, texts, num_texts, kept, num_kept.
+        segment, place, number: where it stopped; all is done if there is no such segment.
+        num_entries, num_texts, num_kept: how much of the memory is used.
     """
-    ranks, places = np.empty(_LONG_PRETOKEN_BYTES, np.uint64), np.empty(_LONG_PRETOKEN_BYTES, np.int64)
+    ids, ranks = np.empty(_LONG_PRETOKEN_BYTES, np.uint32), np.empty(_LONG_PRETOKEN_BYTES, np.uint32)
     cuts = np.empty(_SCANNED, np.int64)
-    lows, highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
-    number = 0
-    for segment in range(len(starts)):
-        place, end = starts[segment], ends[segment]
+    lengths, lows = np.empty(_SCANNED, np.int64), np.empty(_SCANNED, np.uint64)
+    highs, hashes = np.empty(_SCANNED, np.uint64), np.empty(_SCANNED, np.uint64)
+    while segment < len(starts):
+        end = ends[segment]
         while place < end:
             num_cuts = pretoken_ends(buffer, place, end, classes, cuts)
-            _short_keys(buffer, place, cuts, num_cuts, table, lows, highs, hashes)
+            if num_entries < max_entries and not _has_room(
+                table, num_entries, texts, num_texts, kept, num_kept, num_cuts, cuts[num_cuts - 1] - place
+            ):
+                return segment, place, number, num_entries, num_texts, num_kept
+            _short_keys(buffer, place, cuts, num_cuts, table, lengths, lows, highs, hashes)
             found = 0
             while True:
                 found, number = _copy_known(table, lows, highs, hashes, found, num_cuts, out, number)
                 if found == num_cuts:
                     break
                 place = cuts[found - 1] if found else place
-                length = cuts[found] - place
+                length = lengths[found]
                 low, high = lows[found], highs[found]
                 row = np.uint64(0)
                 if length <= SHORT_BYTES:
@@ -1266,54 +1406,82 @@ def encode_segments(
                     number = _copy_row(table, row, kept, out, number)
                     continue
                 if length < _LONG_PRETOKEN_BYTES:
-                    count = _merge(buffer, place, length, pairs, byte_ids, byte_ranks, ranks, places, out, number)
+                    count = _merge(buffer, place, length, pairs, merged, byte_ids, byte_ranks, ids, ranks, out, number)
                 else:
-                    count = _merge_long(buffer, place, length, pairs, byte_ids, out, number)
+                    count = _merge_long(buffer, place, length, pairs, merged, byte_ids, out, number)
                 if num_entries < max_entries and length <= _REMEMBERED_BYTES:
                     if length <= SHORT_BYTES:
                         table[row, 0], table[row, 1] = low, high
                     else:
-                        texts, num_texts = _add_long(table, row, texts, num_texts, buffer, place, length, low)
+                        num_texts = _write_long(table, row, texts, num_texts, buffer, place, length, low)
                     num_entries += 1
-                    kept, num_kept = _remember(table, row, kept, num_kept, out, number, count)
-                    if 2 * num_entries > len(table):
-                        table = _grown(table, 4)  # its entries are limited, and empty rows cost less than moving twice
+                    num_kept = _remember(table, row, kept, num_kept, out, number, count)
                 number += count
             place = cuts[num_cuts - 1]
         if specials[segment] >= 0:
             out[number] = specials[segment]
             number += 1
         segment_ends[segment] = number
-    return number, table, num_entries, texts, num_texts, kept, num_kept
+        segment += 1
+        if segment < len(starts):
+            place = starts[segment]
+    return segment, place, number, num_entries, num_texts, num_kept
+
+
+@njit(cache=True, nogil=True)
+def _has_room(table, num_entries, texts, num_texts, kept, num_kept, num_pretokens, num_bytes):
+    """Whether so many more pre-tokens of so many bytes can be remembered."""
+    num_bytes = min(num_bytes, _REMEMBERED_BYTES * num_pretokens)
+    return (
+        2 * (num_entries + num_pretokens) <= len(table)
+        and num_texts + num_bytes + 8 * num_pretokens <= len(texts)
+        and num_kept + num_bytes <= len(kept)
+    )
+
+
+def grown_memory(
+    table: np.ndarray, num_entries: int, texts: np.ndarray, num_texts: int, kept: np.ndarray, num_kept: int
+) -> tuple[np.ndarray, int, np.ndarray, int, np.ndarray, int]:
+    """A memory with room for at least one more block of `encode_segments`."""
+    bound = _REMEMBERED_BYTES * _SCANNED
+    if 2 * (num_entries + _SCANNED) > len(table):
+        table = _grown(table, 4)  # its entries are limited, and empty rows cost less than moving twice
+    if num_texts + bound + 8 * _SCANNED > len(texts):
+        texts = np.concatenate([texts, np.empty(len(texts) + bound, np.uint8)])
+    if num_kept + bound > len(kept):
+        kept = np.concatenate([kept, np.empty(len(kept) + bound, np.uint32)])
+    return table, num_entries, texts, num_texts, kept, num_kept
 
 
 @njit(cache=True, nogil=True)
 def _copy_known(table, lows, highs, hashes, found, num_cuts, out, number):
     """Write the ids of the pre-tokens from `found` on, up to one that is long, new, or of more than three ids.
 
-    A function of its own, as no array is replaced here: Numba would count references to it at every step.
+    Places are unsigned, since signed ones are tested for negative values at each use.
 
     Returns:
         that pre-token, `num_cuts` if there is none, and the number of ids in `out`.
     """
-    last = np.uint64(len(table) - 1)
-    filled = np.uint64(number)
-    for place in range(found, num_cuts):
+    words, last = table.reshape(-1), np.uint64(len(table) - 1)
+    one = np.uint64(1)
+    filled, place, stop = np.uint64(number), np.uint64(found), np.uint64(num_cuts)
+    while place < stop:
         low, high = lows[place], highs[place]
         row = hashes[place] & last
-        while table[row, 0] != low or table[row, 1] != high:
-            if table[row, 1] == np.uint64(0):
-                return place, np.int64(filled)
-            row = (row + np.uint64(1)) & last
+        while (words[row << np.uint64(2)] ^ low) | (words[(row << np.uint64(2)) + one] ^ high):
+            if words[(row << np.uint64(2)) + one] == np.uint64(0):
+                return np.int64(place), np.int64(filled)
+            row = (row + one) & last
         # All three are written, whatever their number: what is too much will be overwritten.
-        value, rest = table[row, 2], table[row, 3]
+        value, rest = words[(row << np.uint64(2)) + np.uint64(2)], words[(row << np.uint64(2)) + np.uint64(3)]
         out[filled] = value & np.uint64(0xFFFFFFFF)
-        out[filled + np.uint64(1)] = value >> np.uint64(32)
+        out[filled + one] = value >> np.uint64(32)
         out[filled + np.uint64(2)] = rest >> np.uint64(32)
         if rest & np.uint64(0xFFFF) > np.uint64(3):
-            return place, np.int64(filled)
+            break
         filled += rest & np.uint64(0xFFFF)
-    return num_cuts, np.int64(filled)
+        place += one
+    return np.int64(place), np.int64(filled)
 
 
 @njit(cache=True, nogil=True)
@@ -1334,18 +1502,14 @@ def _copy_row(table, row, kept, out, number):
 
 @njit(cache=True, nogil=True)
 def _remember(table, row, kept, num_kept, out, start, count):
-    """Write the ids of a pre-token into its row; returns `kept`, grown if need be, and how much of it is used."""
+    """Write the ids of a pre-token into its row; returns how much of `kept` is used."""
     second = np.uint64(out[start + 1]) if count > 1 else np.uint64(0)
     table[row, 2] = np.uint64(out[start]) | (second << np.uint64(32))
     if count <= 3:
         third = np.uint64(out[start + 2]) if count > 2 else np.uint64(0)
         table[row, 3] = np.uint64(count) | (third << np.uint64(32))
-        return kept, num_kept
+        return num_kept
     table[row, 3] = np.uint64(count) | (np.uint64(num_kept) << np.uint64(16))
-    if num_kept + count > len(kept):
-        larger = np.empty(2 * (num_kept + count), np.uint32)
-        larger[:num_kept] = kept[:num_kept]
-        kept = larger
     for offset in range(count):
         kept[num_kept + offset] = out[start + offset]
-    return kept, num_kept + count
+    return num_kept + count

@@ -54,7 +54,8 @@ class Encoder:
         compiled.warm_up()
         self._byte_ids = np.array(byte_ids, np.uint32)
         columns = np.array(merges, np.int64).reshape(-1, 3)
-        self._pairs = compiled.pair_table(*(np.ascontiguousarray(columns[:, column]) for column in range(3)))
+        lefts, rights, merged = np.ascontiguousarray(columns.T)
+        self._pairs, self._merged = compiled.pair_table(lefts, rights), merged.astype(np.uint32)
         self._byte_ranks = compiled.ranks_of_bytes(self._pairs, self._byte_ids)
         self._special_ids = dict(special_ids)
         self._memories: list[_Memory] = []  # those that no thread works with now
@@ -124,21 +125,30 @@ class Encoder:
         if room is None:
             room = np.empty(len(segments.buffer) + PADDING, np.uint32)
         segment_ends = np.empty(len(segments.starts), np.int64)
-        number, *known_now = compiled.encode_segments(
-            segments.buffer,
-            segments.starts,
-            segments.ends,
-            segments.specials,
-            compiled.classes(),
-            self._pairs,
-            self._byte_ids,
-            self._byte_ranks,
-            max_entries,
-            *known,
-            room,
-            segment_ends,
-        )
-        return room[:number], segment_ends[segments.last_of_text], tuple(known_now)
+        segment, place, number = 0, int(segments.starts[0]), 0
+        while True:
+            segment, place, number, num_entries, num_texts, num_kept = compiled.encode_segments(
+                segments.buffer,
+                segments.starts,
+                segments.ends,
+                segments.specials,
+                compiled.classes(),
+                self._pairs,
+                self._merged,
+                self._byte_ids,
+                self._byte_ranks,
+                max_entries,
+                *known,
+                room,
+                segment_ends,
+                segment,
+                place,
+                number,
+            )
+            known = (known[0], num_entries, known[2], num_texts, known[4], num_kept)
+            if segment == len(segments.starts):
+                return room[:number], segment_ends[segments.last_of_text], known
+            known = compiled.grown_memory(*known)
 
 
 def _map_ordered(work: Callable[[T], U], items: Iterable[T], num_threads: int) -> Iterator[U]:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_features
+from numba import njit
 
 from cs336.files import UserError
 from cs336.tokenizer import compiled, encoder, reference, segments, train
@@ -346,6 +348,49 @@ def test_a_full_memory_changes_no_ids(learnt: tuple[Tokenizer, Tokenizer], monke
     monkeypatch.setattr(encoder, "_MAX_ENTRIES", 150)
     assert [ids.tolist() for ids in fast.encode_batch(texts * 2)] == [plain.encode(text) for text in texts * 2]
     fast.clear_cache()
+
+
+def test_a_memory_that_grows_in_the_middle_of_a_text_changes_no_ids(learnt: tuple[Tokenizer, Tokenizer]):
+    plain, fast = learnt
+    generator = random.Random(12)
+    # More long pre-tokens, more ids and more pre-tokens than an empty memory has room for.
+    words = ["".join(generator.choices("etaoin", k=length)) for length in [200] * 1_000 + [7] * 60_000]
+    text = " ".join(words)
+    fast.clear_cache()
+    assert fast.encode_batch([text])[0].tolist() == plain._encode_plainly(text)
+    assert fast.encode_batch([text])[0].tolist() == plain._encode_plainly(text)
+    fast.clear_cache()
+
+
+def test_ids_beyond_those_that_the_kernels_know_are_encoded_all_the_same():
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {1 << 21: b"ab"}
+    tokenizer = Tokenizer(vocab, [(b"a", b"b")])
+    tokenizer.prepare()
+    assert tokenizer.encode("abc") == [1 << 21, ord("c")]
+    vocab[(1 << 21) - 2] = vocab.pop(1 << 21)
+    tokenizer = Tokenizer(vocab, [(b"a", b"b")])
+    tokenizer.prepare()
+    assert tokenizer._encoder is not None
+    assert tokenizer.encode("abc") == [(1 << 21) - 2, ord("c")]
+
+
+@pytest.mark.skipif(not get_host_cpu_features().get("avx512vbmi2"), reason="needs a processor with AVX-512 VBMI2")
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 5))
+def test_places_of_bits_are_the_same_on_every_processor(bits: int, density: int):
+    bits &= (1 << 64) - 1 >> 10 * density
+    written = np.full((2, 80), -1)
+    _write_packed(written[0], 3, np.uint64(bits), 1_000)
+    compiled._write_places_one_by_one(written[1], 3, np.uint64(bits), 1_000)
+    expected = [1_000 + place for place in range(64) if bits >> place & 1]
+    for places in written.tolist():
+        assert places[:3] == [-1] * 3
+        assert places[3 : 3 + len(expected)] == expected
+
+
+@njit
+def _write_packed(target, number, bits, place):
+    compiled._write_places_packed(target, number, bits, place)
 
 
 def test_a_lone_surrogate_is_an_error(learnt: tuple[Tokenizer, Tokenizer]):
