@@ -16,6 +16,7 @@ import numpy as np
 from cs336.files import UserError
 from cs336.progress import Progress, silent
 from cs336.tokenizer import reference
+from cs336.tokenizer.formats import END_OF_TEXT
 from cs336.tokenizer.pretokenize import cut_stream, in_batches
 from cs336.tokenizer.reference import Merges
 from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_segments
@@ -38,7 +39,7 @@ class BpeConfig:
     """
 
     vocab_size: int
-    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
 
 
 def train_bpe(
