@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -274,16 +273,10 @@ def side_studies(
 
 def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], tokenizer: Path) -> Metadata:
     """One run; a loss that stops being a number is its result, not its failure."""
-    below = Path(os.path.commonpath([*token_shards, tokenizer]))
     shape = dataclasses.replace(cell.model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
-    description = {
-        "model": dataclasses.asdict(shape),
-        "train": dataclasses.asdict(train),
-        "seed": cell.seed,
-        "token_shards": [str(folder.relative_to(below)) for folder in token_shards],
-        "tokenizer": str(tokenizer.relative_to(below)),
-    }
-    rows = train_in_child(step, description, inputs_below=below, may_diverge=True)
+    rows = train_in_child(
+        step, shape, train, seed=cell.seed, token_shards=token_shards, tokenizer=tokenizer, may_diverge=True
+    )
     shutil.rmtree(step.folder / CHECKPOINTS_FOLDER, ignore_errors=True)  # of use to a run that goes on, and large
     outcome = write_outcome(step.folder, shape, train, seed=cell.seed)
     plots.training_curve(rows, step.folder / "curve.png")
