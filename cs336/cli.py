@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import random
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from cs336.files import UserError, read_json
 if TYPE_CHECKING:
     from cs336.model.transformer import TransformerLM
     from cs336.tokenizer.bpe import Tokenizer
+
+_LINE_WIDTH = 120  # of what `show` prints
 
 DESCRIPTION = """Train language models from scratch, from raw crawl to MMLU and GSM8K scores.
 
@@ -235,14 +238,45 @@ def _show(options: argparse.Namespace) -> None:
         raise UserError(_not_there(options.preset, options.asset))
     manifest = read_json(folder / MANIFEST)
     print(folder)
-    for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions"):
-        print(f"  {key}: {manifest[key]}")
+    _print_facts(
+        {key: manifest[key] for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions")}
+    )
     for name, facts in manifest["files"].items():
         print(f"  {facts['bytes']:>14,} bytes  {name}  sha256 {facts['sha256'][:12]}")
-    for name, value in manifest["metadata"].items():
-        text = value["markdown"] if isinstance(value, dict) and "markdown" in value else str(value)
-        separator = "\n" if "\n" in text else " "
-        print(f"  {name}:{separator}{text}")
+    _print_facts(manifest["metadata"])
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    """A line each, their values one below the other; pages and tables begin on a line of their own."""
+    width = max(map(len, facts), default=0) + 1
+    lines = textwrap.TextWrapper(
+        _LINE_WIDTH,
+        initial_indent="  ",
+        subsequent_indent=" " * (width + 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for name, value in facts.items():
+        text = _readable(value)
+        if "\n" in text:
+            print(f"  {name}:\n{text}")
+        else:
+            print(lines.fill(f"{f'{name}:':<{width}} {text}"))
+
+
+def _readable(value: Any) -> str:
+    """A value of a manifest: `a=1, b=2` for what has parts, in parentheses within another."""
+    if isinstance(value, dict):
+        if value.keys() in ({"markdown"}, {"image"}):
+            return str(*value.values())
+        return ", ".join(f"{name}={_as_part(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_as_part, value)) or "none"
+    return str(value)
+
+
+def _as_part(value: Any) -> str:
+    return f"({_readable(value)})" if isinstance(value, dict | list) and value else _readable(value)
 
 
 def _not_there(preset: str, asset: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cs336.cli import main
+from cs336.store import Store, Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,6 +94,28 @@ def test_a_preset_with_a_mistake_does_not_hide_the_others(capsys, monkeypatch, t
     printed = capsys.readouterr()
     assert "tiny" in printed.out and "other" in printed.out
     assert "[mine]" in printed.err and len(printed.err.splitlines()) == 1
+
+
+def test_an_artifact_is_shown_without_braces(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    facts = {"per_filter": {"language": {}, "length": {"kept": 3, "seen": 5}}, "sizes": [1, 2]}
+    facts |= {"plot": {"image": "plot.png"}, "counts": {"markdown": "| a |\n|---|\n| 1 |"}}
+    with Store("tiny", tmp_path).staging("thing", None, Version("c", "s", {"crawl": "f00"})) as (folder, metadata):
+        (folder / "data.txt").write_text("some")
+        metadata |= facts
+    assert main(["show", "thing"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n  inputs:      crawl=f00\n" in printed and "\n               4 bytes  data.txt" in printed
+    assert printed.endswith("""
+  counts:
+| a |
+|---|
+| 1 |
+  per_filter: language=none, length=(kept=3, seen=5)
+  plot:       plot.png
+  sizes:      1, 2
+""")
+    assert not set("{}[]'") & set(printed)
 
 
 def test_a_taken_port_is_one_line(capsys, monkeypatch, tmp_path):
