@@ -131,7 +131,8 @@ def _register(commands: argparse._SubParsersAction) -> None:
     _add_generation_options(command)
     command.set_defaults(run=_chat)
 
-    command = commands.add_parser("scores", help="the score table of every preset's model")
+    command = commands.add_parser("scores", help="the score table of every preset's model, or of one's")
+    command.add_argument("--preset", help="preset (default: all; see `cs336 presets`)")
     command.set_defaults(run=_scores)
 
     command = commands.add_parser("verify", help="compare every artifact's files with its manifest")
@@ -455,9 +456,13 @@ def _export(options: argparse.Namespace) -> None:
 def _scores(options: argparse.Namespace) -> None:
     from cs336.evals.report import text_table
     from cs336.leaderboard import collect_scores
+    from cs336.presets import find_preset
     from cs336.store import default_root
 
-    rows = collect_scores(default_root())
+    rows = [row for row in collect_scores(default_root()) if options.preset in (None, row["preset"])]
+    if not rows and options.preset is not None:
+        find_preset(options.preset)
+        raise UserError(f"{options.preset}: no scores yet; `cs336 run --preset {options.preset}` makes them")
     if not rows:
         raise UserError(f"{default_root()}: no scores yet; `cs336 demo` makes the first")
     print(text_table(rows))
@@ -473,7 +478,7 @@ def _verify(options: argparse.Namespace) -> int:
     problems = [problem for path in manifests for problem in verify(path.parent)]
     for problem in problems:
         print(problem)
-    print(f"{len(manifests)} artifacts, {len(problems)} problems")
+    print(f"preset {options.preset}: {len(manifests)} artifacts, {len(problems)} problems")
     return 1 if problems else 0
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from cs336.cli import main
+from cs336.evals.report import score_rows
+from cs336.files import write_json
+from cs336.leaderboard import SCORES_FILE
 from cs336.store import Store, Version
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +77,8 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
         (["chat", "--model", "nowhere"], "nowhere: holds no config.json"),
         (["chat", "--top-p", "2"], "--top-p: 2.0 is out of range; give above 0 and at most 1"),
         (["scores"], "no scores yet"),
+        (["scores", "--preset", "huge"], "no preset 'huge'"),
+        (["scores", "--preset", "course"], "course: no scores yet; `cs336 run --preset course` makes them"),
         (["presets", "huge"], "no preset 'huge'"),
         (["data", "fetch", "nonsense"], "the catalogue has no 'nonsense'"),
         (["adopt", "nowhere"], "nowhere/manifest.json: not found"),
@@ -116,6 +121,35 @@ def test_an_artifact_is_shown_without_braces(capsys, monkeypatch, tmp_path):
   sizes:      1, 2
 """)
     assert not set("{}[]'") & set(printed)
+
+
+@pytest.fixture
+def two_scored(monkeypatch, tmp_path):
+    """Presets `tiny` and `old`, of which the second is no preset any more."""
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    for preset in ("tiny", "old"):
+        rows = score_rows({"accuracy": 0.5, "num_examples": 2}, preset=preset, model="m", task="t", set_name="s")
+        with Store(preset, tmp_path).staging("perplexity", None, Version("c", "s")) as (folder, _):
+            write_json(folder / SCORES_FILE, rows)
+    return tmp_path
+
+
+def test_scores_are_those_of_all_presets_or_of_one(two_scored, capsys):
+    for arguments, shown in (([], {"tiny", "old"}), (["--preset", "tiny"], {"tiny"}), (["--preset", "old"], {"old"})):
+        assert main(["scores", *arguments]) == 0
+        assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]} == shown
+
+
+def test_verify_says_of_which_preset_it_speaks(two_scored, capsys):
+    assert main(["verify"]) == 0
+    assert capsys.readouterr().out == "preset tiny: 1 artifacts, 0 problems\n"
+    scores = two_scored / "tiny" / "perplexity" / SCORES_FILE
+    scores.write_text("[]")
+    assert main(["verify", "--preset", "tiny"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{scores}: content differs from the manifest",
+        "preset tiny: 1 artifacts, 1 problems",
+    ]
 
 
 def test_a_taken_port_is_one_line(capsys, monkeypatch, tmp_path):
