@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -170,3 +171,13 @@ def test_the_module_is_the_command():
 def test_commands_of_the_library_do_not_load_dagster():
     code = "import sys; from cs336.cli import main; main(['presets']); assert 'dagster' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("python", ["no-such-python", "false", ""])
+def test_make_with_an_unfit_python_is_one_line(python, tmp_path):
+    command = ["make", "demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""})
+    assert done.returncode != 0 and not done.stdout and not (tmp_path / "venv").exists()
+    assert len(done.stderr.splitlines()) == 1
+    assert "Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.12" in done.stderr
