@@ -79,7 +79,13 @@ def learning_rates(step: Step, token_shards: list[Path], tokenizer: Path, cell: 
     return _train(step, cell, cell.train, token_shards, tokenizer)
 
 
-@_study
+def best_rate(learning_rate_study: Path) -> dict[str, Any]:
+    """What the other experiments take of the study: the best rate, and the batch size at which it is best."""
+    study = read_json(learning_rate_study / STUDY_FILE)
+    return {"best_rate": study["learning_rate"], "best_rate_batch_size": study["batch_size"]}
+
+
+@asset(group="experiments", kinds={"matplotlib"}, owner="team:models", offers=best_rate)
 def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
     """Problem learning_rate: which learning rate is best, and how far it lies below the edge of stability.
 
@@ -109,7 +115,19 @@ def a_rate_diverged(learning_rate_study: Path) -> tuple[bool, Metadata]:
     return bool(study["lowest_diverged"]) and study["learning_rate"] > min(rates), {"rates": rates}
 
 
-@asset(group="experiments", kinds={"pytorch"}, owner="team:models", pool="gpu", runs=(run_training,))
+def largest_batch(batch_size_limit: Path) -> int:
+    """What the other experiments take of the limit: its batch size."""
+    return read_json(batch_size_limit / LIMIT_FILE)["batch_size"]
+
+
+@asset(
+    group="experiments",
+    kinds={"pytorch"},
+    owner="team:models",
+    pool="gpu",
+    runs=(run_training,),
+    offers=largest_batch,
+)
 def batch_size_limit(
     step: Step, tokenizer: Path, model: ModelConfig, train: TrainConfig, experiments: ExperimentConfig
 ) -> Metadata:
@@ -139,8 +157,8 @@ def batch_sizes(
     All see the same number of tokens, but the smallest ones, which stop by the clock. The rates are multiples
     of the best one times the square root of the ratio of batch sizes.
     """
-    limit = read_json(batch_size_limit / LIMIT_FILE)["batch_size"]
-    return _train(step, cell, _resolved(cell, learning_rate_study, limit), token_shards, tokenizer)
+    train = _resolved(cell, learning_rate_study, largest_batch(batch_size_limit))
+    return _train(step, cell, train, token_shards, tokenizer)
 
 
 @_study
@@ -291,12 +309,7 @@ def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], 
 
 
 def _resolved(cell: Run, learning_rate_study: Path, largest_batch_size: int = 0) -> TrainConfig:
-    best = read_json(learning_rate_study / STUDY_FILE)
-    return cell.resolved(
-        best_rate=best["learning_rate"],
-        best_rate_batch_size=best["batch_size"],
-        largest_batch_size=largest_batch_size,
-    )
+    return cell.resolved(**best_rate(learning_rate_study), largest_batch_size=largest_batch_size)
 
 
 def _variant(runs: list[dict[str, Any]]) -> dict[str, Any]:
