@@ -1,7 +1,7 @@
 # make demo: from a fresh clone to the score table. make test: lint, types, tests. make ui: the graph.
+SUITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 # The first of these that runs and is recent enough (some are shims that only print advice).
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p $(SUITS) && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -29,7 +29,7 @@ setup: $(READY)
 
 # The lock pins every package; `pip check` would object to a torch build other than the one pinned.
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.12"; exit 1; }
+	$(if $(shell $(or $(PYTHON),false) $(SUITS) && echo yes),,$(error Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.12 (it is "$(PYTHON)")))
 	@echo "installing the locked packages into $(VENV) (a minute or two; PyTorch is the large one)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq -r requirements.lock

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import random
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from cs336.files import UserError, read_json
 if TYPE_CHECKING:
     from cs336.model.transformer import TransformerLM
     from cs336.tokenizer.bpe import Tokenizer
+
+_LINE_WIDTH = 120  # of what `show` prints
 
 DESCRIPTION = """Train language models from scratch, from raw crawl to MMLU and GSM8K scores.
 
@@ -128,7 +131,8 @@ def _register(commands: argparse._SubParsersAction) -> None:
     _add_generation_options(command)
     command.set_defaults(run=_chat)
 
-    command = commands.add_parser("scores", help="the score table of every preset's model")
+    command = commands.add_parser("scores", help="the score table of every preset's model, or of one's")
+    command.add_argument("--preset", help="preset (default: all; see `cs336 presets`)")
     command.set_defaults(run=_scores)
 
     command = commands.add_parser("verify", help="compare every artifact's files with its manifest")
@@ -235,14 +239,45 @@ def _show(options: argparse.Namespace) -> None:
         raise UserError(_not_there(options.preset, options.asset))
     manifest = read_json(folder / MANIFEST)
     print(folder)
-    for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions"):
-        print(f"  {key}: {manifest[key]}")
+    _print_facts(
+        {key: manifest[key] for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions")}
+    )
     for name, facts in manifest["files"].items():
         print(f"  {facts['bytes']:>14,} bytes  {name}  sha256 {facts['sha256'][:12]}")
-    for name, value in manifest["metadata"].items():
-        text = value["markdown"] if isinstance(value, dict) and "markdown" in value else str(value)
-        separator = "\n" if "\n" in text else " "
-        print(f"  {name}:{separator}{text}")
+    _print_facts(manifest["metadata"])
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    """A line each, their values one below the other; pages and tables begin on a line of their own."""
+    width = max(map(len, facts), default=0) + 1
+    lines = textwrap.TextWrapper(
+        _LINE_WIDTH,
+        initial_indent="  ",
+        subsequent_indent=" " * (width + 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for name, value in facts.items():
+        text = _readable(value)
+        if "\n" in text:
+            print(f"  {name}:\n{text}")
+        else:
+            print(lines.fill(f"{f'{name}:':<{width}} {text}"))
+
+
+def _readable(value: Any) -> str:
+    """A value of a manifest: `a=1, b=2` for what has parts, in parentheses within another."""
+    if isinstance(value, dict):
+        if value.keys() in ({"markdown"}, {"image"}):
+            return str(*value.values())
+        return ", ".join(f"{name}={_as_part(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_as_part, value)) or "none"
+    return str(value)
+
+
+def _as_part(value: Any) -> str:
+    return f"({_readable(value)})" if isinstance(value, dict | list) and value else _readable(value)
 
 
 def _not_there(preset: str, asset: str) -> str:
@@ -421,9 +456,13 @@ def _export(options: argparse.Namespace) -> None:
 def _scores(options: argparse.Namespace) -> None:
     from cs336.evals.report import text_table
     from cs336.leaderboard import collect_scores
+    from cs336.presets import find_preset
     from cs336.store import default_root
 
-    rows = collect_scores(default_root())
+    rows = [row for row in collect_scores(default_root()) if options.preset in (None, row["preset"])]
+    if not rows and options.preset is not None:
+        find_preset(options.preset)
+        raise UserError(f"{options.preset}: no scores yet; `cs336 run --preset {options.preset}` makes them")
     if not rows:
         raise UserError(f"{default_root()}: no scores yet; `cs336 demo` makes the first")
     print(text_table(rows))
@@ -439,7 +478,7 @@ def _verify(options: argparse.Namespace) -> int:
     problems = [problem for path in manifests for problem in verify(path.parent)]
     for problem in problems:
         print(problem)
-    print(f"{len(manifests)} artifacts, {len(problems)} problems")
+    print(f"preset {options.preset}: {len(manifests)} artifacts, {len(problems)} problems")
     return 1 if problems else 0
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cs336.files import UserError, creating, write_json
 from cs336.processes import available_cores
+from cs336.tokenizer.formats import END_OF_TEXT
 
 if TYPE_CHECKING:
     from cs336.progress import Progress
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from cs336.tokenizer.reference import Merges
     from cs336.tokenizer.train import BpeConfig, Vocab
 
-END_OF_TEXT = "<|endoftext|>"
 RANKS_FILE = "ranks.tiktoken"
 ENCODING_FILE = "encoding.json"
 

@@ -11,9 +11,9 @@ import dagster as dg
 from cs336.files import UserError, read_json, read_jsonl, write_json
 from cs336.presets import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
-from cs336_assets.asset import part_names, version_of
+from cs336_assets.asset import data_version, part_names, version_of
 from cs336_assets.binding import to_dagster
-from cs336_assets.crawl import table
+from cs336_assets.crawl import page_table, table
 from cs336_assets.flow import STAGES
 
 ELSEWHERE = "measured_elsewhere"
@@ -92,7 +92,7 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
             partition=part,
             metadata=to_dagster(manifest["metadata"], store.path(asset, part))
             | {"unchanged": False, "fingerprint": manifest["fingerprint"], **_where(manifest)},
-            tags={"dagster/data_version": manifest["fingerprint"]},
+            tags={"dagster/data_version": data_version(asset, store, part)},
         )
     )
     return (
@@ -145,7 +145,7 @@ def _adopt_rows(source: Path, instance: dg.DagsterInstance) -> str:
                 "num_rows": len(rows),
                 ELSEWHERE: True,
                 "rows": dg.MetadataValue.md(
-                    table(columns, [[row.get(name, "") for name in columns] for row in rows[-60:]])["markdown"]
+                    page_table(columns, [[row.get(name, "") for name in columns] for row in rows[-60:]])
                 ),
             },
         )

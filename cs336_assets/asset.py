@@ -85,6 +85,7 @@ class Stage:
     resumable: bool
     pool: str | None
     watches: Callable[[Path], str] | None
+    offers: Callable[[Path], Any] | None
     inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its parts?
     settings: tuple[str, ...] = ()
 
@@ -129,6 +130,7 @@ def asset(
     resumable: bool = False,
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
+    offers: Callable[[Path], Any] | None = None,
 ) -> Callable[[Callable[..., Metadata]], Callable[..., Metadata]]:
     """Declare a function as an asset; see the module's description.
 
@@ -141,6 +143,8 @@ def asset(
         resumable: an interrupted attempt at the same version is continued, not thrown away.
         pool: Dagster concurrency pool, such as "gpu"; one run at a time has the device.
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
+        offers: its folder -> all that assets made from it take, which they read by this function and no other way;
+            then only this enters their fingerprints, and they stay when the rest of the artifact changes.
     """
 
     def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
@@ -158,6 +162,7 @@ def asset(
             resumable=resumable,
             pool=pool,
             watches=watches,
+            offers=offers,
             inputs=inputs,
             settings=settings,
         )
@@ -275,8 +280,19 @@ def _input_version(name: str, everything: bool, preset: Preset, store: Store, pa
     if name == PLAN_ASSET and part:  # a longer plan leaves the shards that it had as they are
         return digest([entry for entry in _plan(store) if entry["name"] == part])
     if everything:
-        return digest([[key, store.data_version(name, key)] for key in part_names(STAGES[name], preset, store)])
-    return store.data_version(name, part if STAGES[name].in_parts else None)
+        return digest([[key, data_version(name, store, key)] for key in part_names(STAGES[name], preset, store)])
+    return data_version(name, store, part if STAGES[name].in_parts else None)
+
+
+def data_version(name: str, store: Store, part: str | None) -> str:
+    """What stands for a finished artifact in the fingerprints of those made from it.
+
+    Raises:
+        UserError: it was never made.
+    """
+    fingerprint = store.data_version(name, part)
+    offers = STAGES[name].offers
+    return digest(offers(store.path(name, part))) if offers else fingerprint
 
 
 def input_folders(

@@ -26,6 +26,7 @@ from cs336_assets.asset import (
     Stage,
     Step,
     code_version,
+    data_version,
     input_folders,
     make,
     shard_names,
@@ -133,7 +134,9 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
     if stage.name == PLAN_ASSET:
         register_shards(context.instance, preset, store)
     # Dagster allows one data version a step: for parts it derives one from code, settings and inputs.
-    return dg.MaterializeResult(data_version=None if stage.in_parts else dg.DataVersion(version.fingerprint))
+    return dg.MaterializeResult(
+        data_version=None if stage.in_parts else dg.DataVersion(data_version(stage.name, store, None))
+    )
 
 
 def _several_at_once(

@@ -72,8 +72,13 @@ def warc_files(folder: Path) -> list[Path]:
 
 def table(header: list[str], rows: list) -> dict[str, str]:
     """A Markdown table as asset metadata."""
+    return {"markdown": page_table(header, rows)}
+
+
+def page_table(header: list[str], rows: list) -> str:
+    """A table for a page, whole numbers with commas."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell) for cell in row]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return {"markdown": "\n".join(lines)}
+    return "\n".join(lines)

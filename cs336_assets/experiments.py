@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,7 +79,13 @@ def learning_rates(step: Step, token_shards: list[Path], tokenizer: Path, cell: 
     return _train(step, cell, cell.train, token_shards, tokenizer)
 
 
-@_study
+def best_rate(learning_rate_study: Path) -> dict[str, Any]:
+    """What the other experiments take of the study: the best rate, and the batch size at which it is best."""
+    study = read_json(learning_rate_study / STUDY_FILE)
+    return {"best_rate": study["learning_rate"], "best_rate_batch_size": study["batch_size"]}
+
+
+@asset(group="experiments", kinds={"matplotlib"}, owner="team:models", offers=best_rate)
 def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
     """Problem learning_rate: which learning rate is best, and how far it lies below the edge of stability.
 
@@ -110,7 +115,19 @@ def a_rate_diverged(learning_rate_study: Path) -> tuple[bool, Metadata]:
     return bool(study["lowest_diverged"]) and study["learning_rate"] > min(rates), {"rates": rates}
 
 
-@asset(group="experiments", kinds={"pytorch"}, owner="team:models", pool="gpu", runs=(run_training,))
+def largest_batch(batch_size_limit: Path) -> int:
+    """What the other experiments take of the limit: its batch size."""
+    return read_json(batch_size_limit / LIMIT_FILE)["batch_size"]
+
+
+@asset(
+    group="experiments",
+    kinds={"pytorch"},
+    owner="team:models",
+    pool="gpu",
+    runs=(run_training,),
+    offers=largest_batch,
+)
 def batch_size_limit(
     step: Step, tokenizer: Path, model: ModelConfig, train: TrainConfig, experiments: ExperimentConfig
 ) -> Metadata:
@@ -140,8 +157,8 @@ def batch_sizes(
     All see the same number of tokens, but the smallest ones, which stop by the clock. The rates are multiples
     of the best one times the square root of the ratio of batch sizes.
     """
-    limit = read_json(batch_size_limit / LIMIT_FILE)["batch_size"]
-    return _train(step, cell, _resolved(cell, learning_rate_study, limit), token_shards, tokenizer)
+    train = _resolved(cell, learning_rate_study, largest_batch(batch_size_limit))
+    return _train(step, cell, train, token_shards, tokenizer)
 
 
 @_study
@@ -274,16 +291,10 @@ def side_studies(
 
 def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], tokenizer: Path) -> Metadata:
     """One run; a loss that stops being a number is its result, not its failure."""
-    below = Path(os.path.commonpath([*token_shards, tokenizer]))
     shape = dataclasses.replace(cell.model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
-    description = {
-        "model": dataclasses.asdict(shape),
-        "train": dataclasses.asdict(train),
-        "seed": cell.seed,
-        "token_shards": [str(folder.relative_to(below)) for folder in token_shards],
-        "tokenizer": str(tokenizer.relative_to(below)),
-    }
-    rows = train_in_child(step, description, inputs_below=below, may_diverge=True)
+    rows = train_in_child(
+        step, shape, train, seed=cell.seed, token_shards=token_shards, tokenizer=tokenizer, may_diverge=True
+    )
     shutil.rmtree(step.folder / CHECKPOINTS_FOLDER, ignore_errors=True)  # of use to a run that goes on, and large
     outcome = write_outcome(step.folder, shape, train, seed=cell.seed)
     plots.training_curve(rows, step.folder / "curve.png")
@@ -298,12 +309,7 @@ def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], 
 
 
 def _resolved(cell: Run, learning_rate_study: Path, largest_batch_size: int = 0) -> TrainConfig:
-    best = read_json(learning_rate_study / STUDY_FILE)
-    return cell.resolved(
-        best_rate=best["learning_rate"],
-        best_rate_batch_size=best["batch_size"],
-        largest_batch_size=largest_batch_size,
-    )
+    return cell.resolved(**best_rate(learning_rate_study), largest_batch_size=largest_batch_size)
 
 
 def _variant(runs: list[dict[str, Any]]) -> dict[str, Any]:

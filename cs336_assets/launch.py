@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 import dagster as dg
 
 from cs336.files import UserError, write_json
+from cs336.model.transformer import ModelConfig
 from cs336.train.experiments import DIVERGED_FILE
+from cs336.train.loop import TrainConfig
 from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets.asset import Step
 
@@ -20,21 +23,35 @@ RUN_FILE = "run.json"
 
 
 def train_in_child(
-    step: Step, run: dict[str, Any], *, inputs_below: Path, may_diverge: bool = False
+    step: Step,
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    token_shards: list[Path],
+    tokenizer: Path,
+    may_diverge: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run the training worker on `run`; returns its metrics, one row a step.
+    """Run the training worker; returns its metrics, one row a step.
 
     What belongs to this machine (where its inputs lie, threads, device) reaches the worker
     through its environment; `run.json` stays in the artifact and is the same on every machine.
 
     Args:
-        run: as `cs336.train.worker` describes it, token shards and tokenizer relative to `inputs_below`.
-        inputs_below: folder that these are relative to.
+        model: with its `vocab_size`.
         may_diverge: a loss that stops being a number is a result: `DIVERGED_FILE` says where it did.
 
     Raises:
         UserError: the worker failed; the line is its own.
     """
+    inputs_below = Path(os.path.commonpath([*token_shards, tokenizer]))
+    run = {
+        "model": dataclasses.asdict(model),
+        "train": dataclasses.asdict(train),
+        "seed": seed,
+        "token_shards": [str(folder.relative_to(inputs_below)) for folder in token_shards],
+        "tokenizer": str(tokenizer.relative_to(inputs_below)),
+    }
     write_json(step.folder / RUN_FILE, run)
     failure = step.folder / FAILURE_FILE
     diverged = step.folder / DIVERGED_FILE

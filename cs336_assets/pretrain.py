@@ -26,20 +26,8 @@ def base_model(
     AdamW with warm-up and cosine decay, in a child process under `torchrun`; it checkpoints as it
     goes, and an interrupted training continues from its last checkpoint to the same weights.
     """
-    vocab_size = Tokenizer.load(tokenizer).vocab_size
-    shape = dataclasses.replace(model, vocab_size=vocab_size)
-    store = token_shards[0].parents[1]
-    rows = train_in_child(
-        step,
-        {
-            "model": dataclasses.asdict(shape),
-            "train": dataclasses.asdict(train),
-            "seed": seed,
-            "token_shards": [str(folder.relative_to(store)) for folder in token_shards],
-            "tokenizer": str(tokenizer.relative_to(store)),
-        },
-        inputs_below=store,
-    )
+    shape = dataclasses.replace(model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
+    rows = train_in_child(step, shape, train, seed=seed, token_shards=token_shards, tokenizer=tokenizer)
     last = rows[-1]
     plots.training_curve(rows, step.folder / "curve.png")
     trained: TransformerLM = load_model(step.folder)

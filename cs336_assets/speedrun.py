@@ -41,16 +41,8 @@ def speedrun_model(
     `max_parameters`; the held-out documents are only looked at to report their loss. Everything
     else is free.
     """
-    store = tokenizer.parent
     shape = dataclasses.replace(speedrun.model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
-    description = {
-        "model": dataclasses.asdict(shape),
-        "train": dataclasses.asdict(speedrun.train),
-        "seed": seed,
-        "token_shards": [str(folder.relative_to(store)) for folder in token_shards],
-        "tokenizer": str(tokenizer.relative_to(store)),
-    }
-    rows = train_in_child(step, description, inputs_below=store)
+    rows = train_in_child(step, shape, speedrun.train, seed=seed, token_shards=token_shards, tokenizer=tokenizer)
     last = rows[-1]
     plots.loss_curves({"speedrun": [row for row in rows if "valid_loss" in row]}, step.folder / "curve.png")
     return {

@@ -32,7 +32,7 @@ from cs336.tokens.shards import SplitConfig
 from cs336.tokens.texts import read_texts, sample_texts
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
-from cs336_assets.crawl import table
+from cs336_assets.crawl import page_table, table
 
 STUDY_FILE = "study.json"
 NUM_DOCUMENTS = 10  # the handout's
@@ -169,13 +169,13 @@ def _page(study: dict[str, Any]) -> str:
     by_name = study["bytes_per_token"]
     parts = [
         f"**Longest token.** {_judged(longest[0])}" if longest else "**Longest token.** Nothing was merged.",
-        _rows(
+        page_table(
             ["token", "bytes", "kind", "times in the training text"],
             [[f"`{row['token']}`", row["num_bytes"], row["kind"], row["num_occurrences"]] for row in longest],
         ),
         f"**Compression.** {len(study['sample_bytes'])} held-out documents, {sum(study['sample_bytes']):,} bytes.",
-        _rows(["tokenizer of", "bytes per token"], [[name, f"{value:.3f}"] for name, value in by_name.items()]),
-        _rows(
+        page_table(["tokenizer of", "bytes per token"], [[name, f"{value:.3f}"] for name, value in by_name.items()]),
+        page_table(
             ["entries, the same training stopped earlier", "bytes per token"],
             [[size, f"{value:.3f}"] for size, value in study["bytes_per_token_by_size"].items()],
         ),
@@ -188,7 +188,7 @@ def _page(study: dict[str, Any]) -> str:
         pairs = itertools.zip_longest(compared["longest_ours"], compared["longest_theirs"])
         rows = [[f"`{mine}`" if mine else "", f"`{theirs}`" if theirs else ""] for mine, theirs in pairs]
         parts += [f"{shared} and {compared['num_theirs']:,} there. The longest of the others:"]
-        parts += [_rows(["only here", f"only in {name}"], rows)]
+        parts += [page_table(["only here", f"only in {name}"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -213,7 +213,3 @@ def _why_uint16(study: dict[str, Any]) -> str:
         f" byte only up to 255. The {study['num_training_bytes']:,} bytes of training text become about"
         f" {num_tokens:,.0f} ids: {2 * num_tokens / 1e6:,.1f} MB as uint16, twice that as 32-bit integers."
     )
-
-
-def _rows(header: list[str], rows: list[list[Any]]) -> str:
-    return table(header, rows)["markdown"]

@@ -37,6 +37,7 @@ def main(run_file: Path) -> int:
         try:
             run_training(
                 run,
+                name=run_file.name,
                 report=_reporter(pipes, run["train"]["num_steps"], run["train"]["max_seconds"]),
                 progress=bar if sys.stderr.isatty() else silent,
             )

@@ -30,7 +30,7 @@ from cs336.train.loop import TrainConfig
 from cs336.train.optimizer import sgd_exercise as run_sgd
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
-from cs336_assets.crawl import table
+from cs336_assets.crawl import page_table
 
 ANSWERS_FILE = "answers.json"
 ACCOUNTING_FILE = "accounting.json"
@@ -133,7 +133,7 @@ def sgd_exercise(step: Step, seed: int) -> Metadata:
     plots.losses_by_rate(losses, step.folder / "losses.png")
     steps = range(len(losses[SGD_RATES[0]]))
     rows = [[f"{rate:g}", *(f"{values[t]:.3g}" for t in steps), _verdict(values)] for rate, values in losses.items()]
-    page = _rows(["lr", *(f"t = {t}" for t in steps), "so it"], rows)
+    page = page_table(["lr", *(f"t = {t}" for t in steps), "so it"], rows)
     _write_page(step, "sgd.md", page)
     return {"losses": {"image": "losses.png"}, "exercise": {"markdown": page}}
 
@@ -219,7 +219,7 @@ def _shapes_table(accounts: dict[str, dict[str, Any]]) -> str:
         ]
         for name, account in accounts.items()
     ]
-    return _rows(["model", "parameters", "GB in fp32", "context", "forward TFLOP", *parts], rows)
+    return page_table(["model", "parameters", "GB in fp32", "context", "forward TFLOP", *parts], rows)
 
 
 def _products_table(shape: ModelConfig) -> str:
@@ -234,7 +234,9 @@ def _products_table(shape: ModelConfig) -> str:
         ]
         for each in matrix_products(shape)
     ]
-    return _rows(["product", "m x n x p", "times", "FLOPs", "share"], [*rows, ["all", "", "", f"{total:.3e}", "100%"]])
+    return page_table(
+        ["product", "m x n x p", "times", "FLOPs", "share"], [*rows, ["all", "", "", f"{total:.3e}", "100%"]]
+    )
 
 
 def _memory_table(accounts: dict[str, dict[str, Any]]) -> str:
@@ -248,16 +250,12 @@ def _memory_table(accounts: dict[str, dict[str, Any]]) -> str:
         for name, account in accounts.items()
     ]
     header = ["model", "parameters, GB", "gradients, GB", "optimizer state, GB", "all, a·B + b"]
-    return _rows([*header, f"largest B in {AVAILABLE_BYTES / 1e9:.0f} GB"], rows)
+    return page_table([*header, f"largest B in {AVAILABLE_BYTES / 1e9:.0f} GB"], rows)
 
 
 def _code(shown: list[tuple[str, str]]) -> str:
     lines = [line for expression, result in shown for line in (f">>> {expression}", result)]
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _rows(header: list[str], rows: list[list[Any]]) -> str:
-    return table(header, rows)["markdown"]
 
 
 def _write_page(step: Step, name: str, page: str) -> None:

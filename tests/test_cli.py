@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from cs336.cli import main
+from cs336.evals.report import score_rows
+from cs336.files import write_json
+from cs336.leaderboard import SCORES_FILE
+from cs336.store import Store, Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +78,8 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
         (["chat", "--model", "nowhere"], "nowhere: holds no config.json"),
         (["chat", "--top-p", "2"], "--top-p: 2.0 is out of range; give above 0 and at most 1"),
         (["scores"], "no scores yet"),
+        (["scores", "--preset", "huge"], "no preset 'huge'"),
+        (["scores", "--preset", "course"], "course: no scores yet; `cs336 run --preset course` makes them"),
         (["presets", "huge"], "no preset 'huge'"),
         (["data", "fetch", "nonsense"], "the catalogue has no 'nonsense'"),
         (["adopt", "nowhere"], "nowhere/manifest.json: not found"),
@@ -95,6 +102,57 @@ def test_a_preset_with_a_mistake_does_not_hide_the_others(capsys, monkeypatch, t
     assert "[mine]" in printed.err and len(printed.err.splitlines()) == 1
 
 
+def test_an_artifact_is_shown_without_braces(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    facts = {"per_filter": {"language": {}, "length": {"kept": 3, "seen": 5}}, "sizes": [1, 2]}
+    facts |= {"plot": {"image": "plot.png"}, "counts": {"markdown": "| a |\n|---|\n| 1 |"}}
+    with Store("tiny", tmp_path).staging("thing", None, Version("c", "s", {"crawl": "f00"})) as (folder, metadata):
+        (folder / "data.txt").write_text("some")
+        metadata |= facts
+    assert main(["show", "thing"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n  inputs:      crawl=f00\n" in printed and "\n               4 bytes  data.txt" in printed
+    assert printed.endswith("""
+  counts:
+| a |
+|---|
+| 1 |
+  per_filter: language=none, length=(kept=3, seen=5)
+  plot:       plot.png
+  sizes:      1, 2
+""")
+    assert not set("{}[]'") & set(printed)
+
+
+@pytest.fixture
+def two_scored(monkeypatch, tmp_path):
+    """Presets `tiny` and `old`, of which the second is no preset any more."""
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    for preset in ("tiny", "old"):
+        rows = score_rows({"accuracy": 0.5, "num_examples": 2}, preset=preset, model="m", task="t", set_name="s")
+        with Store(preset, tmp_path).staging("perplexity", None, Version("c", "s")) as (folder, _):
+            write_json(folder / SCORES_FILE, rows)
+    return tmp_path
+
+
+def test_scores_are_those_of_all_presets_or_of_one(two_scored, capsys):
+    for arguments, shown in (([], {"tiny", "old"}), (["--preset", "tiny"], {"tiny"}), (["--preset", "old"], {"old"})):
+        assert main(["scores", *arguments]) == 0
+        assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]} == shown
+
+
+def test_verify_says_of_which_preset_it_speaks(two_scored, capsys):
+    assert main(["verify"]) == 0
+    assert capsys.readouterr().out == "preset tiny: 1 artifacts, 0 problems\n"
+    scores = two_scored / "tiny" / "perplexity" / SCORES_FILE
+    scores.write_text("[]")
+    assert main(["verify", "--preset", "tiny"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{scores}: content differs from the manifest",
+        "preset tiny: 1 artifacts, 1 problems",
+    ]
+
+
 def test_a_taken_port_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -113,3 +171,13 @@ def test_the_module_is_the_command():
 def test_commands_of_the_library_do_not_load_dagster():
     code = "import sys; from cs336.cli import main; main(['presets']); assert 'dagster' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("python", ["no-such-python", "false", ""])
+def test_make_with_an_unfit_python_is_one_line(python, tmp_path):
+    command = ["make", "demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""})
+    assert done.returncode != 0 and not done.stdout and not (tmp_path / "venv").exists()
+    assert len(done.stderr.splitlines()) == 1
+    assert "Python 3.11 to 3.13 is needed; set PYTHON=/path/to/python3.12" in done.stderr

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from cs336.tokenizer import compiled
+from cs336.tokenizer.pretokenize import in_batches
 from cs336.tokenizer.segments import PADDING, Segments, cut_segments, file_ranges, read_segments
 
 _MAX_ENTRIES = 1 << 18  # pre-tokens remembered by a thread: 16 MB, nearly all of the words of a crawl's shard
@@ -168,16 +169,7 @@ def _map_ordered(work: Callable[[T], U], items: Iterable[T], num_threads: int) -
 
 def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
     """Texts in batches of about a million characters, in their order."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return in_batches(texts, len, _BATCH_CHARS)
 
 
 def _is_text(word: bytes) -> bool:

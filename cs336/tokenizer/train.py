@@ -16,7 +16,8 @@ import numpy as np
 from cs336.files import UserError
 from cs336.progress import Progress, silent
 from cs336.tokenizer import reference
-from cs336.tokenizer.pretokenize import cut_stream
+from cs336.tokenizer.formats import END_OF_TEXT
+from cs336.tokenizer.pretokenize import cut_stream, in_batches
 from cs336.tokenizer.reference import Merges
 from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_segments
 
@@ -38,7 +39,7 @@ class BpeConfig:
     """
 
     vocab_size: int
-    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
 
 
 def train_bpe(
@@ -111,7 +112,7 @@ def train_bpe_from_documents(
             surrogate, which UTF-8 cannot write.
     """
     num_merges = _num_merges(config)
-    batches = _batches(progress(texts, unit="documents", label="count pre-tokens"))
+    batches = in_batches(progress(texts, unit="documents", label="count pre-tokens"), len, _TASK_BYTES)
     first = next(batches, [])
     if sum(map(len, first)) <= _SHORT_TEXT_BYTES:  # and so there is no second
         pieces = (piece for text in first for piece in cut_stream([text], config.special_tokens))
@@ -154,19 +155,6 @@ def _blocks(path: Path, special_tokens: Iterable[str], progress: Progress) -> It
     ranges = list(file_ranges(path, specials, _TASK_BYTES))
     for start, end in progress(ranges, unit="2 MB", label="count pre-tokens"):
         yield functools.partial(read_segments, path, start, end, dict.fromkeys(specials, 0))
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _TASK_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 class _Counts(NamedTuple):

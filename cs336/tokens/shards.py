@@ -7,23 +7,21 @@ import hashlib
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cs336.files import UserError, replacing
 from cs336.progress import Progress, silent
 from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
-from cs336.tokenizer.pretokenize import cut_stream
+from cs336.tokenizer.pretokenize import cut_stream, in_batches
 from cs336.tokens.index import IndexedDocument, index_line, index_path
 
 if TYPE_CHECKING:
     from cs336.documents import Document
-
-T = TypeVar("T")
 
 SPLITS = ("train", "valid")
 TOKEN_DTYPE = np.dtype("<u2")  # two bytes a token, so at most 65,536 of them; little-endian on every machine
@@ -122,7 +120,7 @@ def write_shard(
 
     def batches() -> Iterator[list[str]]:
         watched = progress(documents, unit="documents", label="tokenize")
-        for batch in _batches(_readable(watched, skipped), lambda each: len(each[1])):
+        for batch in in_batches(_readable(watched, skipped), lambda each: len(each[1]), _BATCH_CHARS):
             waiting.append([origin for origin, _ in batch])
             yield [text for _, text in batch]
 
@@ -172,7 +170,7 @@ def write_text(
     mark = tokenizer.end_of_text_id if END_OF_TEXT in tokenizer.special_tokens else -1
     token_bytes = np.zeros(tokenizer.vocab_size, np.int64)
     token_bytes[list(tokenizer.vocab)] = [len(token) for token in tokenizer.vocab.values()]
-    batches = _batches(cut_stream(chunks, tokenizer.special_tokens), len)
+    batches = in_batches(cut_stream(chunks, tokenizer.special_tokens), len, _BATCH_CHARS)
     num_tokens = num_bytes = begin = 0  # before this batch; and where the document begins in the text's bytes
     with contextlib.ExitStack() as stack:
         out = _Split(stack, path)
@@ -219,19 +217,6 @@ def _readable(documents: Iterable[Document], skipped: Counter[str]) -> Iterator[
             skipped["not writable as UTF-8"] += 1
             continue
         yield _Origin(row, document.id, document.url, document.warc, document.offset, num_bytes), document.text
-
-
-def _batches(items: Iterable[T], num_chars: Callable[[T], int]) -> Iterator[list[T]]:
-    batch: list[T] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += num_chars(item)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _with_ends(ids: np.ndarray, ends: np.ndarray, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:

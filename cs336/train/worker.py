@@ -37,8 +37,6 @@ from cs336.tokens.shards import concatenate, largest_token_id
 from cs336.train.loop import TrainConfig, train
 from cs336.train.metrics import Report
 
-RUN_FILE = "run.json"  # what errors call it; `main` puts the given path there
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Train what the file describes, with a progress bar."""
@@ -52,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     try:
         run = read_json(path)
-        run_training(run, report=rows.append, progress=bar)
+        run_training(run, name=str(path), report=rows.append, progress=bar)
     except UserError as error:
-        print(str(error).replace(RUN_FILE, str(path), 1) if str(error).startswith(RUN_FILE) else error, file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     if not rows:
         print(f"{run['folder']}: was finished already")
@@ -65,11 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_training(run: dict[str, Any], *, report: Report = lambda row: None, progress: Progress) -> TransformerLM:
+def run_training(
+    run: dict[str, Any], *, name: str, report: Report = lambda row: None, progress: Progress
+) -> TransformerLM:
     """Train from a run description.
 
     Args:
         run: see the module's description; unknown settings are errors.
+        name: of the file it was read from, for errors.
         report: called with every row of metrics.
 
     Raises:
@@ -82,7 +83,7 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
     wrong = {"lacks": sorted(needed - run.keys()), "has an unknown": sorted(run.keys() - needed - known)}
     if any(wrong.values()):
         parts = [f"{what} {', '.join(names)}" for what, names in wrong.items() if names]
-        raise UserError(f"run.json: {'; it '.join(parts)}")
+        raise UserError(f"{name}: {'; it '.join(parts)}")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         raise UserError(f"torchrun started {world_size} processes; training uses one so far: --nproc-per-node 1")
@@ -91,16 +92,16 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
         torch.set_float32_matmul_precision("high")  # TF32; elsewhere it is slower, or wrong (Apple's GPUs)
     folders = [Path(folder) for folder in run["token_shards"]]
     tokenizer = Tokenizer.load(Path(run["tokenizer"])) if run.get("tokenizer") else None
-    model_config = _config(ModelConfig, run["model"])
+    model_config = _config(ModelConfig, run["model"], name)
     if not model_config.vocab_size:
         if tokenizer is None:
-            raise UserError("run.json: model needs vocab_size, or name the tokenizer whose it is")
+            raise UserError(f"{name}: model needs vocab_size, or name the tokenizer whose it is")
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_tokens, valid_tokens = concatenate(folders, "train"), concatenate(folders, "valid")
     largest_id = largest_token_id(folders) if len(train_tokens) + len(valid_tokens) else -1
     if largest_id >= model_config.vocab_size:
         raise UserError(
-            f"run.json: the token shards hold id {largest_id:,}, but the model's vocab_size is"
+            f"{name}: the token shards hold id {largest_id:,}, but the model's vocab_size is"
             f" {model_config.vocab_size:,}; take that of the tokenizer that made them"
         )
 
@@ -110,7 +111,7 @@ def run_training(run: dict[str, Any], *, report: Report = lambda row: None, prog
 
     return train(
         model_config,
-        _config(TrainConfig, run["train"]),
+        _config(TrainConfig, run["train"], name),
         train_tokens=train_tokens,
         valid_tokens=valid_tokens,
         seed=run["seed"],
@@ -132,17 +133,17 @@ def _settings(name: str, kind: type) -> str:
     return f'"{name}": needs {", ".join(needed)};\nby default {", ".join(values)}\n{attributes}'
 
 
-def _config(kind: type, values: dict[str, Any]) -> Any:
+def _config(kind: type, values: dict[str, Any], name: str) -> Any:
     unknown = values.keys() - {field.name for field in fields(kind)}
     if unknown:
-        raise UserError(f"run.json: {kind.__name__} has no setting {', '.join(sorted(unknown))}")
+        raise UserError(f"{name}: {kind.__name__} has no setting {', '.join(sorted(unknown))}")
     missing = {field.name for field in fields(kind) if field.default is MISSING} - values.keys()
     if missing:
-        raise UserError(f"run.json: {kind.__name__} needs {', '.join(sorted(missing))}")
+        raise UserError(f"{name}: {kind.__name__} needs {', '.join(sorted(missing))}")
     try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (TypeError, ValueError) as error:
-        raise UserError(f"run.json: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import experiments
-from cs336.presets import TINY
+from cs336.presets import TINY, find_preset
+from cs336.store import Store
 from cs336.train.experiments import OUTCOME_FILE, batch_size_runs
-from cs336_assets.asset import Step
+from cs336_assets.asset import Step, part_names, version_of
 from cs336_assets.binding import _several_at_once
-from cs336_assets.experiments import STUDY_FILE, learning_rate_study
+from cs336_assets.experiments import LIMIT_FILE, STUDY_FILE, learning_rate_study
+from cs336_assets.flow import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +104,40 @@ def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, t
 def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):
     text = Path(experimented.environment["CS336_PRESETS"]).read_text()
     longer = tmp_path / "presets.toml"
-    longer.write_text(text.replace("learning_rates = [1e-2, 1e4]", "learning_rates = [2e-2, 1e-2, 1e4]"))
+    longer.write_text(text.replace("learning_rates = [1e-2, 1e4]", "learning_rates = [2e4, 1e-2, 1e4]"))
     assert longer.read_text() != text
-    printed = experimented.copy(tmp_path / "project", CS336_PRESETS=str(longer)).run("learning_rates")
-    assert "learning_rates[rate-0.02]: made" in printed
+    project = experimented.copy(tmp_path / "project", CS336_PRESETS=str(longer))
+    printed = project.run("learning_rates")
+    assert "learning_rates[rate-20000]: made" in printed and "learning_rate_study: made" in printed
     assert "learning_rates[rate-0.01]: unchanged" in printed and "learning_rates[rate-10000]: unchanged" in printed
+    for job in ("batch_sizes", "ablations"):  # the best rate is what it was
+        runs = [line for line in project.run(job).splitlines() if f"/{job}[" in line]
+        assert runs and all("unchanged" in line for line in runs)
+
+
+def test_only_what_is_taken_of_a_study_enters_the_runs_built_on_it(experimented, tmp_path, monkeypatch):
+    project = experimented.copy(tmp_path / "project")
+    monkeypatch.setenv("CS336_PRESETS", project.environment["CS336_PRESETS"])
+    preset, store = find_preset("micro"), Store("micro", project.folder / "artifacts")
+    built = ("batch_sizes", "ablations", "context_lengths", "vocab_sizes")
+
+    def versions():
+        parts = {name: part_names(STAGES[name], preset, store)[0] for name in built}
+        return {name: version_of(STAGES[name], preset, store, part).fingerprint for name, part in parts.items()}
+
+    def changed(asset, file, **facts):
+        """Which runs are made again when a study is made anew and says something else."""
+        before = versions()
+        for path, news in (("manifest.json", {"fingerprint": f"{facts}"}), (file, facts)):
+            path = store.path(asset) / path
+            path.write_text(json.dumps(json.loads(path.read_text()) | news))
+        return {name for name, version in versions().items() if version != before[name]}
+
+    assert changed("learning_rate_study", STUDY_FILE, valid_loss=0.5, lowest_diverged=2.0, runs={}) == set()
+    assert changed("learning_rate_study", STUDY_FILE, learning_rate=0.02) == set(built)
+    assert changed("learning_rate_study", STUDY_FILE, batch_size=2) == set(built)
+    assert changed("batch_size_limit", LIMIT_FILE, peak_bytes=1, measured=True) == set()
+    assert changed("batch_size_limit", LIMIT_FILE, batch_size=2) == {"batch_sizes"}
 
 
 def test_a_study_is_a_plain_function(experimented, tmp_path):

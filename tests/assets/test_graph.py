@@ -4,6 +4,7 @@ import ast
 import inspect
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from cs336.presets import TINY
@@ -46,6 +47,12 @@ def test_assets_are_short_and_documented(name):
     assert isinstance(function, ast.FunctionDef) and ast.get_docstring(function)
     first = function.body[1] if len(function.body) > 1 else function.body[0]
     assert (function.end_lineno or 0) - first.lineno < LONGEST_BODY
+
+
+def test_runs_stand_below_the_study_whose_rate_they_take(graph):
+    preset, assets, _ = graph
+    for name in ("batch_sizes", "ablations", "context_lengths", "vocab_sizes"):
+        assert dg.AssetKey([preset, "learning_rate_study"]) in assets.get(dg.AssetKey([preset, name])).parent_keys
 
 
 def test_groups_stand_in_the_order_of_the_flow():

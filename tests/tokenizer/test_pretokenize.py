@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs336.tokenizer.pretokenize import compile_special_tokens, cut_stream, pretokens, split_special_tokens
+from cs336.tokenizer.pretokenize import compile_special_tokens, cut_stream, in_batches, pretokens, split_special_tokens
 
 SPECIALS = ["<|endoftext|>", "<|endoftext|><|endoftext|>", "<|", "|> x", "  "]
 
@@ -85,3 +85,8 @@ def test_one_long_string_comes_out_in_small_pieces():
 
 def test_a_long_run_without_a_boundary_costs_little_when_it_comes_in_crumbs():
     assert list(cut_stream(["a" * 10] * 30_000)) == ["a" * 300_000]
+
+
+def test_a_batch_ends_with_the_item_that_fills_it():
+    assert list(in_batches(["aa", "b", "cccc", "", "dd"], len, 3)) == [["aa", "b"], ["cccc"], ["", "dd"]]
+    assert list(in_batches([], len, 3)) == []

@@ -26,7 +26,7 @@ RUN = {"model": MODEL, "train": TRAIN, "seed": 0, "folder": "out", "token_shards
     ],
 )
 def test_a_mistake_in_the_run_file_is_one_line(tmp_path, capsys, changes, said):
-    path = tmp_path / "run.json"
+    path = tmp_path / "mine.json"  # errors name the file that was given
     path.write_text(json.dumps(RUN | {"folder": str(tmp_path / "out")} | changes))
     assert main([str(path)]) == 1
     line = capsys.readouterr().err
