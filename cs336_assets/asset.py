@@ -37,7 +37,7 @@ from cs336.files import UserError, read_json, sha256_of_file
 from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
-from cs336.store import Store, Version, plain_metadata
+from cs336.store import MANIFEST, Store, Version, plain_metadata
 from cs336_assets.turns import turn
 
 Metadata = dict[str, Any]
@@ -282,6 +282,12 @@ def _input_version(name: str, everything: bool, preset: Preset, store: Store, pa
     if everything:
         return digest([[key, data_version(name, store, key)] for key in part_names(STAGES[name], preset, store)])
     return data_version(name, store, part if STAGES[name].in_parts else None)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What an artifact offers whose bytes follow from code, settings and inputs alone: its files. Made again by other
+    code to the same bytes, it leaves everything made from it as it is."""
+    return read_json(folder / MANIFEST)["files"]
 
 
 def data_version(name: str, store: Store, part: str | None) -> str:

@@ -8,10 +8,10 @@ from cs336.documents import read_documents
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.shards import SplitConfig, concatenate, largest_token_id, write_shard
-from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.asset import Metadata, Step, asset, check, contents
 
 
-@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True)
+@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True, offers=contents)
 def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: SplitConfig) -> Metadata:
     """Training and held-out text as flat arrays of uint16 token ids, one pair per crawl shard.
 

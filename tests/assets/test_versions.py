@@ -8,7 +8,9 @@ import dagster as dg
 import pytest
 
 from cs336.crawl.local_files import TextFiles
-from cs336.presets import TINY
+from cs336.presets import TINY, find_preset
+from cs336.store import MANIFEST, Store
+from cs336_assets.asset import part_names, version_of
 from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
 from tests.assets.conftest import ROOT
@@ -85,6 +87,26 @@ def test_a_longer_crawl_keeps_the_shards_it_has(tmp_path, monkeypatch):
     assert unchanged(["a.txt", "b.txt"]) == [False]
     assert unchanged(["a.txt", "b.txt"], "a") == [True, True]
     assert unchanged(["a.txt", "b.txt"], "b") == [False, False]
+
+
+def test_equal_bytes_made_by_other_code_leave_what_is_made_from_them(copied, monkeypatch):
+    monkeypatch.setenv("CS336_PRESETS", copied.environment["CS336_PRESETS"])
+    preset, store = find_preset("micro"), Store("micro", copied.folder / "artifacts")
+    shard = part_names(STAGES["token_shards"], preset, store)[0]
+
+    def versions():
+        parts = {"token_shards": shard, "base_model": None}
+        return [version_of(STAGES[name], preset, store, part).fingerprint for name, part in parts.items()]
+
+    before = versions()
+    for folder in (store.path("tokenizer"), store.path("token_shards", shard)):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"fingerprint": "0" * 16, "code": "other"}))
+    assert versions() == before
+    next(iter(manifest["files"].values()))["sha256"] = "0" * 64
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    after = versions()
+    assert after[0] == before[0] and after[1] != before[1]
 
 
 @pytest.fixture(scope="module")
