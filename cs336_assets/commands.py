@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,12 @@ def register(commands: argparse._SubParsersAction) -> None:
         help="default: %(default)s, which leaves out the experiments: they train many models",
     )
     add_preset_option(command)
-    command.set_defaults(run=lambda options: run(options.preset, options.job))
+    command.add_argument(
+        "--cells",
+        metavar="FIRST...LAST",
+        help="of a sweep only the runs from FIRST to LAST, to share it between GPUs; then run the job without this",
+    )
+    command.set_defaults(run=lambda options: run(options.preset, options.job, options.cells))
 
     command = commands.add_parser("demo", help="the whole chain at preset tiny, then the scores")
     add_preset_option(command)
@@ -58,12 +62,17 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_adopt)
 
 
-def run(preset: str, job: str) -> None:
+def run(preset: str, job: str, cells: str | None = None) -> None:
     """Materialize a job in this process, with bars; what is unchanged is skipped.
 
+    Args:
+        cells: FIRST...LAST: of a sweep only these runs, and what they need, but not the study of them.
+
     Raises:
-        UserError: an asset failed; the line says which and why.
+        UserError: an asset failed, and the line says which and why; or the job has no such cells.
     """
+    if cells and job not in EXPERIMENTS:
+        raise UserError(f"--cells: only the runs of an experiment can be chosen; give --job {'|'.join(EXPERIMENTS)}")
     use_project_home()
     import dagster as dg
 
@@ -83,7 +92,8 @@ def run(preset: str, job: str) -> None:
         if job == PLAN_JOB:
             return
         if job == "experiments" or job in EXPERIMENTS:
-            _run_experiments(definitions, chosen, list(EXPERIMENTS) if job == "experiments" else [job], instance)
+            for name in EXPERIMENTS if job == "experiments" else [job]:
+                _run_experiment(definitions, chosen, name, instance, cells)
             return
         tags = {}
         if any(STAGES[name].per_shard for name in job_assets(job)):
@@ -94,24 +104,38 @@ def run(preset: str, job: str) -> None:
         _execute(definitions.resolve_job_def(f"{preset}_{job}"), preset, job, instance, tags)
 
 
-def _run_experiments(
-    definitions: dg.Definitions, preset: Preset, names: Sequence[str], instance: dg.DagsterInstance
+def _run_experiment(
+    definitions: dg.Definitions, preset: Preset, name: str, instance: dg.DagsterInstance, chosen: str | None
 ) -> None:
-    """Materialize assets one after the other, each with all its cells."""
+    """Materialize assets one after the other, each with all its cells or the chosen ones."""
     import dagster as dg
 
     from cs336_assets.flow import STAGES
 
     everything = definitions.resolve_implicit_global_asset_job_def()
-    for name in names:
-        for asset in EXPERIMENTS[name]:
-            cells = STAGES[asset].cells
-            keys = list(cells(preset)) if cells else []
-            if cells and not keys:
-                raise UserError(f"{preset.name}: {asset} has nothing to run; fill its grid in the preset's experiments")
-            tags = partition_range(keys[0], keys[-1]) if keys else {}
-            job = everything.get_subset(asset_selection={dg.AssetKey([preset.name, asset])})
-            _execute(job, preset.name, asset, instance, tags)
+    cells = {asset: list(of(preset)) for asset in EXPERIMENTS[name] if (of := STAGES[asset].cells)}
+    empty = [asset for asset, keys in cells.items() if not keys]
+    if empty:
+        raise UserError(f"{preset.name}: {empty[0]} has nothing to run; fill its grid in the preset's experiments")
+    assets = list(EXPERIMENTS[name])
+    if chosen:
+        first, _, last = chosen.partition("...")
+        last = last or first
+        sweeps = {
+            asset: keys[keys.index(first) : keys.index(last) + 1]
+            for asset, keys in cells.items()
+            if first in keys and last in keys[keys.index(first) :]
+        }
+        if not sweeps:
+            known = "; ".join(f"{asset}: {', '.join(keys)}" for asset, keys in cells.items())
+            raise UserError(f"--cells {chosen}: {name} of {preset.name} has no such runs, but {known or 'none'}")
+        needed = {each for asset in sweeps for each in STAGES[asset].inputs} - cells.keys()
+        assets = [asset for asset in assets if asset in sweeps or asset in needed]
+        cells = sweeps
+    for asset in assets:
+        tags = partition_range(cells[asset][0], cells[asset][-1]) if asset in cells else {}
+        job = everything.get_subset(asset_selection={dg.AssetKey([preset.name, asset])})
+        _execute(job, preset.name, asset, instance, tags)
 
 
 def partition_range(first: str, last: str) -> dict[str, str]:

@@ -36,9 +36,9 @@ class Project:
             **options,
         )
 
-    def run(self, job: str = "all", preset: str = "micro") -> str:
+    def run(self, job: str = "all", preset: str = "micro", *options: str) -> str:
         """`cs336 run`; returns what it printed, and fails with it when it fails."""
-        done = self.python("-m", "cs336", "run", "--preset", preset, "--job", job)
+        done = self.python("-m", "cs336", "run", "--preset", preset, "--job", job, *options)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

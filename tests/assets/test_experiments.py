@@ -115,6 +115,21 @@ def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):
         assert runs and all("unchanged" in line for line in runs)
 
 
+def test_a_sweep_is_shared_by_naming_its_cells(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    project.run("learning_rates", "micro", "--cells", "rate-0.01...rate-0.01")
+    assert [folder.name for folder in (project.artifacts / "learning_rates").iterdir()] == ["rate-0.01"]
+    assert not (project.artifacts / "learning_rate_study").exists()
+    printed = project.run("learning_rates")
+    assert "learning_rates[rate-0.01]: unchanged" in printed and "learning_rates[rate-10000]: made" in printed
+    printed = project.run("batch_sizes", "micro", "--cells", "batch-limit-rate-x1")
+    assert "batch_size_limit: made" in printed and "[batch-limit-rate-x1]: made" in printed
+    assert "[batch-1-rate-x1]" not in printed and "batch_size_study" not in printed
+    done = project.python("-m", "cs336", "run", "--preset", "micro", "--job", "ablations", "--cells", "silu")
+    assert done.returncode == 1
+    assert "--cells silu" in done.stderr and "silu-seed-0" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_only_what_is_taken_of_a_study_enters_the_runs_built_on_it(experimented, tmp_path, monkeypatch):
     project = experimented.copy(tmp_path / "project")
     monkeypatch.setenv("CS336_PRESETS", project.environment["CS336_PRESETS"])
