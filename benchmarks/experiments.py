@@ -96,7 +96,7 @@ def copy_runs(artifacts: Path, target: Path) -> None:
     """What `cs336 adopt` takes of every training run, study and score."""
     for path in sorted(artifacts.rglob(MANIFEST)):
         folder = path.parent
-        if not any((folder / name).exists() for name in ("run.json", "study.json", "scores.json", "samples.jsonl")):
+        if not any((folder / name).exists() for name in ("run.json", "study.json", "scores.json", "samples.jsonl", "log.jsonl", "limit.json")):
             continue
         ignored = (*LEFT_BEHIND, CELL_PICTURE) if read_json(path)["part"] else LEFT_BEHIND
         place = target / folder.relative_to(artifacts)

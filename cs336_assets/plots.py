@@ -45,26 +45,34 @@ def training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
-    """Validation loss of several runs, over the tokens seen and over the seconds of training."""
+    """Validation loss of several runs, over the tokens seen and over the seconds of training.
+
+    Those that differ in the seed alone have one color.
+    """
     figure = Figure(figsize=(9.0, 3.8), dpi=110, layout="constrained")
     sides = figure.subplots(1, 2, sharey=True)
-    colors = colormaps["turbo"]
+    groups = list(dict.fromkeys(name.partition("-seed-")[0] for name in curves))
     for axes, column, scale, label in zip(
         sides, ("num_tokens", "seconds"), (1e-6, 1.0), ("million tokens seen", "seconds of training"), strict=True
     ):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_xlabel(label)
-        for number, (name, rows) in enumerate(curves.items()):
-            color = colors(0.05 + 0.9 * number / max(1, len(curves) - 1))
+        for name, rows in curves.items():
+            group = name.partition("-seed-")[0]
+            color = colormaps["turbo"](0.05 + 0.9 * groups.index(group) / max(1, len(groups) - 1))
             places = [row[column] * scale for row in rows]
-            axes.plot(places, [row["valid_loss"] for row in rows], "-", lw=1.1, color=color, label=name)
+            axes.plot(places, [row["valid_loss"] for row in rows], "-", lw=1.1, color=color, label=group)
     losses = [row["valid_loss"] for rows in curves.values() for row in rows]
     if losses and max(losses) > min(losses) + 3:  # the first steps, all alike, would flatten the rest
-        sides[0].set_ylim(min(losses) - 0.1, min(losses) + 3)
+        ends = [rows[-1]["valid_loss"] for rows in curves.values() if rows]
+        top = max([min(losses) + 3, *(end + 0.1 for end in ends if end < min(losses) + 5)])
+        sides[0].set_ylim(min(losses) - 0.1, top)
     sides[0].set_ylabel("validation loss, nats per token")
-    if len(curves) <= 30:
-        figure.legend(*sides[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=7)
+    if len(groups) <= 30:
+        lines, names = sides[0].get_legend_handles_labels()
+        legend = dict(zip(names, lines, strict=True))
+        figure.legend(legend.values(), legend.keys(), loc="outside right center", frameon=False, fontsize=7)
     _save(figure, path)
 
 
