@@ -2,7 +2,8 @@
 
 Every run is a fresh process, so that caches and peaks of memory (the process's greatest resident size) are each
 contender's own. Before anything is timed all contenders work on a piece of the input: their ids must be ours,
-their vocabularies as large as ours and, but for 1 %, the same (ties are broken otherwise). The ids of timed
+their vocabularies as large as ours and, but for 5 %, the same (ties, of which a short text has many, are broken
+otherwise, and each changes what comes after it). The ids of timed
 runs are compared, too.
 
 Cases:
@@ -437,7 +438,7 @@ def _different(ours: Any, theirs: Any) -> str | None:
 def _different_entries(ours: str, theirs: str) -> str | None:
     mine, other = (set(Path(path).read_text().splitlines()) for path in (ours, theirs))
     shared = len(mine & other) / len(mine)
-    if len(mine) == len(other) and shared > 0.99:
+    if len(mine) == len(other) and shared > 0.95:
         return None
     return f"{len(other):,} entries, ours {len(mine):,}, {shared:.2%} in both"
 
