@@ -24,6 +24,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "experiments.jsonl"
 LEFT_BEHIND = (METRICS_FILE, "*.safetensors", "checkpoints", "tokenizer.json")
+TAKEN = ("run.json", "study.json", "scores.json", "samples.jsonl", "log.jsonl", "limit.json")  # folders with one
 CELL_PICTURE = "curve.png"  # of one run of many: the study's picture has them all
 SHOWN = ("case", "learning_rate", "batch_size", "num_tokens", "seconds", "tokens_per_second", "valid_loss", "diverged")
 
@@ -96,7 +97,7 @@ def copy_runs(artifacts: Path, target: Path) -> None:
     """What `cs336 adopt` takes of every training run, study and score."""
     for path in sorted(artifacts.rglob(MANIFEST)):
         folder = path.parent
-        if not any((folder / name).exists() for name in ("run.json", "study.json", "scores.json", "samples.jsonl", "log.jsonl", "limit.json")):
+        if not any((folder / name).exists() for name in TAKEN):
             continue
         ignored = (*LEFT_BEHIND, CELL_PICTURE) if read_json(path)["part"] else LEFT_BEHIND
         place = target / folder.relative_to(artifacts)

@@ -71,7 +71,7 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
     Raises:
         UserError: an asset failed, and the line says which and why; or the job has no such cells.
     """
-    if cells and job not in EXPERIMENTS:
+    if cells is not None and job not in EXPERIMENTS:
         raise UserError(f"--cells: only the runs of an experiment can be chosen; give --job {'|'.join(EXPERIMENTS)}")
     use_project_home()
     import dagster as dg
@@ -105,7 +105,7 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
 
 
 def _run_experiment(
-    definitions: dg.Definitions, preset: Preset, name: str, instance: dg.DagsterInstance, chosen: str | None
+    definitions: dg.Definitions, preset: Preset, name: str, instance: dg.DagsterInstance, wanted: str | None
 ) -> None:
     """Materialize assets one after the other, each with all its cells or the chosen ones."""
     import dagster as dg
@@ -114,12 +114,9 @@ def _run_experiment(
 
     everything = definitions.resolve_implicit_global_asset_job_def()
     cells = {asset: list(of(preset)) for asset in EXPERIMENTS[name] if (of := STAGES[asset].cells)}
-    empty = [asset for asset, keys in cells.items() if not keys]
-    if empty:
-        raise UserError(f"{preset.name}: {empty[0]} has nothing to run; fill its grid in the preset's experiments")
     assets = list(EXPERIMENTS[name])
-    if chosen:
-        first, _, last = chosen.partition("...")
+    if wanted is not None:
+        first, _, last = wanted.partition("...")
         last = last or first
         sweeps = {
             asset: keys[keys.index(first) : keys.index(last) + 1]
@@ -128,10 +125,13 @@ def _run_experiment(
         }
         if not sweeps:
             known = "; ".join(f"{asset}: {', '.join(keys)}" for asset, keys in cells.items())
-            raise UserError(f"--cells {chosen}: {name} of {preset.name} has no such runs, but {known or 'none'}")
+            raise UserError(f"--cells {wanted}: {name} of {preset.name} has no such runs, but {known or 'none'}")
         needed = {each for asset in sweeps for each in STAGES[asset].inputs} - cells.keys()
         assets = [asset for asset in assets if asset in sweeps or asset in needed]
         cells = sweeps
+    for asset, keys in cells.items():
+        if not keys:
+            raise UserError(f"{preset.name}: {asset} has nothing to run; fill its grid in the preset's experiments")
     for asset in assets:
         tags = partition_range(cells[asset][0], cells[asset][-1]) if asset in cells else {}
         job = everything.get_subset(asset_selection={dg.AssetKey([preset.name, asset])})

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from cs336.tokenizer.encoder import Encoder
 
 _STREAM_CACHE_ENTRIES = 2_048  # about 0.4 MB measured: a stream may take 1 MB in all
+_STREAM_IDS = 1_024  # of a stream that become Python's integers at once
 _CACHE_ENTRIES = 20_000
 _LONG_PRETOKEN_BYTES = 100  # from here on the heap is faster than looking at every pair again
 _COMPILE_FROM_CHARS = 200_000  # shorter texts are done before the compiled kernels are loaded
-_GREATEST_COMPILED_ID = (1 << 21) - 2  # of the kernels' table of merges; larger vocabularies are encoded in Python
+# Of the kernels' table of merges; larger vocabularies are encoded in Python.
+_GREATEST_COMPILED_ID, _MOST_COMPILED_MERGES = (1 << 21) - 2, 1 << 22
 
 
 class Tokenizer:
@@ -88,7 +90,7 @@ class Tokenizer:
         Needed before `encode_iterable` only: a stream must not need memory, so it does not load them itself,
         and is several times faster with them.
         """
-        if self._encoder is None and None not in self._byte_ids and max(self.vocab) <= _GREATEST_COMPILED_ID:
+        if self._encoder is None and self._why_plain() is None:
             from cs336.tokenizer.encoder import Encoder
 
             id_of = {token: number for number, token in sorted(self.vocab.items(), reverse=True)}
@@ -98,6 +100,15 @@ class Tokenizer:
                 {token.encode(): number for token, number in self._special_ids.items()},
                 words=[token for token in self.vocab.values() if token not in map(str.encode, self.special_tokens)],
             )
+
+    def _why_plain(self) -> str | None:
+        """Why the compiled kernels cannot encode with this vocabulary; None if they can."""
+        for byte, number in enumerate(self._byte_ids):
+            if number is None:
+                return f"byte {bytes([byte])!r} is not in the vocabulary"
+        if max(self.vocab) > _GREATEST_COMPILED_ID or len(self.merges) > _MOST_COMPILED_MERGES:
+            return f"an id is above {_GREATEST_COMPILED_ID:,}, or there are more than {_MOST_COMPILED_MERGES:,} merges"
+        return None
 
     def clear_cache(self) -> None:
         """Forget the pre-tokens encoded so far, which make repeated words fast."""
@@ -191,7 +202,7 @@ class Tokenizer:
         """Ids (uint32) of each of many UTF-8 files: what `encode` gives for their text, without making strings of it.
 
         Raises:
-            ValueError: a byte is not in the vocabulary, or an id is greater than 2,097,150.
+            ValueError: a byte is not in the vocabulary, or that is too large for the compiled kernels.
             UserError: a file is missing or not UTF-8.
         """
         for path in paths:
@@ -199,9 +210,7 @@ class Tokenizer:
                 raise UserError(f"{path}: not found; give the paths of text files")
         self.prepare()
         if self._encoder is None:
-            lacks = next((bytes([byte]) for byte, number in enumerate(self._byte_ids) if number is None), None)
-            reason = f"byte {lacks!r} is not in the vocabulary" if lacks else f"ids above {_GREATEST_COMPILED_ID:,}"
-            raise ValueError(f"{reason}; encode the files' texts with `encode`")
+            raise ValueError(f"{self._why_plain()}; encode the files' texts with `encode`")
         yield from self._encoder.encode_files(paths, num_threads)
 
     def _encode_plainly(self, text: str) -> list[int]:
@@ -221,7 +230,9 @@ class Tokenizer:
         cache = _Cache(self._encode_pretoken, _STREAM_CACHE_ENTRIES)
         for piece in cut_stream(iterable, self.special_tokens):
             if self._encoder is not None:
-                yield from self._encoder.encode_without_memory(piece).tolist()
+                ids = self._encoder.encode_without_memory(piece)
+                for start in range(0, len(ids), _STREAM_IDS):
+                    yield from ids[start : start + _STREAM_IDS].tolist()
                 continue
             for part, is_special in split_special_tokens(piece, self._specials):
                 if is_special:

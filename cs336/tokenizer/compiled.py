@@ -17,9 +17,11 @@ All kernels are in one file: Numba's cache notices a changed file, not a changed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ import regex
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 SHORT_BYTES = 15  # longest pre-token that is its own key
@@ -46,6 +48,7 @@ _NO_RANK = np.uint32(0xFFFFFFFF)
 _LONG_PRETOKEN_BYTES = 64  # from here on the heap is faster than looking at every pair again
 _REMEMBERED_BYTES = 255  # longer pre-tokens hardly ever come again
 _AHEAD = 16  # words between the one dealt with and the one fetched
+_CUTS_AT_ONCE = 66  # of 64 bytes, what is written too much included, and the segment's end
 _SCANNED = 512  # pre-tokens found before they are looked up: with their keys they stay in the nearest cache
 
 
@@ -56,10 +59,7 @@ def warm_up() -> None:
 
 @functools.cache
 def _warm_up() -> None:
-    notice = threading.Timer(3.0, _say_compiling)
-    notice.daemon = True
-    notice.start()
-    try:
+    with announced():
         buffer = np.zeros(128, np.uint8)
         starts, ends = np.array([0]), np.array([1])
         table = count_segments(buffer, starts, ends, classes(), *empty_table())
@@ -67,6 +67,16 @@ def _warm_up() -> None:
         add_counts(*table, *counted)
         first_invalid_byte(buffer, 1)
         find_token(buffer, 1, buffer)
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """For first calls of kernels: says so when they take a while, as they are compiled then."""
+    notice = threading.Timer(3.0, _say_compiling)
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
     finally:
         notice.cancel()
 
@@ -264,7 +274,13 @@ def _write_places_one_by_one(target, number, bits, place):
         number += 16
 
 
-_write_places = _write_places_packed if get_host_cpu_features().get("avx512vbmi2", False) else _write_places_one_by_one
+def _packs_bytes() -> bool:
+    """Whether code is compiled for a processor that packs bytes: this one, unless Numba is told otherwise."""
+    is_host = config.CPU_NAME is None and config.CPU_FEATURES is None and config.ENABLE_AVX
+    return bool(is_host and get_host_cpu_features().get("avx512vbmi2", False))
+
+
+_write_places = _write_places_packed if _packs_bytes() else _write_places_one_by_one
 
 
 # ---- pre-tokens: the twin of pretokenize.PATTERN ----------------------------------------------------
@@ -365,7 +381,7 @@ def pretoken_ends(buffer, start, end, classes, ends):
         how many were written; the last is `end` when the segment is done.
     """
     number = 0
-    room = len(ends) - 146  # so many more are written at most
+    room = len(ends) - _CUTS_AT_ONCE  # so many more are written at most
     place = last = start  # place: of the 64 bytes looked at; last: where the pre-token begun last starts
     fresh = True
     one = np.uint64(1)

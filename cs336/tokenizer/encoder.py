@@ -13,8 +13,8 @@ from cs336.tokenizer import compiled
 from cs336.tokenizer.pretokenize import in_batches
 from cs336.tokenizer.segments import PADDING, Segments, cut_segments, file_ranges, read_segments
 
-_MAX_ENTRIES = 1 << 18  # pre-tokens remembered by a thread: 16 MB, nearly all of the words of a crawl's shard
-_BATCH_CHARS = 1_000_000  # encoded by one call of a kernel: its ids need 4 MB at most
+_MAX_ENTRIES = 1 << 18  # pre-tokens remembered by a thread: 32 MB, nearly all of the words of a crawl's shard
+_BATCH_CHARS = 1_000_000  # encoded at once: its ids need 4 MB of room, 16 MB for an alphabet of 4-byte characters
 _RANGE_BYTES = 2_000_000  # of a file, the same
 _ROOM_IDS = 4 * _BATCH_CHARS  # in one array for the results of several batches: 16 MB
 
@@ -56,13 +56,15 @@ class Encoder:
         self._byte_ids = np.array(byte_ids, np.uint32)
         columns = np.array(merges, np.int64).reshape(-1, 3)
         lefts, rights, merged = np.ascontiguousarray(columns.T)
-        self._pairs, self._merged = compiled.pair_table(lefts, rights), merged.astype(np.uint32)
-        self._byte_ranks = compiled.ranks_of_bytes(self._pairs, self._byte_ids)
+        self._merged = merged.astype(np.uint32)
         self._special_ids = dict(special_ids)
         self._memories: list[_Memory] = []  # those that no thread works with now
         self._known: tuple[Any, ...] = compiled.empty_memory()
         texts = [word.decode() for word in words if _is_text(word)]
-        self._known = self._encode(cut_segments(texts, self._special_ids), self._known, len(texts) + 1)[2]
+        with compiled.announced():
+            self._pairs = compiled.pair_table(lefts, rights)
+            self._byte_ranks = compiled.ranks_of_bytes(self._pairs, self._byte_ids)
+            self._known = self._encode(cut_segments(texts, self._special_ids), self._known, len(texts) + 1)[2]
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of texts, one after the other, and where each text's ids end.
@@ -126,6 +128,8 @@ class Encoder:
         if room is None:
             room = np.empty(len(segments.buffer) + PADDING, np.uint32)
         segment_ends = np.empty(len(segments.starts), np.int64)
+        if not len(segments.starts):
+            return room[:0], segment_ends, known
         segment, place, number = 0, int(segments.starts[0]), 0
         while True:
             segment, place, number, num_entries, num_texts, num_kept = compiled.encode_segments(

@@ -67,7 +67,7 @@ def cut_segments(texts: Sequence[str] | bytearray, specials: Mapping[bytes, int]
     ids = np.concatenate([numbers, np.full(len(text_ends), -1)])[order]
     return Segments(
         buffer=np.frombuffer(data, np.uint8),
-        starts=np.concatenate([np.zeros(1, np.int64), behind[:-1]]),
+        starts=np.concatenate([np.zeros(1, np.int64), behind])[: len(ends)],
         ends=ends,
         specials=ids,
         last_of_text=np.flatnonzero(~is_special[order]),

@@ -204,9 +204,10 @@ def _learn(counted: _Counts, num_merges: int, progress: Progress) -> Merges:
     symbols = counted.words[:num_positions].astype(np.int32)
     words = np.zeros((len(counted.counts), 4), np.int64)
     words[:, 0], words[:, 1], words[:, 2] = counted.starts[:-1], np.diff(counted.starts), counted.counts
-    lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes = compiled.pair_index(
-        symbols, counted.starts, counted.counts
-    )
+    with compiled.announced():
+        lefts, rights, counts, heads, rows, num_pairs, nodes, num_nodes = compiled.pair_index(
+            symbols, counted.starts, counted.counts
+        )
     token_bytes = np.zeros(256 + 16 * num_merges + 1_024, np.uint8)
     token_bytes[:256] = np.arange(256)
     token_starts = np.zeros(256 + num_merges + 2, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -14,10 +15,11 @@ def comment_on_rates(outcomes: dict[str, dict[str, Any]]) -> str:
     rates = sorted(each["learning_rate"] for each in outcomes.values())
     sound = {each["learning_rate"]: each["valid_loss"] for each in outcomes.values() if not each["diverged"]}
     edge = min((each["learning_rate"] for each in outcomes.values() if each["diverged"]), default=None)
+    factors = [upper / lower for lower, upper in itertools.pairwise(rates)] or [1.0]
     lines = [
-        f"Searched upwards in steps of about a factor of two, from {rates[0]:g} to {rates[-1]:g}: the loss is flat"
-        " around its lowest point, so a finer grid would tell seeds apart, not rates. Best is"
-        f" {best['learning_rate']:g}, with {best['valid_loss']:.4f} nats."
+        f"Searched upwards in steps of {min(factors):.2g} to {max(factors):.2g} times, from {rates[0]:g} to"
+        f" {rates[-1]:g}: the loss is flat around its lowest point, so a finer grid would tell seeds apart, not rates."
+        f" Best is {best['learning_rate']:g}, with {best['valid_loss']:.4f} nats."
     ]
     near = {rate: loss for rate, loss in sound.items() if 0 < abs(math.log2(rate / best["learning_rate"])) < 1.5}
     lines += [f"At {rate:g} it is {loss - best['valid_loss']:.4f} nats more." for rate, loss in sorted(near.items())]

@@ -259,17 +259,24 @@ STREAM_UNDER_LIMIT = """
 import resource, sys
 from cs336.tokenizer.bpe import Tokenizer
 tokenizer = Tokenizer.load(__import__("pathlib").Path(sys.argv[1]))
+if sys.argv[3] == "compiled":
+    tokenizer.prepare()
+    list(tokenizer.encode_iterable(["warm", " up"]))
 with open(sys.argv[2], newline="") as file:
     in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 1_000_000, -1))
-    print(sum(1 for _ in tokenizer.encode_iterable(file)))
+    print(sum(1 for _ in tokenizer.encode_iterable(iter(lambda: file.read(8_192), ""))))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space by Linux's means")
-def test_streaming_5_megabytes_needs_no_more_than_1_megabyte(small: Tokenizer, tmp_path: Path):
+@pytest.mark.parametrize("kernels", ["plain", "compiled"])
+@pytest.mark.parametrize("alphabet", ["etaoinshrdlu", "𝔢𝔱𝔞𝔬𝔦𝔫中文字"])
+def test_streaming_5_megabytes_needs_no_more_than_1_megabyte(
+    small: Tokenizer, tmp_path: Path, alphabet: str, kernels: str
+):
     generator = random.Random(5)
-    words = ["".join(generator.choices("etaoinshrdlu", k=generator.randint(1, 9))) for _ in range(30_000)]
+    words = ["".join(generator.choices(alphabet, k=generator.randint(1, 9))) for _ in range(30_000)]
     frequencies = [1 / place for place in range(1, len(words) + 1)]
     drawn = generator.choices(words, frequencies, k=1_000_000)
     text = "".join(" ".join(drawn[i : i + 10]) + "\n" for i in range(0, len(drawn), 10))
@@ -277,7 +284,7 @@ def test_streaming_5_megabytes_needs_no_more_than_1_megabyte(small: Tokenizer, t
     small.save(tmp_path)
     (tmp_path / "text.txt").write_text(text)
     done = subprocess.run(
-        [sys.executable, "-c", STREAM_UNDER_LIMIT, str(tmp_path), str(tmp_path / "text.txt")],
+        [sys.executable, "-c", STREAM_UNDER_LIMIT, str(tmp_path), str(tmp_path / "text.txt"), kernels],
         capture_output=True,
         text=True,
         check=False,

@@ -14,9 +14,9 @@ from cs336.train.schedule import lr_cosine, lr_wsd
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_cross_entropy_equals_pytorchs_also_for_large_logits(scale):
-    logits, targets = scale * torch.randn(3, 4, 11), torch.randint(0, 11, (3, 4))
-    expected = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(cross_entropy(logits, targets), expected, atol=1e-4, rtol=1e-5)
+    logits, targets = scale * torch.rand(3, 4, 11), torch.randint(0, 11, (3, 4))
+    expected = nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten()).float()
+    torch.testing.assert_close(cross_entropy(logits, targets), expected, atol=1e-4, rtol=0)
     assert torch.isfinite(cross_entropy(1e30 * torch.ones(1, 3), torch.tensor([1])))
 
 
@@ -35,7 +35,7 @@ def _train(make_optimizer):
 def test_adamw_agrees_with_pytorchs_after_a_thousand_steps():
     settings = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
     ours, theirs = _train(lambda p: AdamW(p, **settings)), _train(lambda p: torch.optim.AdamW(p, **settings))
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_the_first_adamw_step_by_hand():
@@ -198,7 +198,7 @@ def test_clipping_equals_pytorchs_with_a_frozen_parameter_present(max_norm):
     clip_gradients(iter(ours), max_norm)
     nn.utils.clip_grad_norm_(theirs[:-1], max_norm)
     for a, b in zip(ours[:-1], theirs[:-1], strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=0)
     assert ours[-1].grad is None
 
 
