@@ -94,7 +94,7 @@ class Store:
         path = self.path(asset, part) / MANIFEST
         return read_json(path) if path.exists() else None
 
-    def data_version(self, asset: str, part: str | None = None) -> str:
+    def fingerprint(self, asset: str, part: str | None = None) -> str:
         """Fingerprint of a finished artifact.
 
         Raises:

@@ -44,6 +44,7 @@ Metadata = dict[str, Any]
 PLAN_ASSET = "crawl_plan"
 PLAN_FILE = "plan.json"
 CELL = "cell"
+ELSEWHERE = "measured_elsewhere"  # in the manifest of an adopted artifact
 
 
 @dataclass
@@ -287,7 +288,8 @@ def _input_version(name: str, everything: bool, preset: Preset, store: Store, pa
 def contents(folder: Path) -> dict[str, Any]:
     """What an artifact offers whose bytes follow from code, settings and inputs alone: its files. Made again by other
     code to the same bytes, it leaves everything made from it as it is."""
-    return read_json(folder / MANIFEST)["files"]
+    manifest = read_json(folder / MANIFEST)
+    return manifest["files"] | manifest.get(ELSEWHERE, {}).get("left_behind", {})
 
 
 def data_version(name: str, store: Store, part: str | None) -> str:
@@ -296,7 +298,7 @@ def data_version(name: str, store: Store, part: str | None) -> str:
     Raises:
         UserError: it was never made.
     """
-    fingerprint = store.data_version(name, part)
+    fingerprint = store.fingerprint(name, part)
     offers = STAGES[name].offers
     return digest(offers(store.path(name, part))) if offers else fingerprint
 

@@ -36,7 +36,8 @@ def speedrun_model(
 ) -> Metadata:
     """Problem leaderboard: the best model that a fixed time of training gives.
 
-    Rules: this preset's training text and nothing else; the clock runs from the first step, compilation
+    Rules, after those of the course's leaderboards: this preset's training text and nothing else; the clock runs
+    from the first step, compilation
     and validation included, to the last one, and no step begins that would end after it; at most
     `max_parameters`; the held-out documents are only looked at to report their loss. Everything
     else is free.

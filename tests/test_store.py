@@ -93,7 +93,7 @@ def test_two_makers_of_one_artifact_do_not_mix(store):
 
 def test_a_missing_input_is_named_with_the_remedy(store):
     with pytest.raises(UserError, match=r"thing: not there yet; materialize tiny/thing first"):
-        store.data_version("thing")
+        store.fingerprint("thing")
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_half_artifact(small_disk):

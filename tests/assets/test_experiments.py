@@ -125,9 +125,17 @@ def test_a_sweep_is_shared_by_naming_its_cells(finished, tmp_path):
     printed = project.run("batch_sizes", "micro", "--cells", "batch-limit-rate-x1")
     assert "batch_size_limit: made" in printed and "[batch-limit-rate-x1]: made" in printed
     assert "[batch-1-rate-x1]" not in printed and "batch_size_study" not in printed
-    done = project.python("-m", "cs336", "run", "--preset", "micro", "--job", "ablations", "--cells", "silu")
-    assert done.returncode == 1
-    assert "--cells silu" in done.stderr and "silu-seed-0" in done.stderr and len(done.stderr.splitlines()) == 1
+    printed = project.run("ablations", "micro", "--cells", "no-norm-seed-0...no-positions-seed-0")
+    made = [line.partition("[")[2].partition("]")[0] for line in printed.splitlines() if ": made in" in line]
+    assert sorted(made) == ["no-norm-seed-0", "no-positions-seed-0", "post-norm-seed-0"]
+    for job, cells, says in (
+        ("ablations", "silu", "silu-seed-0"),
+        ("ablations", "silu-seed-0...baseline-seed-0", "no such runs"),
+        ("all", "silu-seed-0", "only the runs of an experiment"),
+        ("ablations", "", "no such runs"),
+    ):
+        done = project.python("-m", "cs336", "run", "--preset", "micro", "--job", job, "--cells", cells)
+        assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_only_what_is_taken_of_a_study_enters_the_runs_built_on_it(experimented, tmp_path, monkeypatch):
