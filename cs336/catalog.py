@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from cs336.catalog_entries import ENTRIES, Entry, File
-from cs336.catalog_loaders import open_text, read_alpaca_eval, read_gsm8k, read_mmlu, read_simple_safety_tests
+from cs336.catalog_loaders import (
+    open_text,
+    read_alpaca_eval,
+    read_gsm8k,
+    read_mmlu,
+    read_paloma,
+    read_simple_safety_tests,
+)
 from cs336.download import cached_sha256, download, downloads_folder
 from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, write_json
 from cs336.progress import Progress, silent
@@ -36,6 +43,7 @@ __all__ = [
     "read_alpaca_eval",
     "read_gsm8k",
     "read_mmlu",
+    "read_paloma",
     "read_simple_safety_tests",
     "require",
     "require_files",
