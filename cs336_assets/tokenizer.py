@@ -11,11 +11,11 @@ from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 from cs336.tokens.shards import SplitConfig
 from cs336.tokens.texts import read_texts
-from cs336_assets.asset import Metadata, Step, asset, check, contents
+from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
 
-@asset(group="tokenizer", kinds={"python"}, owner="team:tokens", datasets=("gpt2-vocab",), offers=contents)
+@asset(group="tokenizer", kinds={"python"}, owner="team:tokens", datasets=("gpt2-vocab",), offers=CONTENTS)
 def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig) -> Metadata:
     """Byte-level BPE: 256 bytes, the special tokens, and merges of the most frequent pairs.
 

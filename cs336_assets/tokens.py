@@ -9,10 +9,10 @@ from cs336.documents import Document, read_documents
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.shards import SplitConfig, concatenate, largest_token_id, write_shard
-from cs336_assets.asset import Metadata, Step, asset, check, contents
+from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 
 
-@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True, offers=contents)
+@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True, offers=CONTENTS)
 def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: SplitConfig) -> Metadata:
     """Training and held-out text as flat arrays of uint16 token ids, one pair per crawl shard.
 
@@ -38,7 +38,7 @@ def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: Sp
     }
 
 
-@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", datasets=("paloma-c4-100",), offers=contents)
+@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", datasets=("paloma-c4-100",), offers=CONTENTS)
 def validation_tokens(step: Step, tokenizer: Path, validation: str) -> Metadata:
     """Text that is evaluated on and never trained on, such as Paloma's C4 100 domains.
 
