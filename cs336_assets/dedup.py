@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes, repeated_hashes
-from cs336.dedup.minhash import MinHashConfig, find_duplicates, signatures
-from cs336.documents import read_documents, read_table, write_documents
+from cs336.dedup.minhash import MinHashConfig, find_duplicates, signature_bands
+from cs336.documents import DOCUMENTS_FILE, read_documents, read_table, write_documents
 from cs336.files import read_json, replacing, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
@@ -18,7 +20,7 @@ from cs336_assets.crawl import table
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 HASHES_FILE = "repeated.npy"
-SIGNATURES_FILE = "signatures.npy"
+BANDS_FILE = "bands.npy"
 REMOVED_FILE = "removed.json"
 OFF = "off, by the preset"
 
@@ -66,14 +68,14 @@ def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: L
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
 def minhash_signatures(step: Step, unique_lines: Path, minhash: MinHashConfig) -> Metadata:
-    """MinHash signature of every document's word n-grams."""
+    """MinHash signature of every document's word n-grams, as one key for each of its bands."""
     if not minhash.enabled:
-        _save(step.folder / SIGNATURES_FILE, signatures([], minhash))
+        _save(step.folder / BANDS_FILE, signature_bands([], minhash))
         return {"state": OFF, "num_signatures": 0}
-    texts = [document.text for document in read_documents(unique_lines)]
-    rows = signatures(texts, minhash, num_workers=step.num_workers, progress=step.progress)
-    _save(step.folder / SIGNATURES_FILE, rows)
-    return {"state": "on", "num_signatures": len(rows), "num_hashes": minhash.num_hashes}
+    texts = (document.text for document in read_documents(unique_lines))
+    bands = signature_bands(texts, minhash, num_workers=step.num_workers, progress=step.progress)
+    _save(step.folder / BANDS_FILE, bands)
+    return {"state": "on", "num_signatures": bands.shape[1], "num_hashes": minhash.num_hashes}
 
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data")
@@ -88,31 +90,63 @@ def near_duplicates(
     if not minhash.enabled:
         write_json(step.folder / REMOVED_FILE, {folder.name: [] for folder in unique_lines})
         return {"state": OFF, "num_removed": 0}
-    documents = [(folder.name, document) for folder in unique_lines for document in read_documents(folder)]
+    origins = pl.concat([_origins(folder) for folder in unique_lines])
+    of_shard = [np.load(folder / BANDS_FILE, mmap_mode="r") for folder in minhash_signatures]
     found = find_duplicates(
-        [document.text for _, document in documents],
-        [f"{document.warc} {document.offset} {document.id}" for _, document in documents],
+        _Texts(unique_lines),
+        origins["key"],
         minhash,
-        document_signatures=np.concatenate([np.load(folder / SIGNATURES_FILE) for folder in minhash_signatures]),
+        # One band is in memory at a time, and texts are read only of candidates.
+        bands=(np.concatenate([keys[band] for keys in of_shard]) for band in range(minhash.num_bands)),
+        num_chars=origins["num_chars"].to_numpy(),
+        num_workers=step.num_workers,
         progress=step.progress,
     )
+    gone = origins.filter(pl.Series(~found.kept))
     removed: dict[str, list[str]] = {folder.name: [] for folder in unique_lines}
-    for (shard, document), kept in zip(documents, found.kept, strict=True):
-        if not kept:
-            removed[shard].append(document.id)
+    for shard, document in gone.select("shard", "id").iter_rows():
+        removed[shard].append(document)
     write_json(step.folder / REMOVED_FILE, removed)
     largest = np.bincount(found.clusters) if len(found.clusters) else np.zeros(1, dtype=int)
     return {
         "state": "on",
-        "num_documents": len(documents),
+        "num_documents": len(origins),
         "num_candidates": found.num_candidates,
         "num_confirmed": found.num_confirmed,
-        "num_removed": sum(map(len, removed.values())),
+        "num_removed": len(gone),
         "largest_clusters": table(
             ["documents", "one of them"],
-            [[int(largest[i]), documents[i][1].url] for i in np.argsort(-largest)[:10] if largest[i] > 1],
+            [[int(largest[i]), origins["url"][int(i)]] for i in np.argsort(-largest)[:10] if largest[i] > 1],
         ),
     }
+
+
+def _origins(folder: Path) -> pl.DataFrame:
+    """Of each document of a shard: where it is from, the key that draws the survivor, the length of its text."""
+    key = pl.format("{} {} {}", "warc", "offset", "id").alias("key")
+    num_chars = pl.col("text").str.len_chars().cast(pl.Int64).alias("num_chars")
+    documents = pl.scan_parquet(folder / DOCUMENTS_FILE)
+    return documents.select(pl.lit(folder.name).alias("shard"), "id", "url", key, num_chars).collect()
+
+
+class _Texts(Sequence[str]):
+    """The texts of all shards, one shard's in memory at a time: to be read in ascending order."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+        counts = [pl.scan_parquet(folder / DOCUMENTS_FILE).select(pl.len()).collect().item() for folder in folders]
+        self._ends = np.cumsum(counts)
+        self._shard, self._texts = -1, pl.Series([""])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        if shard != self._shard:
+            column = pl.scan_parquet(self._folders[shard] / DOCUMENTS_FILE).select("text").collect()["text"]
+            self._shard, self._texts = shard, column
+        return self._texts[int(index) - int(self._ends[shard]) + len(self._texts)]
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
