@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import polars as pl
 
-from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes, repeated_hashes
+from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes
 from cs336.dedup.minhash import MinHashConfig, find_duplicates, signature_bands
-from cs336.documents import DOCUMENTS_FILE, read_documents, read_table, write_documents
+from cs336.dedup.repeated import RepeatedHashes, SortedHashes, write_sorted
+from cs336.documents import DOCUMENTS_FILE, Texts, read_documents, read_table, write_documents
 from cs336.files import read_json, replacing, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
@@ -19,7 +20,7 @@ from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
-HASHES_FILE = "repeated.npy"
+HASHES_FILE = "repeated.u64"
 BANDS_FILE = "bands.npy"
 REMOVED_FILE = "removed.json"
 OFF = "off, by the preset"
@@ -27,18 +28,22 @@ OFF = "off, by the preset"
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data")
 def repeated_lines(step: Step, filtered_text: list[Path], lines: LineConfig) -> Metadata:
-    """Hashes of all lines that occur more than once in the whole crawl."""
+    """Hashes of all lines that occur more than once in the whole crawl.
+
+    What outgrows the memory that the preset gives it goes to disk, and is counted one range of hashes at a time.
+    """
     if not lines.enabled:
-        _save(step.folder / HASHES_FILE, repeated_hashes([]))
+        write_sorted(step.folder / HASHES_FILE, iter([]))
         return {"state": OFF, "num_repeated": 0}
-    hashes = [
-        line_hashes(document.text)
-        for folder in step.progress(filtered_text, unit="shards", label="count lines")
-        for document in read_documents(folder)
-    ]
-    repeated = repeated_hashes(hashes)
-    _save(step.folder / HASHES_FILE, repeated)
-    return {"state": "on", "num_lines": sum(map(len, hashes)), "num_repeated": len(repeated)}
+    num_lines = 0
+    with tempfile.TemporaryDirectory(prefix=".ranges-", dir=step.folder) as ranges:
+        counts = RepeatedHashes(Path(ranges), lines.memory_bytes)
+        for folder in step.progress(filtered_text, unit="shards", label="count lines"):
+            of_shard = [line_hashes(document.text) for document in read_documents(folder)]
+            num_lines += sum(map(len, of_shard))
+            counts.add(np.concatenate([np.zeros(0, np.uint64), *of_shard]))
+        num_repeated = write_sorted(step.folder / HASHES_FILE, counts.repeated())
+    return {"state": "on", "num_lines": num_lines, "num_repeated": num_repeated}
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
@@ -47,19 +52,17 @@ def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: L
 
     Menus, footers and boilerplate go; a document left with too few words goes as a whole.
     """
-    repeated = np.load(repeated_lines / HASHES_FILE)
-    seen = characters = 0
-    kept = []
-    for document in read_documents(filtered_text):
-        seen += 1
-        characters += len(document.text)
-        text = deduplicate_lines(document.text, repeated, lines)
-        if text is not None:
-            kept.append(document._replace(text=text))
+    documents = list(read_documents(filtered_text))
+    characters = sum(len(document.text) for document in documents)
+    repeated = SortedHashes(repeated_lines / HASHES_FILE, lines.memory_bytes)
+    left_over = deduplicate_lines((document.text for document in documents), repeated, lines)
+    kept = [
+        document._replace(text=text) for document, text in zip(documents, left_over, strict=True) if text is not None
+    ]
     write_documents(step.folder, kept)
     left = sum(len(document.text) for document in kept)
     return {
-        "num_seen": seen,
+        "num_seen": len(documents),
         "num_documents": len(kept),
         "num_characters": left,
         "share_of_characters_kept": round(left / max(1, characters), 4),
@@ -93,8 +96,8 @@ def near_duplicates(
     origins = pl.concat([_origins(folder) for folder in unique_lines])
     of_shard = [np.load(folder / BANDS_FILE, mmap_mode="r") for folder in minhash_signatures]
     found = find_duplicates(
-        _Texts(unique_lines),
-        origins["key"],
+        Texts(unique_lines),
+        cast("list[str]", origins["key"]),  # read one by one, those of clusters only
         minhash,
         # One band is in memory at a time, and texts are read only of candidates.
         bands=(np.concatenate([keys[band] for keys in of_shard]) for band in range(minhash.num_bands)),
@@ -127,26 +130,6 @@ def _origins(folder: Path) -> pl.DataFrame:
     num_chars = pl.col("text").str.len_chars().cast(pl.Int64).alias("num_chars")
     documents = pl.scan_parquet(folder / DOCUMENTS_FILE)
     return documents.select(pl.lit(folder.name).alias("shard"), "id", "url", key, num_chars).collect()
-
-
-class _Texts(Sequence[str]):
-    """The texts of all shards, one shard's in memory at a time: to be read in ascending order."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        self._folders = folders
-        counts = [pl.scan_parquet(folder / DOCUMENTS_FILE).select(pl.len()).collect().item() for folder in folders]
-        self._ends = np.cumsum(counts)
-        self._shard, self._texts = -1, pl.Series([""])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: Any) -> Any:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        if shard != self._shard:
-            column = pl.scan_parquet(self._folders[shard] / DOCUMENTS_FILE).select("text").collect()["text"]
-            self._shard, self._texts = shard, column
-        return self._texts[int(index) - int(self._ends[shard]) + len(self._texts)]
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)

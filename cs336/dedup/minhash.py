@@ -23,7 +23,7 @@ from cs336.dedup.lsh import band_keys, candidate_pairs, clusters, survivors
 from cs336.dedup.shingles import shingle_sets, signatures_of
 from cs336.progress import Progress, silent
 
-_BLOCK_CHARS = 32_000_000  # of texts whose pairs are confirmed together; their shingles take 50 MB
+_BLOCK_CHARS = 128_000_000  # of texts whose pairs are confirmed together; their shingles take 200 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,5 +226,8 @@ def _blocks(
     else:
         lengths = num_chars[documents]
     order = np.argsort(clusters(places, len(documents))[places[:, 0]], kind="stable")
-    read = np.cumsum(lengths[places[order]].sum(axis=1))
-    return np.split(order, np.flatnonzero(np.diff(read // _BLOCK_CHARS)) + 1)
+    _, first = np.unique(places[order], return_index=True)  # where each document is read first
+    lengths_read = np.zeros(places.size, np.int64)
+    lengths_read[first] = lengths
+    block = np.cumsum(lengths_read)[1::2] // _BLOCK_CHARS
+    return np.split(order, np.flatnonzero(np.diff(block)) + 1)
