@@ -20,10 +20,11 @@ import polars as pl
 from cs336.documents import Document
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.harmful import HarmfulModels, harm_score
-from cs336.filters.heuristics import GopherConfig, measure_gopher
+from cs336.filters.heuristics import GopherConfig
 from cs336.filters.language import LanguageModel
 from cs336.filters.pii import mask_pii
 from cs336.filters.quality import QualityModel
+from cs336.filters.scan import scan_gopher
 from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
 
@@ -257,8 +258,8 @@ def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...],
 
 
 def _measure_gopher(opened: _Opened, text: str) -> tuple[Any, ...]:
-    spaced = measure_gopher(text, marks_are_words=False)
-    return *measure_gopher(text), spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction
+    with_marks, spaced = scan_gopher(text)
+    return *with_marks, spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction
 
 
 def _measure_hits(opened: _Opened, text: str) -> tuple[Any, ...]:
