@@ -85,11 +85,11 @@ def clean_lines(text: str, config: C4Config) -> CleanedText:
         num_lines += 1
         # A citation may stand after the full stop, and only then hides it.
         if config.remove_citations and line[-1] == "]":
-            line = _CITATION.sub("", line).rstrip()
+            line = _CITATION.sub("", line).strip()
         if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
             continue
         if config.remove_citations and "[" in line:
-            line = _CITATION.sub("", line)
+            line = _CITATION.sub("", line).strip()
         words = line.split()
         if len(words) < config.min_words_per_line:
             continue
