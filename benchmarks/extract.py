@@ -129,7 +129,7 @@ def _run(job: dict[str, Any], environment: dict[str, str], details: dict[str, An
     answer, _ = in_fresh_process("benchmarks.pages_work", job, environment=environment)
     seconds = answer["seconds"][""]
     if details:
-        details = details | {"megabytes_per_second": details["bytes"] / seconds / 1e6}
+        details = details | answer["details"] | {"megabytes_per_second": details["bytes"] / seconds / 1e6}
     return Observation(
         seconds=answer["seconds"],
         peak_bytes=answer["peak_bytes"],

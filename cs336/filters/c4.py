@@ -18,7 +18,9 @@ from typing import NamedTuple
 _END_MARKS = (".", "?", "!", '"', "”")
 _ELLIPSES = ("...", "…")
 _CITATION = re.compile(r"\[[0-9]*\]|\[edit\]|\[citation needed\]")
+_LAST_CHARACTERS = frozenset("".join(_END_MARKS) + "]")  # a citation may stand after the full stop
 _BOILERPLATE = (
+    "javascript",
     "terms of use",
     "privacy policy",
     "cookie policy",
@@ -62,52 +64,54 @@ class CleanedText(NamedTuple):
         text: the lines that pass, stripped, a line feed between them.
         num_lines: lines that are not blank, before.
         num_kept_lines: after.
-        num_sentences: in what is left; an end mark with white space after it ends one.
         has_curly_bracket, has_lorem_ipsum: whether what is left holds them.
     """
 
     text: str
     num_lines: int
     num_kept_lines: int
-    num_sentences: int
     has_curly_bracket: bool
     has_lorem_ipsum: bool
 
 
 def clean_lines(text: str, config: C4Config) -> CleanedText:
     """Keep the lines that pass the rules on lines. Takes time linear in the text."""
-    num_lines, kept = 0, []
-    num_sentences = 0
+    num_lines = 0
+    kept: list[str] = []
     for line in text.splitlines():
         line = line.strip()
         if not line:
             continue
         num_lines += 1
-        # A citation may stand after the full stop, and only then hides it.
-        if config.remove_citations and line[-1] == "]":
-            line = _CITATION.sub("", line).strip()
-        if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
+        if config.need_end_mark and line[-1] not in _LAST_CHARACTERS:  # most lines end here
             continue
         if config.remove_citations and "[" in line:
             line = _CITATION.sub("", line).strip()
-        words = line.split()
-        if len(words) < config.min_words_per_line:
+        if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
             continue
-        if len(line) > config.max_word_length and max(map(len, words)) > config.max_word_length:
+        if config.min_words_per_line > 0 and len(line.split(None, config.min_words_per_line)) < config.min_words_per_line:
             continue
-        if config.ban_boilerplate and _is_boilerplate(line.lower()):
+        if len(line) > config.max_word_length and max(map(len, line.split()), default=0) > config.max_word_length:
             continue
-        num_sentences += max(1, len(_SENTENCE_END.findall(line)))
         kept.append(line)
     cleaned = "\n".join(kept)
+    lower = cleaned.lower()
+    if config.ban_boilerplate and _is_boilerplate(lower):  # of most texts, no line is
+        kept = [line for line in kept if not _is_boilerplate(line.lower())]
+        cleaned = "\n".join(kept)
+        lower = cleaned.lower()
     return CleanedText(
         text=cleaned,
         num_lines=num_lines,
         num_kept_lines=len(kept),
-        num_sentences=num_sentences,
         has_curly_bracket="{" in cleaned,
-        has_lorem_ipsum="lorem ipsum" in cleaned.lower(),
+        has_lorem_ipsum="lorem ipsum" in lower,
     )
+
+
+def count_sentences(cleaned: CleanedText) -> int:
+    """Sentences in what is left: . ? or ! before white space ends one, and so does every line."""
+    return sum(max(1, len(_SENTENCE_END.findall(line))) for line in cleaned.text.split("\n") if line)
 
 
 def failing_c4_rule(cleaned: CleanedText, config: C4Config) -> str | None:
@@ -116,10 +120,11 @@ def failing_c4_rule(cleaned: CleanedText, config: C4Config) -> str | None:
         return "lorem_ipsum"
     if config.ban_curly_bracket and cleaned.has_curly_bracket:
         return "curly_bracket"
-    if cleaned.num_sentences < config.min_sentences:
+    # Every line is a sentence at least: only the few lines of a short page need counting.
+    if cleaned.num_kept_lines < config.min_sentences and count_sentences(cleaned) < config.min_sentences:
         return "too_few_sentences"
     return None
 
 
-def _is_boilerplate(line: str) -> bool:
-    return "javascript" in line or any(phrase in line for phrase in _BOILERPLATE)
+def _is_boilerplate(lower: str) -> bool:
+    return any(phrase in lower for phrase in _BOILERPLATE)

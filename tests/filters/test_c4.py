@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cs336.filters.c4 import C4Config, clean_lines, failing_c4_rule
+from cs336.filters.c4 import C4Config, clean_lines, count_sentences, failing_c4_rule
 
 CONFIG = C4Config(enabled=True)
 GOOD = "This line has five words."
@@ -83,7 +83,7 @@ def test_cleaning_twice_changes_nothing_more(text: str):
     once = clean_lines(text, CONFIG)
     again = clean_lines(once.text, CONFIG)
     assert again.text == once.text
-    assert again.num_sentences == once.num_sentences
+    assert count_sentences(again) == count_sentences(once) >= once.num_kept_lines
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, "." * 10**6, "a " * 10**6 + ".", '"' * 10**6, "? " * 10**6 + "x."])
