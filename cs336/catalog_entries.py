@@ -248,6 +248,28 @@ _ALL = (
         licence="CC-BY-SA-4.0 (Wikipedia)",
         loader="one address a line",
     ),
+    # ---- pages whose main text is known ----
+    Entry(
+        name="web-gold",
+        what="real pages with the main text that an extractor should give: 991 of them, from three projects",
+        kind="dataset",
+        origin="github.com/scrapinghub/article-extraction-benchmark (4a3bc97), github.com/mozilla/readability"
+        " (ab4027a), github.com/adbar/trafilatura (e90b0ef), gathered; only in a mirror",
+        files=(
+            File(
+                name="gold.jsonl.gz",
+                mirror="web/gold/dev.jsonl.gz",
+                mirror_sha256="d97c9b64e8862c17bdca4d30abafd32395e7eb5a8fd33d9ff2ea685defeaddb0",
+            ),
+            File(
+                name="pages.tar.xz",
+                mirror="web/pages/dev.tar.xz",
+                mirror_sha256="1760be3ef90439e82acf04f84aadb6f6bb91f823326f0af8b1c5a273c43b8e19",
+            ),
+        ),
+        licence="MIT and Apache-2.0 (the repositories); the pages stay their publishers' property",
+        loader="cs336.extract.gold.read_gold",
+    ),
     Entry(
         name="paloma-c4-100",
         what="Paloma, C4 100 domains: the validation text of the data assignment",

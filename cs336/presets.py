@@ -30,6 +30,7 @@ from cs336.dedup.minhash import MinHashConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.html import ExtractConfig
 from cs336.files import UserError
+from cs336.filters.c4 import C4Config
 from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.model.transformer import ModelConfig
@@ -55,6 +56,7 @@ class Preset:
         speedrun: the best model for a given time.
         measured_filters: those that are run; the others are off, and recorded as such.
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
+        c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
     """
@@ -74,6 +76,7 @@ class Preset:
     experiments: ExperimentConfig
     speedrun: SpeedrunConfig
     measured_filters: tuple[str, ...] = FILTERS
+    c4: C4Config = dataclasses.field(default_factory=C4Config)
     seed: int = 0
     validation: str = ""
     fetch: bool = False

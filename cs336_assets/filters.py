@@ -13,6 +13,7 @@ from cs336 import catalog
 from cs336.documents import Document, read_documents, read_table, write_documents, write_table
 from cs336.evals.task import read_sample, sample_path
 from cs336.files import read_json, write_json
+from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import OFF, FilterConfig, FilterModels, apply, decide, ledger, measure_documents
 from cs336.filters.quality import QualityConfig, hosts_of, is_reference, read_url_list, train_quality
@@ -96,7 +97,12 @@ def eval_index(step: Step) -> Metadata:
     datasets=("lid176", "dolma-nsfw", "dolma-toxic"),
 )
 def document_scores(
-    step: Step, extracted_text: Path, quality_classifier: Path, eval_index: Path, measured_filters: tuple[str, ...]
+    step: Step,
+    extracted_text: Path,
+    quality_classifier: Path,
+    eval_index: Path,
+    measured_filters: tuple[str, ...],
+    c4: C4Config,
 ) -> Metadata:
     """What every filter measures on every document, whatever the other filters say.
 
@@ -112,6 +118,7 @@ def document_scores(
         toxic=catalog.find("dolma-toxic"),
         quality=quality if quality.exists() else None,
         evals=eval_index / INDEX_FILE,
+        c4=c4,
     )
     scores, seconds, states = measure_documents(
         read_documents(extracted_text), models, num_workers=step.num_workers, progress=step.progress
@@ -128,7 +135,9 @@ def document_scores(
 
 
 @asset(group="filters", kinds={"polars"}, owner="team:data", per_shard=True)
-def filtered_text(step: Step, extracted_text: Path, document_scores: Path, filters: FilterConfig) -> Metadata:
+def filtered_text(
+    step: Step, extracted_text: Path, document_scores: Path, filters: FilterConfig, c4: C4Config
+) -> Metadata:
     """The documents that pass every filter, with e-mail, IP and phone numbers masked.
 
     Decides on the stored measurements, so another threshold needs no model and takes seconds. The
@@ -136,7 +145,7 @@ def filtered_text(step: Step, extracted_text: Path, document_scores: Path, filte
     """
     decisions = decide(read_table(document_scores / SCORES_FILE), filters)
     write_table(step.folder / DECISIONS_FILE, decisions)
-    kept = write_documents(step.folder, apply(read_documents(extracted_text), decisions, filters))
+    kept = write_documents(step.folder, apply(read_documents(extracted_text), decisions, filters, c4=c4))
     reasons = Counter(decisions["reason"].drop_nulls())
     dropped = decisions.filter(~pl.col("kept")).sample(n=min(5, decisions.height - kept), seed=0)
     return {

@@ -92,10 +92,10 @@ def measure_gopher(text: str, *, marks_are_words: bool = True) -> GopherMeasures
 
 # Stands alone in NLTK's Treebank rules: brackets, quotes, ;@#$%&?!* and, outside numbers, , and :
 _ALONE = r";@#$%&?!*\[\](){}<>\"“”„«»‘’`,:"
-_WORD_PART = rf"[^\s{_ALONE}.…'-]+"
+WORD_PART = rf"[^\s{_ALONE}.…'-]+"
 _CONTRACTION = r"'(?:s|m|d|t|ll|re|ve)\b"
 _WORDS = re.compile(
-    rf"{_WORD_PART}(?:(?:[.-]|[,:](?=[0-9])|'(?!(?:s|m|d|t|ll|re|ve)\b)){_WORD_PART})*"
+    rf"{WORD_PART}(?:(?:[.-]|[,:](?=[0-9])|'(?!(?:s|m|d|t|ll|re|ve)\b)){WORD_PART})*"
     rf"|{_CONTRACTION}|\.\.+|--|\S",
     re.IGNORECASE,
 )
