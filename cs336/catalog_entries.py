@@ -344,6 +344,46 @@ _ALL = (
         loader="cs336.filters.labelled.read_gold_pages",
     ),
     Entry(
+        name="crawl-samples",
+        what="six small WARC files of real crawls: 150 or so HTML pages, forum indexes and log-ins among them",
+        kind="dataset",
+        origin="test data of six public repositories on web archives, named in the mirror",
+        files=(
+            File(
+                name="aut__example.warc.gz",
+                mirror="web/warc/dev/aut__example.warc.gz",
+                mirror_sha256="4b47641672df6914a763b6222ee6f3bbf7e375655a87dbb4bf14d00d7d223f4b",
+            ),
+            File(
+                name="chatnoir-resiliparse__warcfile.warc.gz",
+                mirror="web/warc/dev/chatnoir-resiliparse__warcfile.warc.gz",
+                mirror_sha256="5cb22a7ab6d90664d69d5d17bdb4054b8eccc9b0a3b0e766dbf6469f32613221",
+            ),
+            File(
+                name="dolma__sample-0000.warc.gz",
+                mirror="web/warc/dev/dolma__sample-0000.warc.gz",
+                mirror_sha256="53bca229270eb5f5f02f64af20807178b710bc2fa13de5c96f58c70114ab839a",
+            ),
+            File(
+                name="pywb__iana.warc.gz",
+                mirror="web/warc/dev/pywb__iana.warc.gz",
+                mirror_sha256="7c0c21511330bdec4ed58c9aeb1571ad54d7c63c571ba242763108152f880c72",
+            ),
+            File(
+                name="webarchive-discovery__flashfrozen-jwat-recompressed.warc.gz",
+                mirror="web/warc/dev/webarchive-discovery__flashfrozen-jwat-recompressed.warc.gz",
+                mirror_sha256="3a476af3a13fcbac1d720edbaab8c4a1adac551ed539752c056813bd2a3d9839",
+            ),
+            File(
+                name="ia-web-commons__IAH-urls-wget.warc.gz",
+                mirror="web/warc/dev/ia-web-commons__IAH-urls-wget.warc.gz",
+                mirror_sha256="07c78ca481a0b23f6d0dc61e651d6c79eefd70ffb8cc2ef386d014402b7ed409",
+            ),
+        ),
+        licence="Apache-2.0 or GPL-3.0 (repositories); pages belong to their publishers",
+        loader="cs336.crawl.warc",
+    ),
+    Entry(
         name="prose-sample",
         what="46,568 news items, reviews and web texts (BBC, Reuters-21578, IMDB, C4), one a line",
         kind="dataset",

@@ -24,11 +24,11 @@ from cs336.filters.heuristics import GopherConfig, measure_gopher
 from cs336.filters.language import LanguageModel
 from cs336.filters.pii import mask_pii
 from cs336.filters.quality import QualityModel
+from cs336.filters.trained import OFF
 from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
 
 FILTERS = ("language", "nsfw", "toxic", "gopher", "quality", "contaminated", "pii")  # in the order they decide
-OFF = "off, no model"
 NOT_WANTED = "off, by the preset"
 
 
@@ -38,13 +38,14 @@ class FilterModels:
 
     Attributes:
         filters: those that are run; the others measure nothing, so they drop and mask nothing.
-        language, nsfw, toxic, quality, evals: None where there is no model.
+        language, nsfw, toxic, own_toxic, quality, evals: None where there is no model.
     """
 
     filters: tuple[str, ...] = FILTERS
     language: Path | None = None  # None takes resiliparse's detector
     nsfw: Path | None = None
     toxic: Path | None = None
+    own_toxic: Path | None = None  # trained here, for where there is no `toxic`
     quality: Path | None = None
     evals: Path | None = None  # an EvalIndex
 
@@ -220,7 +221,7 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
     states = {
         "language": f"on: {language.name}",
         "nsfw": OFF if models.nsfw is None else "on: fastText",
-        "toxic": OFF if models.toxic is None else "on: fastText",
+        "toxic": "on: fastText" if models.toxic else "on: trained here" if models.own_toxic else OFF,
         "gopher": "on",
         "quality": OFF if models.quality is None else "on: fastText",
         "contaminated": "off, no evals"
@@ -229,11 +230,19 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
         "pii": "on",
     }
     states |= {name: NOT_WANTED for name in FILTERS if name not in models.filters}
-    return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
+    harmful = HarmfulModels(models.nsfw, models.toxic, models.own_toxic)
+    return _Opened(language, harmful, QualityModel(models.quality), evals, states)
 
 
 # Which filter needs which of the models.
-_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "evals": "contaminated"}
+_MODELS = {
+    "language": "language",
+    "nsfw": "nsfw",
+    "toxic": "toxic",
+    "own_toxic": "toxic",
+    "quality": "quality",
+    "evals": "contaminated",
+}
 
 
 def _open(models: FilterModels) -> _Opened:
