@@ -32,6 +32,7 @@ class GoldPage(NamedTuple):
     Attributes:
         kinds: of "text", "html" and "segments" (of its article), "date", "recipe"; none where
             nothing is known.
+        article, article_html: the whole article, as text or as HTML, where somebody gave it.
     """
 
     name: str
@@ -39,6 +40,8 @@ class GoldPage(NamedTuple):
     site: str
     kinds: frozenset[str]
     html: bytes
+    article: str | None = None
+    article_html: str | None = None
 
 
 def read_language_sentences(path: Path) -> dict[str, list[str]]:
@@ -86,21 +89,24 @@ def read_gold_pages(files: Mapping[str, Path]) -> Iterator[GoldPage]:
     Args:
         files: of the catalogue entry `gold-pages`: the archive, its index, the truths.
     """
-    kinds: dict[str, set[str]] = {}
+    truths: dict[str, dict[str, Any]] = {}
     for row in _rows(files["dev.jsonl"], "name", "kind"):
-        kinds.setdefault(row["name"], set()).add(row["kind"])
+        truths.setdefault(row["name"], {})[row["kind"]] = row.get(row["kind"])
     index = {row["name"]: row for row in _rows(files["dev_index.jsonl"], "name")}
     with tarfile.open(files["dev.tar.xz"]) as archive:
         for member in archive:
             row = index.get(member.name)
             file = archive.extractfile(member) if row and member.isfile() else None
             if row and file:
+                truth = truths.get(member.name, {})
                 yield GoldPage(
                     name=row["name"],
                     url=row.get("url") or "",
                     site=row.get("site") or row["name"],
-                    kinds=frozenset(kinds.get(row["name"], ())),
+                    kinds=frozenset(truth),
                     html=file.read(),
+                    article=truth.get("text"),
+                    article_html=truth.get("html"),
                 )
 
 

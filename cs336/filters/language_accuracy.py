@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cs336.filters.language import LanguageModel
+from cs336.progress import Progress, silent
 
 RUN_LENGTHS = (1, 5, 20)  # sentences: one alone, a paragraph, a short page
 # Written Norwegian has two norms, which some detectors tell apart and others call by one name.
@@ -37,12 +38,13 @@ def language_scores(
     *,
     min_confidence: float,
     lengths: Sequence[int] = RUN_LENGTHS,
+    progress: Progress = silent,
 ) -> Iterator[LanguageScore]:
     """Score a detector on labelled sentences, alone and joined in runs, language by language.
 
     A run's sentences are neighbours in the list, joined by line feeds; those left over are dropped.
     """
-    for language, texts in sentences.items():
+    for language, texts in progress(sentences.items(), unit="languages", label=model.name):
         right = _SAME.get(language, (language,))
         for length in lengths:
             runs = ["\n".join(texts[i : i + length]) for i in range(0, len(texts) - length + 1, length)]

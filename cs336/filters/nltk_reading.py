@@ -6,6 +6,7 @@ full stop of a text from its word, and no other.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -30,8 +31,12 @@ class Agreement(NamedTuple):
     relative_gaps: tuple[float, float]
 
 
-def nltk_words() -> Callable[[str], list[str]]:
-    """NLTK's tokenizer.
+# Instead of NLTK's sentence model, which would have to be downloaded.
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def nltk_words(*, by_sentence: bool = False) -> Callable[[str], list[str]]:
+    """NLTK's tokenizer, on a text as a whole or on one sentence after another.
 
     Raises:
         UserError: NLTK is not installed.
@@ -40,6 +45,10 @@ def nltk_words() -> Callable[[str], list[str]]:
         from nltk.tokenize import word_tokenize
     except ImportError:
         raise UserError('NLTK is not installed; pip install "cs336[nltk]"') from None
+    if by_sentence:
+        return lambda text: [
+            word for sentence in _SENTENCE_END.split(text) for word in word_tokenize(sentence, preserve_line=True)
+        ]
     return lambda text: word_tokenize(text, preserve_line=True)
 
 
