@@ -28,11 +28,15 @@ class QualityConfig(TrainedConfig):
 
     Attributes:
         reference_pattern: regular expression searched in the page's address; "" names none.
-        reference_list: catalogue entry with reference addresses, matched by host; "" is none.
+        reference_list: catalogue entry with reference addresses; "" is none.
+        num_reference_pages: so many addresses of the list are drawn and fetched, and what is left of
+            them after cleaning are the positives: the handout's way, which needs the network for an
+            hour or so. 0 fetches none; then pages of the crawl on a listed host are the positives.
     """
 
     reference_pattern: str = ""
     reference_list: str = ""
+    num_reference_pages: int = 0
 
 
 def train_quality(
