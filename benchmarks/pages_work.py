@@ -163,7 +163,9 @@ def _score(job: dict[str, Any]) -> dict[str, Any]:
 
     name = {OURS: "default", RESILIPARSE: "default"}.get(job["contender"], job["contender"])
     scores = score_extractors(read_gold(Path(job["gold"]), Path(job["pages"])), [name])[name]
-    return {kind: {"f1": score.f1, "precision": score.precision, "recall": score.recall} for kind, score in scores.items()}
+    return {
+        kind: {"f1": score.f1, "precision": score.precision, "recall": score.recall} for kind, score in scores.items()
+    }
 
 
 # ---- WARC or WET files to kept documents --------------------------------------------------------------

@@ -99,10 +99,19 @@ def require_files(name: str) -> list[Path]:
     Raises:
         UserError: it is missing; the line says how to get it.
     """
+    return [path for _, path in sorted(files_of(name).items())]
+
+
+def files_of(name: str) -> dict[str, Path]:
+    """All files of an entry by declared name, in whatever compression.
+
+    Raises:
+        UserError: it is missing; the line says how to get it.
+    """
     require(name)
     located = _locate(entry(name))
     assert located is not None
-    return [path for _, path in sorted(located[1].items())]
+    return located[1]
 
 
 def find_file(name: str, file_name: str) -> Path | None:

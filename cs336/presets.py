@@ -33,6 +33,7 @@ from cs336.files import UserError
 from cs336.filters.c4 import C4Config
 from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
+from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
@@ -65,6 +66,7 @@ class Preset:
     source: Source
     extract: ExtractConfig
     quality: QualityConfig
+    toxicity: ToxicityConfig
     filters: FilterConfig
     lines: LineConfig
     minhash: MinHashConfig
@@ -87,7 +89,9 @@ TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
     source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
     extract=ExtractConfig(),
-    quality=QualityConfig(reference_pattern=r"/stdlib/"),  # the standard library's pages are the edited ones
+    # The standard library's pages are the edited ones; of so few documents no more bigrams are worth a number.
+    quality=QualityConfig(reference_pattern=r"/stdlib/", bucket=20_000),
+    toxicity=ToxicityConfig(),
     filters=FilterConfig(),
     lines=LineConfig(),
     minhash=MinHashConfig(),

@@ -167,6 +167,25 @@ def no_evaluation_leaked(
 
 
 @check(asset="deduplicated_text", blocking=True)
+def no_document_is_an_evaluation_text(
+    deduplicated_text: list[Path], eval_index: Path, filters: FilterConfig
+) -> tuple[bool, Metadata]:
+    """No document is, word for word, a whole text of an evaluation, however many shared n-grams are allowed.
+
+    A preset that takes its text as it is only tells how many there are.
+    """
+    index = EvalIndex.load(eval_index / INDEX_FILE)
+    copies = [
+        [document.url, ", ".join(names)]
+        for folder in deduplicated_text
+        for document in read_documents(folder)
+        if (names := index.copies(document.text))
+    ]
+    passed = not copies or filters.max_eval_hits is None
+    return passed, {"num_copies": len(copies), "copies": table(["url", "evaluations"], copies[:20])}
+
+
+@check(asset="deduplicated_text", blocking=True)
 def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     """Something is left to train on."""
     num_bytes = sum(len(document.text) for folder in deduplicated_text for document in read_documents(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 GROUPS = {
     "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
+    "data_quality": ("data_quality",),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
     "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals", "written"),
