@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 # isort: off
-from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokenizer_study, tokens
+from cs336_assets import crawl, extract, filters, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, evals, speedrun, written
 
 # isort: on
@@ -19,6 +19,7 @@ _FLOW = [
     extract,
     filters,
     dedup,
+    sheets,
     tokenizer,
     tokenizer_study,
     tokens,

@@ -76,15 +76,41 @@ def what_if(store: Store, preset: Preset, changes: Sequence[str]) -> Iterator[st
     folders = [artifact(store, "document_scores", shard) for shard in shard_names_of(store)]
     if not folders:
         raise UserError(f"{preset.name}: the crawl has no shards; check its source with `cs336 presets {preset.name}`")
-    scores = pl.concat([read_table(folder / SCORES_FILE) for folder in folders])
-    states = read_json(folders[0] / "states.json")
-    old, new = decide(scores, preset.filters), decide(scores, config)
     yield from _settings(preset.filters, config)
+    old, new = _Outcome(), _Outcome()
+    gone, come = [], []
+    for folder in folders:  # one shard in memory at a time
+        scores, states = read_table(folder / SCORES_FILE), read_json(folder / "states.json")
+        before, after = decide(scores, preset.filters), decide(scores, config)
+        old.add(before, states)
+        new.add(after, states)
+        gone.append(after.filter(before["kept"] & ~after["kept"]).select("reason", "url"))
+        come.append(before.filter(after["kept"] & ~before["kept"]).select("reason", "url"))
     yield ""
-    yield from _side_by_side(old, new, states)
-    yield from _examples("dropped now", old, new, preset.seed)
-    yield from _examples("kept now", new, old, preset.seed)
+    yield from _side_by_side(old, new)
+    yield from _examples("dropped now", pl.concat(gone), preset.seed)
+    yield from _examples("kept now, dropped before", pl.concat(come), preset.seed)
     yield f"\nnothing was written; `{_as_toml(preset.filters, config)}` in a preset of your own makes it so"
+
+
+class _Outcome:
+    """What filters did, summed over shards."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()  # "kept", "language dropped" and so on
+        self.states: dict[str, str] = {}
+
+    def add(self, decisions: pl.DataFrame, states: dict[str, str]) -> None:
+        kept = decisions.filter("kept")
+        self.counts["of"] += decisions.height
+        self.counts["kept"] += kept.height
+        self.counts["bytes kept"] += int(kept["num_bytes"].sum())
+        self.counts["masked"] += int(kept["num_masked"].sum())
+        no_seconds: Counter[str] = Counter()
+        for row in ledger(decisions, states, no_seconds):
+            self.states[row["filter"]] = row["state"]
+            for key in ("dropped", "would_drop"):
+                self.counts[f"{row['filter']} {key}"] += row[key]
 
 
 def _settings(before: FilterConfig, after: FilterConfig) -> Iterator[str]:
@@ -96,32 +122,27 @@ def _settings(before: FilterConfig, after: FilterConfig) -> Iterator[str]:
         yield f"{key}: {value} -> {values[key]}"
 
 
-def _side_by_side(old: pl.DataFrame, new: pl.DataFrame, states: dict[str, str]) -> Iterator[str]:
-    no_seconds: Counter[str] = Counter()
-    pairs = list(zip(ledger(old, states, no_seconds), ledger(new, states, no_seconds), strict=True))
+def _side_by_side(old: _Outcome, new: _Outcome) -> Iterator[str]:
     yield f"{'':<14}{'dropped':>12}{'':>12}{'':>10}   {'would drop':>12}"
     yield f"{'filter':<14}{'before':>12}{'after':>12}{'change':>10}   {'before':>12}{'after':>12}  state"
-    for before, after in pairs:
-        change = after["dropped"] - before["dropped"]
-        yield (
-            f"{before['filter']:<14}{before['dropped']:>12,}{after['dropped']:>12,}{_signed(change):>10}"
-            f"   {before['would_drop']:>12,}{after['would_drop']:>12,}  {before['state']}"
-        )
-    for name, column in (("kept", None), ("bytes kept", "num_bytes"), ("masked", "num_masked")):
-        a, b = (int((t["kept"] if column is None else t.filter("kept")[column]).sum() or 0) for t in (old, new))
-        yield f"{name:<14}{a:>12,}{b:>12,}{_signed(b - a):>10}"
-    yield f"{'of':<14}{old.height:>12,}{new.height:>12,}"
+    for name, state in old.states.items():
+        dropped, alone = ([each.counts[f"{name} {key}"] for each in (old, new)] for key in ("dropped", "would_drop"))
+        yield f"{name:<14}{_columns(*dropped)}   {alone[0]:>12,}{alone[1]:>12,}  {state}"
+    for name in ("kept", "bytes kept", "masked", "of"):
+        yield f"{name:<14}{_columns(old.counts[name], new.counts[name])}"
 
 
-def _examples(title: str, one: pl.DataFrame, other: pl.DataFrame, seed: int) -> Iterator[str]:
-    """Documents that `one` keeps and `other` drops: how many by each rule, and a few of them."""
-    moved = other.filter(one["kept"] & ~other["kept"])
+def _columns(before: int, after: int) -> str:
+    return f"{before:>12,}{after:>12,}{f'{after - before:+,}' if after != before else '0':>10}"
+
+
+def _examples(title: str, moved: pl.DataFrame, seed: int) -> Iterator[str]:
+    """How many documents each rule moved, and a few of them."""
     if moved.is_empty():
         return
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(moved["reason"]).most_common())
-    before = "" if title == "dropped now" else " before"
-    yield f"\n{title}: {moved.height:,} documents ({reasons}{before})"
-    for reason, url in moved.sample(n=min(NUM_EXAMPLES, moved.height), seed=seed).select("reason", "url").iter_rows():
+    yield f"\n{title}: {moved.height:,} documents ({reasons})"
+    for reason, url in moved.sample(n=min(NUM_EXAMPLES, moved.height), seed=seed).iter_rows():
         yield f"  {reason:<28} {url}"
 
 
@@ -133,7 +154,3 @@ def _as_toml(before: FilterConfig, after: FilterConfig) -> str:
             text = str(list(new)) if isinstance(new, tuple) else str(new).lower() if isinstance(new, bool) else str(new)
             parts.append(f"{key} = {text}")
     return f"filters = {{{', '.join(parts)}}}"
-
-
-def _signed(change: int) -> str:
-    return f"{change:+,}" if change else "0"

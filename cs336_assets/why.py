@@ -68,8 +68,8 @@ def find_records(store: Store, address: str) -> list[Found]:
     pages = matches.filter(pl.col("kind").is_null() | pl.col("kind").is_in(_PAGES))
     matches = pages if pages.height else matches
     exact = matches.filter(pl.col("url") == address)
-    rows = (exact if exact.height else matches).iter_rows(named=True)
-    return [Found(row.pop("shard"), row.pop("document"), row) for row in rows]
+    told = (exact if exact.height else matches).iter_rows(named=True)
+    return [Found(row.pop("shard"), row.pop("document"), row) for row in told]
 
 
 def shard_names_of(store: Store) -> list[str]:
@@ -178,7 +178,7 @@ def _measurements(decision: pl.DataFrame, states: dict[str, str], config: Filter
         for place, column in enumerate(columns):
             verdict = ("FAILS" if column in blamed else "passes") if column in used else "measured only"
             yield _line("" if place else name, _measured(decision[column][0], column, name, settings) + verdict)
-    if (failed or [None])[0] != decision["reason"][0]:
+    if (failed[0] if failed else None) != decision["reason"][0]:
         yield _line("", "(the preset's thresholds have changed since this was decided: `cs336 run` decides again)")
 
 
@@ -194,7 +194,7 @@ def _measured(value: Any, column: str, filter_name: str, settings: dict[str, Any
     if isinstance(listed, tuple) and listed:
         bounds = [f"one of {', '.join(listed)}"]
     shown = value if isinstance(value, str) else number(value)
-    return f"{column:<33}{shown:<11} {', '.join(bounds):<27} "
+    return f"{column:<33}{shown:<11} {', '.join(bounds):<28} "
 
 
 def bounds_of(column: str, filter_name: str, settings: dict[str, Any]) -> tuple[Any, Any]:

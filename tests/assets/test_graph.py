@@ -13,7 +13,8 @@ from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.selections import EXPERIMENTS, GROUPS
 
-FLOW = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "experiments", "evals", "written"]
+FLOW = ["crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens"]
+FLOW += ["pretrain", "experiments", "evals", "written"]
 LONGEST_BODY = 40
 
 

@@ -164,7 +164,7 @@ def test_other_thresholds_are_tried_without_writing(ask, finished, decisions):
     dropped = [int((decisions["reason"] == "language").sum()), int((~(confident & english)).sum())]
     assert re.search(rf"^language +{dropped[0]} +{dropped[1]} +\+{dropped[1] - dropped[0]} ", printed, re.MULTILINE)
     assert "min_language_confidence: 0.65 -> 0.9" in printed
-    assert "dropped now: " in printed and "kept now: " in printed and "http://docs.localhost/" in printed
+    assert "dropped now: " in printed and "kept now, dropped before: " in printed and "http://docs.localhost/" in printed
     wanted = "filters = {min_language_confidence = 0.9, gopher.min_alphabetic_word_fraction = 0.0}"
     assert wanted in printed
     same = ask(finished, "what-if", "languages=en", "max_eval_hits=0", "filters.mask_pii=true")
