@@ -335,7 +335,7 @@ def find_preset(name: str) -> Preset:
     if base in chain:
         raise UserError(f"{presets_file()}: [{name}] is based on itself")
     try:
-        return _changed(replace(find_preset(described[name]["base"]), name=name), values)
+        return changed(replace(find_preset(described[name]["base"]), name=name), values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{presets_file()}: [{name}] {error}") from None
 
@@ -357,8 +357,12 @@ def _user_presets() -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _changed(config: Any, values: dict[str, Any]) -> Any:
-    """A configuration with some fields replaced, nested ones too."""
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    """A configuration with some fields replaced, nested ones too, as a preset's table does it.
+
+    Raises:
+        ValueError: there is no such field, or the value is of another type.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     changes = {}
     for key, value in values.items():
@@ -369,7 +373,7 @@ def _changed(config: Any, values: dict[str, Any]) -> Any:
         elif dataclasses.is_dataclass(fields[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a table, such as {key} = {{...}}, got {value!r}")
-            changes[key] = _changed(fields[key], value)
+            changes[key] = changed(fields[key], value)
         else:
             changes[key] = _like(fields[key], value, key)
     return replace(config, **changes)
@@ -384,7 +388,7 @@ def _source(values: dict[str, Any], old: Any) -> Any:
     if kind is None and "files" in values:
         values["kind"] = values.pop("files")
     if kind is None:
-        return _changed(old, values)
+        return changed(old, values)
     if kind not in SOURCES:
         raise ValueError(f"source.kind is one of {', '.join(SOURCES)}, got {kind!r}")
     # Common Crawl's own `kind` (warc or wet) is written `files`.

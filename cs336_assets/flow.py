@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 # isort: off
-from cs336_assets import crawl, extract, filters, filter_quality, dedup, tokenizer, tokenizer_study, tokens
+from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, evals, speedrun, submission, written
 
 # isort: on
@@ -20,6 +20,7 @@ _FLOW = [
     filters,
     filter_quality,
     dedup,
+    sheets,
     tokenizer,
     tokenizer_study,
     tokens,

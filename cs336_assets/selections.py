@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 GROUPS = {
-    "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
+    "data": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens"),
     "data_quality": ("data_quality",),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
-    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals", "written"),
+    "all": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens", "pretrain", "evals", "written"),
 }
 PLAN_JOB = "plan"
 # Experiments are partitioned differently, so each is run by itself, in this order: what `cs336 run` does.

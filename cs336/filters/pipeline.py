@@ -167,6 +167,17 @@ def decide(measurements: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     )
 
 
+def rules(config: FilterConfig) -> list[tuple[str, str, pl.Expr]]:
+    """Every rule in the order they decide: the reason it gives, its filter, and when it drops a document."""
+    return [(name, _filter_of(name), fails) for name, fails in _failures(config)]
+
+
+def columns_of(filter_name: str) -> list[str]:
+    """What a filter measures: columns of MEASUREMENTS."""
+    columns = iter(list(MEASUREMENTS)[5:])  # after what names the document
+    return {name: list(itertools.islice(columns, count)) for name, (count, _) in _MEASURES.items()}[filter_name]
+
+
 def ledger(decisions: pl.DataFrame, states: Mapping[str, str], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row a filter, in the order they decide.
 

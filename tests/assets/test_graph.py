@@ -13,8 +13,8 @@ from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.selections import EXPERIMENTS, GROUPS
 
-FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "tokenizer", "tokens", "pretrain", "experiments"]
-FLOW += ["evals", "written"]
+FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
+FLOW += ["experiments", "evals", "written"]
 APART = {"experiments", "data_quality"}  # not needed by anything else, so run by themselves
 LONGEST_BODY = 40
 
