@@ -1,4 +1,4 @@
-"""What each contender does with a crawl, in processes of its own: `python -m benchmarks.pages_work`, a job on its input.
+"""What each contender does with a crawl in processes of its own: `python -m benchmarks.pages_work`, a job on input.
 
 A job is a JSON object: the work ("extract", "score" or "filter"), the contender, files, `workers`. Every worker
 first does the work on a few pages, which loads packages and models, compiles and opens; then all start at once,

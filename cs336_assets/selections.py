@@ -19,6 +19,6 @@ EXPERIMENTS = {
     "speedrun": ("speedrun_model", "speedrun_scores"),
     "samples": ("generated_samples",),
     "corpora": ("corpora_compared",),
-    "submission": ("submission",),
     "experiment_log": ("experiment_log",),
+    "submission": ("submission",),
 }
