@@ -311,7 +311,10 @@ def _look(options: argparse.Namespace) -> None:
     folder = Store(options.preset).path(options.asset)
     shards = sorted(path.parent for path in folder.glob(f"*/{DOCUMENTS_FILE}"))
     if not shards:
-        raise UserError(f"{folder}: holds no documents; try extracted_text, filtered_text or deduplicated_text")
+        raise UserError(
+            f"{folder}: holds no documents; `cs336 run --preset {options.preset} --job data` makes extracted_text,"
+            " filtered_text and deduplicated_text"
+        )
     found = [document for shard in shards for document in read_documents(shard) if options.contains in document.text]
     print(f"{len(found):,} documents in {folder}")
     for document in random.Random(options.seed).sample(found, min(options.n, len(found))):
@@ -405,10 +408,13 @@ def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, 
     else:
         folder = options.model
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder}: holds no config.json; --model takes a model's folder, such as base_model")
+            state = "holds no finished model (config.json)" if folder.is_dir() else "not found"
+            raise UserError(f"{folder}: {state}; --model takes the folder of a finished training, such as base_model")
         # A model exported whole has its tokenizer with it; among artifacts it stands beside.
         inside = any((folder / name).is_file() for name in (OWN_FILE, HUGGING_FACE_FILE))
         tokenizer = folder if inside else folder.resolve().parent / "tokenizer"
+        if not tokenizer.exists():
+            raise UserError(f"{folder}: has no tokenizer with it; copy {OWN_FILE} of the one it was trained with there")
     if "model_type" in read_json(folder / "config.json"):
         raise UserError(f"{folder}: is a Hugging Face checkpoint; --model takes a folder such as base_model")
     model = load_model(folder, device=device)

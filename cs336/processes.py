@@ -13,10 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
 
+from cs336.files import UserError
+
 A = TypeVar("A")
 B = TypeVar("B")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def wanted_workers() -> int:
+    """`CS336_WORKERS`; 0, for one a core, where it is not set.
+
+    Raises:
+        UserError: it is no number.
+    """
+    value = os.environ.get("CS336_WORKERS") or "0"
+    if not value.isdecimal():
+        raise UserError(f"CS336_WORKERS is {value!r}; give a number, or 0 for one a core")
+    return int(value)
 
 
 def available_cores() -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs336.files import UserError, creating, write_json
-from cs336.processes import available_cores
+from cs336.processes import available_cores, wanted_workers
 from cs336.tokenizer.formats import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def _is_plain(path: Path) -> bool:
 def _num_threads(options: argparse.Namespace) -> int:
     if options.threads < 0:
         raise UserError(f"--threads is {options.threads}; give 1 or more")
-    return options.threads or int(os.environ.get("CS336_WORKERS") or 0) or available_cores()
+    return options.threads or wanted_workers() or available_cores()
 
 
 def _progress() -> Progress:

@@ -226,6 +226,10 @@ def part_names(stage: Stage, preset: Preset, store: Store) -> list[str]:
 
 
 def _plan(store: Store) -> list[dict[str, Any]]:
+    if store.manifest(PLAN_ASSET) is None:
+        raise UserError(
+            f"{store.path(PLAN_ASSET)}: not there yet; `cs336 run --preset {store.preset}` makes text and base model"
+        )
     return read_json(store.local(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 

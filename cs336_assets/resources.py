@@ -6,6 +6,8 @@ import os
 
 import dagster as dg
 
+from cs336.processes import wanted_workers
+
 
 class Runtime(dg.ConfigurableResource):
     """How to run, apart from what to make.
@@ -31,7 +33,7 @@ class Runtime(dg.ConfigurableResource):
     def from_environment(cls, *, terminal: bool = False) -> Runtime:
         """Read the environment variables named above."""
         return cls(
-            num_workers=int(os.environ.get("CS336_WORKERS", "0")),
+            num_workers=wanted_workers(),
             device=os.environ.get("CS336_DEVICE", "auto"),
             runs_at_once=int(os.environ.get("CS336_RUNS_AT_ONCE", "1")),
             compile_model=os.environ.get("CS336_COMPILE") == "1",

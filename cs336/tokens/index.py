@@ -71,7 +71,9 @@ def read_index(folder: Path, split: str, *, start: int = 0, stop: int | None = N
                     return
                 yield document
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; materialize the token shards") from None
+        raise UserError(
+            f"{path}: not found; `cs336 tokenizer encode --out` or the asset token_shards makes it"
+        ) from None
 
 
 def locate(folder: Path, split: str, position: int) -> IndexedDocument:

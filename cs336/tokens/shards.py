@@ -259,7 +259,7 @@ def open_tokens(path: Path) -> np.ndarray:
         UserError: the file is missing, or ends within a token.
     """
     if not path.exists():
-        raise UserError(f"{path}: not found; materialize the token shards")
+        raise UserError(f"{path}: not found; `cs336 tokenizer encode --out` or the asset token_shards makes it")
     size = path.stat().st_size
     if size % TOKEN_DTYPE.itemsize:
         raise UserError(f"{path}: {size} bytes are not whole uint16 tokens; delete its folder and run again")

@@ -54,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        step = f" after step {rows[-1]['step']:,}" if rows else ""
+        print(f"\n{path}: interrupted{step}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     if not rows:
         print(f"{run['folder']}: was finished already")
     else:
