@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes, repeated_hashes
-from cs336.dedup.minhash import Duplicates, MinHashConfig, find_duplicates, jaccard, signatures
-from cs336.documents import Document, read_documents, read_table, write_documents, write_table
+from cs336.dedup.minhash import Duplicates, MinHashConfig, find_duplicates, signatures
+from cs336.documents import read_documents, read_table, write_documents, write_table
 from cs336.files import read_json, replacing, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
@@ -21,14 +21,6 @@ HASHES_FILE = "repeated.npy"
 SIGNATURES_FILE = "signatures.npy"
 REMOVED_FILE = "removed.json"
 CLUSTERS_FILE = "clusters.parquet"
-CLUSTERS = {
-    "cluster": pl.Int64,
-    "shard": pl.String,
-    "id": pl.String,
-    "url": pl.String,
-    "kept": pl.Boolean,
-    "similarity": pl.Float64,  # Jaccard, with the one that stays; below the threshold where others link the two
-}
 OFF = "off, by the preset"
 
 
@@ -96,7 +88,6 @@ def near_duplicates(
     """
     if not minhash.enabled:
         write_json(step.folder / REMOVED_FILE, {folder.name: [] for folder in unique_lines})
-        write_table(step.folder / CLUSTERS_FILE, pl.DataFrame(schema=CLUSTERS))
         return {"state": OFF, "num_removed": 0}
     documents = [(folder.name, document) for folder in unique_lines for document in read_documents(folder)]
     found = find_duplicates(
@@ -111,7 +102,10 @@ def near_duplicates(
         if not kept:
             removed[shard].append(document.id)
     write_json(step.folder / REMOVED_FILE, removed)
-    write_table(step.folder / CLUSTERS_FILE, _clusters(documents, found, minhash.ngrams))
+    origins = pl.DataFrame(
+        [(shard, each.id, each.url) for shard, each in documents], schema=["shard", "id", "url"], orient="row"
+    )
+    write_table(step.folder / CLUSTERS_FILE, cluster_table(origins, found))
     largest = np.bincount(found.clusters) if len(found.clusters) else np.zeros(1, dtype=int)
     return {
         "state": "on",
@@ -167,17 +161,12 @@ def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     return num_bytes > 0, {"num_characters": num_bytes}
 
 
-def _clusters(documents: list[tuple[str, Document]], found: Duplicates, ngrams: int) -> pl.DataFrame:
-    """The members of every cluster of two or more, and how near each is to the one that stays."""
-    sizes = np.bincount(found.clusters, minlength=len(documents))
-    members = np.flatnonzero(sizes[found.clusters] > 1) if len(documents) else np.zeros(0, dtype=int)
-    survivor = {int(found.clusters[i]): int(i) for i in members if found.kept[i]}
-    rows = []
-    for i in members.tolist():
-        (shard, document), cluster = documents[i], int(found.clusters[i])
-        similarity = jaccard(document.text, documents[survivor[cluster]][1].text, ngrams)
-        rows.append((cluster, shard, document.id, document.url, bool(found.kept[i]), similarity))
-    return pl.DataFrame(rows, schema=CLUSTERS, orient="row")
+def cluster_table(origins: pl.DataFrame, found: Duplicates) -> pl.DataFrame:
+    """The members of every cluster of two or more: which each is, in which cluster, and whether it stays."""
+    members = origins.select("shard", "id", "url").with_columns(
+        cluster=pl.Series(found.clusters, dtype=pl.Int64), kept=pl.Series(found.kept, dtype=pl.Boolean)
+    )
+    return members.filter(pl.len().over("cluster") > 1)
 
 
 def _save(path: Path, array: np.ndarray) -> None:
