@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
+from cs336 import catalog
 from cs336.documents import DOCUMENTS_FILE, Document, read_table, write_documents
+from cs336.extract.gold import read_gold, score_extractors
 from cs336.extract.html import ExtractConfig, extract_records
 from cs336.extract.records import DOCUMENT, RecordRow, write_records
+from cs336.files import read_json, write_json
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table, warc_files
+
+QUALITY_REPORT = "quality.json"
+OFF = "off, no data"
+OURS = ("default", "main content")
+MIN_RECALL = 0.95  # measured: see `extraction_keeps_the_main_text`
 
 
 @asset(group="extract", kinds={"python", "parquet"}, owner="team:data", per_shard=True)
@@ -45,6 +54,41 @@ def shards_hold_text(extracted_text: list[Path]) -> tuple[bool, Metadata]:
     rows = {folder.name: read_table(folder / DOCUMENTS_FILE).height for folder in extracted_text}
     empty = [name for name, count in rows.items() if count == 0]
     return not empty, {"empty_shards": empty, "num_documents": sum(rows.values())}
+
+
+@asset(group="extract", kinds={"python"}, owner="team:data", datasets=("web-gold",))
+def extraction_quality(step: Step) -> Metadata:
+    """How much of known main texts the extractor gives, and how much besides them.
+
+    On real pages with gold: word 4-grams against whole texts, and segments that must or must not be
+    there; both of our modes, and trafilatura where it is installed (shown, no part of the artifact).
+    """
+    gold, pages = (catalog.find_file("web-gold", name) for name in ("gold.jsonl.gz", "pages.tar.xz"))
+    if gold is None or pages is None:
+        write_json(step.folder / QUALITY_REPORT, {"state": OFF, "scores": {}})
+        return {"state": OFF}
+    peers = ("trafilatura",) if importlib.util.find_spec("trafilatura") else ()
+    scores = score_extractors(
+        read_gold(gold, pages), OURS + peers, num_workers=step.num_workers, progress=step.progress
+    )
+    ours = {name: {kind: score._asdict() for kind, score in scores[name].items()} for name in OURS}
+    write_json(step.folder / QUALITY_REPORT, {"state": "on", "scores": ours})
+    header = ["gold", "extractor", "pages", "precision", "recall", "F1", "must found", "must not found"]
+    rows = [
+        [kind, name, score[0], *("" if value is None else round(value, 3) for value in score[1:])]
+        for kind in scores[OURS[0]]
+        for name in scores
+        for score in [scores[name][kind]]
+    ]
+    return {"state": "on", "scores": table(header, rows), "trafilatura": "on" if peers else "not installed"}
+
+
+@check(asset="extraction_quality")
+def extraction_keeps_the_main_text(extraction_quality: Path) -> tuple[bool, Metadata]:
+    """By default the extractor loses hardly anything of the main text; cleaning up is for the filters."""
+    report = read_json(extraction_quality / QUALITY_REPORT)
+    recalls = {kind: score["recall"] for kind, score in report["scores"].get("default", {}).items()}
+    return all(recall >= MIN_RECALL for recall in recalls.values()), {"state": report["state"], "recall": recalls}
 
 
 def preview(text: str, length: int = 600) -> str:

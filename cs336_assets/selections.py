@@ -4,6 +4,7 @@ from __future__ import annotations
 
 GROUPS = {
     "data": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens"),
+    "data_quality": ("data_quality",),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
     "all": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens", "pretrain", "evals", "written"),
@@ -19,4 +20,5 @@ EXPERIMENTS = {
     "samples": ("generated_samples",),
     "corpora": ("corpora_compared",),
     "experiment_log": ("experiment_log",),
+    "submission": ("submission",),
 }

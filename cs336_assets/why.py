@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cs336.dedup.minhash import jaccard
+from cs336.dedup.reference import jaccard
 from cs336.documents import DOCUMENTS_FILE
 from cs336.extract.records import DOCUMENT, RECORDS_FILE
 from cs336.files import UserError, read_json

@@ -79,6 +79,7 @@ def test_every_data_set_and_model_of_the_course_is_declared_with_origin_licence_
         "dolma-nsfw",
         "dolma-toxic",
         "wikipedia-urls",
+        "web-gold",
         "paloma-c4-100",
         "slimpajama",
         "dclm",

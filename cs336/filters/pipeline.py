@@ -18,17 +18,19 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from cs336.documents import Document
+from cs336.filters.c4 import C4Config, clean_lines, failing_c4_rule
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.harmful import HarmfulModels, harm_score
-from cs336.filters.heuristics import GopherConfig, measure_gopher
+from cs336.filters.heuristics import GopherConfig
 from cs336.filters.language import LanguageModel
 from cs336.filters.pii import mask_pii
 from cs336.filters.quality import QualityModel
+from cs336.filters.scan import scan_gopher
+from cs336.filters.trained import OFF
 from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
 
-FILTERS = ("language", "nsfw", "toxic", "gopher", "quality", "contaminated", "pii")  # in the order they decide
-OFF = "off, no model"
+FILTERS = ("language", "nsfw", "toxic", "c4", "gopher", "quality", "contaminated", "pii")  # in the order they decide
 NOT_WANTED = "off, by the preset"
 
 
@@ -38,15 +40,18 @@ class FilterModels:
 
     Attributes:
         filters: those that are run; the others measure nothing, so they drop and mask nothing.
-        language, nsfw, toxic, quality, evals: None where there is no model.
+        language, nsfw, toxic, own_toxic, quality, evals: None where there is no model.
+        c4: C4's line rules; when enabled, what comes after them measures the lines that are left.
     """
 
     filters: tuple[str, ...] = FILTERS
     language: Path | None = None  # None takes resiliparse's detector
     nsfw: Path | None = None
     toxic: Path | None = None
+    own_toxic: Path | None = None  # trained here, for where there is no `toxic`
     quality: Path | None = None
     evals: Path | None = None  # an EvalIndex
+    c4: C4Config = field(default_factory=C4Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,9 @@ MEASUREMENTS = {
     "language_confidence": pl.Float64,
     "nsfw_score": pl.Float64,
     "toxic_score": pl.Float64,
+    "num_lines": pl.Int64,
+    "num_clean_lines": pl.Int64,
+    "c4_rule": pl.String,
     "num_words": pl.Int64,
     "mean_word_length": pl.Float64,
     "ellipsis_line_fraction": pl.Float64,
@@ -138,10 +146,10 @@ def decide(measurements: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     """Add each filter's verdict and the decision to a table of measurements; needs no model.
 
     Returns:
-        The measurements with `passes_language`, `passes_nsfw`, `passes_toxic`, `passes_gopher`,
-        `passes_quality`, `passes_contaminated` (true where a filter is off); `kept`; `reason`, null or
-        the first that failed: "language", "harmful:nsfw", "harmful:toxic", "gopher:<rule>", "quality",
-        "contaminated"; and `num_masked`, what will be masked in it (0 unless kept).
+        The measurements with `passes_language`, `passes_nsfw`, `passes_toxic`, `passes_c4`,
+        `passes_gopher`, `passes_quality`, `passes_contaminated` (true where a filter is off); `kept`; `reason`, null or
+        the first that failed: "language", "harmful:nsfw", "harmful:toxic", "c4:<rule>",
+        "gopher:<rule>", "quality", "contaminated"; and `num_masked`, what will be masked in it (0 unless kept).
     """
     failures = _failures(config)
     reason = pl.coalesce(pl.when(fails).then(pl.lit(name)) for name, fails in failures)
@@ -198,8 +206,13 @@ def ledger(decisions: pl.DataFrame, states: Mapping[str, str], seconds: Mapping[
     return rows
 
 
-def apply(documents: Iterable[Document], decisions: pl.DataFrame, config: FilterConfig) -> Iterator[Document]:
+def apply(
+    documents: Iterable[Document], decisions: pl.DataFrame, config: FilterConfig, *, c4: C4Config | None = None
+) -> Iterator[Document]:
     """The kept documents, in order, with personal data masked; otherwise unchanged.
+
+    Args:
+        c4: as it was when measuring; enabled, only the lines that pass are left of a document.
 
     Raises:
         ValueError: the decisions are not about these documents, row by row.
@@ -212,6 +225,8 @@ def apply(documents: Iterable[Document], decisions: pl.DataFrame, config: Filter
                 " decide on the measurements of these documents"
             )
         if row[1]:
+            if c4 is not None and c4.enabled:
+                document = document._replace(text=clean_lines(document.text, c4).text)
             masks = config.mask_pii and row[2] > 0
             yield document._replace(text=mask_pii(document.text)[0]) if masks else document
 
@@ -231,7 +246,8 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
     states = {
         "language": f"on: {language.name}",
         "nsfw": OFF if models.nsfw is None else "on: fastText",
-        "toxic": OFF if models.toxic is None else "on: fastText",
+        "toxic": "on: fastText" if models.toxic else "on: trained here" if models.own_toxic else OFF,
+        "c4": "on" if models.c4.enabled else NOT_WANTED,
         "gopher": "on",
         "quality": OFF if models.quality is None else "on: fastText",
         "contaminated": "off, no evals"
@@ -240,17 +256,25 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
         "pii": "on",
     }
     states |= {name: NOT_WANTED for name in FILTERS if name not in models.filters}
-    return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
+    harmful = HarmfulModels(models.nsfw, models.toxic, models.own_toxic)
+    return _Opened(language, harmful, QualityModel(models.quality), evals, states)
 
 
 # Which filter needs which of the models.
-_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "evals": "contaminated"}
+_MODELS = {
+    "language": "language",
+    "nsfw": "nsfw",
+    "toxic": "toxic",
+    "own_toxic": "toxic",
+    "quality": "quality",
+    "evals": "contaminated",
+}
 
 
 def _open(models: FilterModels) -> _Opened:
     """The models of this process, opened at the first document and again only when a file changed."""
     wanted = {name: getattr(models, name) if run_by in models.filters else None for name, run_by in _MODELS.items()}
-    models = FilterModels(filters=models.filters, **wanted)
+    models = FilterModels(filters=models.filters, c4=models.c4, **wanted)
     paths = wanted.values()
     stats = [path.stat() if path is not None and path.exists() else None for path in paths]
     return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
@@ -262,14 +286,19 @@ def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...],
     times = [time.process_time()]
     row: list[Any] = [*document[:4], len(text.encode("utf-8", "surrogatepass"))]
     for name, (num_columns, measure) in _MEASURES.items():
-        row += measure(opened, text) if name in models.filters else (None,) * num_columns
+        if name == "c4" and name in models.filters and models.c4.enabled:
+            cleaned = clean_lines(text, models.c4)
+            text = cleaned.text
+            row += (cleaned.num_lines, cleaned.num_kept_lines, failing_c4_rule(cleaned, models.c4))
+        else:
+            row += measure(opened, text) if name in models.filters else (None,) * num_columns
         times.append(time.process_time())
     return tuple(row), [after - before for before, after in itertools.pairwise(times)]
 
 
 def _measure_gopher(opened: _Opened, text: str) -> tuple[Any, ...]:
-    spaced = measure_gopher(text, marks_are_words=False)
-    return *measure_gopher(text), spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction
+    with_marks, spaced = scan_gopher(text)
+    return *with_marks, spaced.num_words, spaced.mean_word_length, spaced.alphabetic_word_fraction
 
 
 def _measure_hits(opened: _Opened, text: str) -> tuple[Any, ...]:
@@ -284,6 +313,7 @@ _MEASURES: dict[str, tuple[int, Callable[[_Opened, str], tuple[Any, ...]]]] = {
     "language": (2, lambda opened, text: opened.language.identify(text)),
     "nsfw": (1, lambda opened, text: (harm_score(opened.harmful.nsfw(text)),)),
     "toxic": (1, lambda opened, text: (harm_score(opened.harmful.toxic(text)),)),
+    "c4": (3, lambda opened, text: (None, None, None)),  # when it is on, `_measure` has its figures
     "gopher": (7, _measure_gopher),
     "quality": (1, lambda opened, text: (opened.quality.score(text),)),
     "contaminated": (2, _measure_hits),
@@ -307,6 +337,7 @@ def _failures(config: FilterConfig) -> list[tuple[str, pl.Expr]]:
         ("language", ~confident if config.languages else pl.lit(False)),
         ("harmful:nsfw", column("nsfw_score") > config.max_nsfw_score),
         ("harmful:toxic", column("toxic_score") > config.max_toxic_score),
+        *((f"c4:{rule}", column("c4_rule") == rule) for rule in ("lorem_ipsum", "curly_bracket", "too_few_sentences")),
         ("gopher:too_few_words", num_words < max(1, gopher.min_words)),
         ("gopher:too_many_words", num_words > gopher.max_words),
         ("gopher:short_words", length < gopher.min_mean_word_length),

@@ -9,6 +9,7 @@ import pytest
 
 from cs336.documents import Document
 from cs336.files import UserError
+from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.heuristics import GopherConfig, GopherMeasures, failing_rule
 from cs336.filters.pipeline import FILTERS, MEASUREMENTS, FilterConfig, FilterModels, apply, decide, ledger
@@ -135,10 +136,10 @@ def test_the_ledger_adds_up(measured):
     rows = ledger(decide(table, FilterConfig()), states, seconds)
     assert [row["filter"] for row in rows] == list(FILTERS)
     assert [(row["seen"], row["kept"], row["dropped"]) for row in rows] == [
-        *((6, 4, 2), (4, 4, 0), (4, 4, 0), (4, 3, 1), (3, 3, 0), (3, 2, 1), (2, 2, 0)),
+        *((6, 4, 2), (4, 4, 0), (4, 4, 0), (4, 4, 0), (4, 3, 1), (3, 3, 0), (3, 2, 1), (2, 2, 0)),
     ]
-    assert [row["share_of_discards"] for row in rows] == [0.5, 0.0, 0.0, 0.25, 0.0, 0.25, 0.0]
-    assert [row["would_drop"] for row in rows] == [2, 0, 0, 2, 0, 1, 0]
+    assert [row["share_of_discards"] for row in rows] == [0.5, 0.0, 0.0, 0.0, 0.25, 0.0, 0.25, 0.0]
+    assert [row["would_drop"] for row in rows] == [2, 0, 0, 0, 2, 0, 1, 0]
     assert rows[-1]["num_masked"] == 2
     assert rows[1]["state"] == "off, no model"
 
@@ -196,3 +197,20 @@ def test_decisions_about_other_documents_are_an_error(measured, documents: list[
 def test_a_missing_model_shows_before_any_work(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.bin"):
         measure(iter(DOCUMENTS), FilterModels(quality=tmp_path / "none.bin"))
+
+
+def test_c4_leaves_lines_and_what_comes_after_measures_those(models: FilterModels):
+    page = document("page", f"Home | News\n{ENGLISH}\n{ENGLISH}\nWrite to ann@x.com if you can come.\nann@menu.com")
+    pages = [page, document("menu", "Home | News\n" * 60), document("code", f"{ENGLISH}\nif (x) {{ y }} then we go.")]
+    c4 = C4Config(enabled=True)
+    table, _, states = measure(pages, replace(models, c4=c4))
+    assert states["c4"] == "on"
+    assert table["num_lines"].to_list() == [5, 60, 2] and table["num_clean_lines"].to_list() == [3, 0, 2]
+    assert table["c4_rule"].to_list() == [None, "too_few_sentences", "curly_bracket"]
+    assert table["num_emails"].to_list() == [1, 0, 0]  # the menu's address is gone before
+    decisions = decide(table, FilterConfig(languages=()))
+    assert decisions["reason"].to_list() == [None, "c4:too_few_sentences", "c4:curly_bracket"]
+    kept = list(apply(pages, decisions, FilterConfig(languages=()), c4=c4))
+    assert [each.text for each in kept] == [
+        f"{ENGLISH.strip()}\n{ENGLISH.strip()}\nWrite to |||EMAIL_ADDRESS||| if you can come."
+    ]
