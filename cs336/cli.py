@@ -32,6 +32,7 @@ first steps:
   cs336 demo                       the whole chain at preset `tiny`, on two CPU cores, offline
   cs336 scores                     the score table of every model there is
   cs336 look filtered_text         read documents at any stage
+  cs336 why URL                    what became of a page, and which rule dropped it
   cs336 generate "def "            let the model write
   cs336 chat                       talk with it
 """

@@ -27,6 +27,10 @@ from cs336.filters.pii import EMAIL, IP, PHONE, mask_pii
 
 MAX_EXCERPT = 600  # characters of a text on a sheet
 NOT_READ = "not read yet"
+_BEGINNING = 200  # of those, from the beginning of a longer text
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # and what turns text around
 _AROUND = 80  # characters shown on either side of a replacement
 _PLACEHOLDER = re.compile("|".join(map(re.escape, (EMAIL, PHONE, IP))))
 
@@ -38,7 +42,7 @@ class Entry(NamedTuple):
         url: the page's address.
         place: WARC file and offset.
         facts: scores and the like, by name.
-        excerpts: (what it is, text), the text as long as it likes: sheets show its beginning.
+        excerpts: (what it is, text), the text as long as it likes: sheets show `excerpt` of it.
         says: the filters' answer, which labels are compared with; "" where there is none.
     """
 
@@ -153,9 +157,14 @@ def as_page(title: str, sheets: Sequence[Sheet], verdicts: Mapping[str, Verdict]
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, marked where it is cut, without control characters."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text[:MAX_EXCERPT])
-    return shown + ("..." if len(text) > MAX_EXCERPT else "")
+    """The beginning of a text and a stretch of its middle, without control characters.
+
+    Pages begin with their menus; what they are about stands further on.
+    """
+    if len(text) > MAX_EXCERPT:
+        middle = len(text) // 2
+        text = f"{text[:_BEGINNING]}\n[...]\n{text[middle : middle + MAX_EXCERPT - _BEGINNING]}..."
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def replacements(text: str) -> list[tuple[str, str, str]]:

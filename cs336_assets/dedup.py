@@ -11,7 +11,6 @@ import polars as pl
 
 from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes
 from cs336.dedup.minhash import Duplicates, MinHashConfig, find_duplicates, signature_bands
-from cs336.dedup.reference import jaccard
 from cs336.dedup.repeated import RepeatedHashes, SortedHashes, write_sorted
 from cs336.documents import DOCUMENTS_FILE, Texts, read_documents, read_table, write_documents, write_table
 from cs336.files import read_json, replacing, write_json
@@ -25,15 +24,6 @@ HASHES_FILE = "repeated.u64"
 BANDS_FILE = "bands.npy"
 REMOVED_FILE = "removed.json"
 CLUSTERS_FILE = "clusters.parquet"
-CLUSTERS = {
-    "cluster": pl.Int64,
-    "shard": pl.String,
-    "id": pl.String,
-    "url": pl.String,
-    "kept": pl.Boolean,
-    "similarity": pl.Float64,  # Jaccard, with the one that stays; below the threshold where others link the two
-}
-MEASURED_MEMBERS = 20_000  # of clusters, whose similarity is measured for whoever asks
 OFF = "off, by the preset"
 
 
@@ -103,7 +93,6 @@ def near_duplicates(
     """
     if not minhash.enabled:
         write_json(step.folder / REMOVED_FILE, {folder.name: [] for folder in unique_lines})
-        write_table(step.folder / CLUSTERS_FILE, pl.DataFrame(schema=CLUSTERS))
         return {"state": OFF, "num_removed": 0}
     origins = pl.concat([_origins(folder) for folder in unique_lines])
     of_shard = [np.load(folder / BANDS_FILE, mmap_mode="r") for folder in minhash_signatures]
@@ -122,7 +111,7 @@ def near_duplicates(
     for shard, document in gone.select("shard", "id").iter_rows():
         removed[shard].append(document)
     write_json(step.folder / REMOVED_FILE, removed)
-    write_table(step.folder / CLUSTERS_FILE, _clusters(origins, Texts(unique_lines), found, minhash.ngrams))
+    write_table(step.folder / CLUSTERS_FILE, cluster_table(origins, found))
     largest = np.bincount(found.clusters) if len(found.clusters) else np.zeros(1, dtype=int)
     return {
         "state": "on",
@@ -205,24 +194,12 @@ def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     return num_bytes > 0, {"num_characters": num_bytes}
 
 
-def _clusters(origins: pl.DataFrame, texts: Texts, found: Duplicates, ngrams: int) -> pl.DataFrame:
-    """The members of every cluster of two or more, and how near each is to the one that stays, if there are not
-    too many to measure."""
-    sizes = np.bincount(found.clusters, minlength=len(origins))
-    members = np.flatnonzero(sizes[found.clusters] > 1) if len(origins) else np.zeros(0, dtype=int)
-    similarity: list[float | None] = [None] * len(members)
-    if len(members) <= MEASURED_MEMBERS:
-        text_of = {i: texts[i] for i in members.tolist()}  # in ascending order: each shard is read once
-        survivor = {int(found.clusters[i]): i for i in text_of if found.kept[i]}
-        similarity = [jaccard(text, text_of[survivor[int(found.clusters[i])]], ngrams) for i, text in text_of.items()]
-    return origins[members].select(
-        pl.Series("cluster", found.clusters[members], pl.Int64),
-        "shard",
-        "id",
-        "url",
-        pl.Series("kept", found.kept[members], pl.Boolean),
-        pl.Series("similarity", similarity, pl.Float64),
+def cluster_table(origins: pl.DataFrame, found: Duplicates) -> pl.DataFrame:
+    """The members of every cluster of two or more: which each is, in which cluster, and whether it stays."""
+    members = origins.select("shard", "id", "url").with_columns(
+        cluster=pl.Series(found.clusters, dtype=pl.Int64), kept=pl.Series(found.kept, dtype=pl.Boolean)
     )
+    return members.filter(pl.len().over("cluster") > 1)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -42,6 +42,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "why", help="what became of a page, and which rule dropped it", description=_WHY, formatter_class=plain
     )
     command.add_argument("url", metavar="URL", help="an address, or a part of one")
+    command.add_argument("--at", metavar="OFFSET", type=_count, help="of several records the one at this byte")
     add_preset_option(command)
     command.set_defaults(run=_why)
 
@@ -82,16 +83,19 @@ def _why(options: argparse.Namespace) -> None:
 
     preset, store = find_preset(options.preset), Store(options.preset)
     found = find_records(store, options.url)
+    if options.at is not None:
+        found = [each for each in found if each.record["offset"] == options.at]
+    place = "" if options.at is None else f" at byte {options.at:,}"
     if not found:
-        raise UserError(f"{options.preset}: no record's address has {options.url!r} in it; try a shorter part of it")
+        raise UserError(f"{options.preset}: no record's address has {options.url!r} in it{place}; try a shorter part")
     if len(found) == 1:
         for line in tell(store, preset, found[0]):
             print(line)
         return
     print(f"{len(found):,} records" + (f", the first {MAX_LISTED} of them:" if len(found) > MAX_LISTED else ":"))
     for each in found[:MAX_LISTED]:
-        print(f"  {fate(store, each):<28} {each.record['url']} ({each.place})")
-    print("give one whole address for its story")
+        print(f"  {fate(store, each):<37} {each.record['url']} ({each.place})")
+    print("give one whole address for its story, or of several records of one address --at OFFSET")
 
 
 def _trace(options: argparse.Namespace) -> None:

@@ -238,11 +238,12 @@ def _harm(corpus: _Corpus) -> Sheet:
     scored = scored.sort("worst", descending=True, maintain_order=True)
     rows = [*scored.head(10).iter_rows(named=True), *corpus.draw("harm", 10, scored.slice(10))]
     harmful = scored.filter(pl.col("worst") > _HARMFUL_FROM).height
+    figure = [f"Above {_HARMFUL_FROM}: {_share(harmful, scored.height)} scored pages."] if scored.height else []
     return Sheet(
         "harm",
         "Harm",
         'Is each page "harmful" or "fine"? Which thresholds suit, and what would they do to a model?',
-        [*corpus.off("nsfw", "toxic"), f"Above {_HARMFUL_FROM}: {_share(harmful, scored.height)} scored pages."],
+        [*corpus.off("nsfw", "toxic"), *figure],
         [_entry(r, columns, [_text(corpus, r)], "harmful" if r["worst"] > _HARMFUL_FROM else "fine") for r in rows],
     )
 

@@ -56,7 +56,7 @@ def trace_token(store: Store, shard: str, split: str, position: int) -> Iterator
     )
     yield f"page         {document.url}"
     yield f"WARC record  {document.warc} at byte {document.offset:,}, {document.id}"
-    yield f"its story    cs336 why '{document.url}' --preset {store.preset}"
+    yield f"its story    cs336 why '{document.url}' --at {document.offset} --preset {store.preset}"
 
 
 def trace_batch(store: Store, preset: Preset, step: int, *, num_shown: int) -> Iterator[str]:

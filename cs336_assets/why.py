@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cs336.documents import DOCUMENTS_FILE, read_table
+from cs336.dedup.reference import jaccard
+from cs336.documents import DOCUMENTS_FILE
 from cs336.extract.records import DOCUMENT, RECORDS_FILE
 from cs336.files import UserError, read_json
 from cs336.filters.pipeline import FILTERS, FilterConfig, columns_of, rules
@@ -183,8 +184,9 @@ def _measurements(decision: pl.DataFrame, states: dict[str, str], config: Filter
 
 
 def _is_told(decision: pl.DataFrame, column: str, used: set[str]) -> bool:
-    value = decision[column][0]
-    return value is not None and (not used or column in used or isinstance(value, str))
+    """What was measured, of words with and without marks only what the rules look at."""
+    twins = {name.replace("spaced_", "") for name in used - {column}}
+    return decision[column][0] is not None and (column in used or column.replace("spaced_", "") not in twins)
 
 
 def _measured(value: Any, column: str, filter_name: str, settings: dict[str, Any]) -> str:
@@ -239,7 +241,7 @@ def _after_filters(store: Store, preset: Preset, found: Found) -> Iterator[str]:
     yield _line(
         "lines", f"{lines - left:,} of {lines:,} removed; the crawl repeats them" if left < lines else "all stay"
     )
-    yield _line("duplicates", _cluster(store, found))
+    yield _line("duplicates", _cluster(store, found, preset.minhash.ngrams))
     if _is_removed(store, found):
         yield f"-> dropped by deduplication: {NEAR_DUPLICATE}"
         return
@@ -268,21 +270,28 @@ def _is_removed(store: Store, found: Found) -> bool:
     return found.record["id"] in removed.get(found.shard, ())
 
 
-def _cluster(store: Store, found: Found) -> str:
-    path = artifact(store, "near_duplicates") / CLUSTERS_FILE
-    if not path.exists():
-        raise UserError(f"{path}: not there (older code wrote none); {_remedy(store)}")
-    members = read_table(path)
-    own = members.filter((pl.col("id") == found.record["id"]) & (pl.col("shard") == found.shard))
-    if own.is_empty():
+def _cluster(store: Store, found: Found, ngrams: int) -> str:
+    folder = artifact(store, "near_duplicates")
+    if not (folder / CLUSTERS_FILE).exists():
+        if any(read_json(folder / REMOVED_FILE).values()):
+            raise UserError(f"{folder / CLUSTERS_FILE}: not there (older code wrote none); {_remedy(store)}")
         return "none"
-    members = members.filter(pl.col("cluster") == own["cluster"][0])
-    if own["kept"][0]:
+    clusters = pl.scan_parquet(folder / CLUSTERS_FILE)
+    is_own = (pl.col("id") == found.record["id"]) & (pl.col("shard") == found.shard)
+    own = clusters.filter(is_own).select("cluster").collect()["cluster"]
+    members = clusters.filter(pl.col("cluster").is_in(own.implode())).collect()
+    if members.is_empty():
+        return "none"
+    survivor = members.filter("kept").row(0, named=True)
+    if (survivor["shard"], survivor["id"]) == (found.shard, found.record["id"]):
         return f"the one that stays of {members.height:,} near-identical documents"
-    survivor = members.filter(pl.col("kept")).row(0, named=True)
-    similarity = own["similarity"][0]
-    measured = "" if similarity is None else f" (Jaccard similarity {similarity:.3f})"
-    return f"one of {members.height:,} near-identical documents; {survivor['url']} stays{measured}"
+    other = pl.scan_parquet(artifact(store, "unique_lines", survivor["shard"]) / DOCUMENTS_FILE)
+    theirs = other.filter(pl.col("id") == survivor["id"]).select("text").collect()["text"][0]
+    similarity = jaccard(_text(store, "unique_lines", found) or "", theirs, ngrams)
+    return (
+        f"one of {members.height:,} near-identical documents; {survivor['url']} stays"
+        f" (Jaccard similarity {similarity:.3f})"
+    )
 
 
 def tokens_of(store: Store, found: Found) -> IndexedDocument | None:

@@ -64,7 +64,11 @@ def test_markdown_keeps_texts_inside_their_fences():
 def test_an_excerpt_is_limited_and_says_so():
     assert excerpt("a\tb\nc") == "a\tb\nc"
     assert excerpt("x" * MAX_EXCERPT) == "x" * MAX_EXCERPT
-    assert excerpt("x" * (MAX_EXCERPT + 1)) == "x" * MAX_EXCERPT + "..."
+    text = "".join(f"{i:05d}" for i in range(1_000))
+    shown = excerpt(text)
+    assert shown.startswith(text[:100]) and "[...]" in shown and text[2_500:2_600] in shown and shown.endswith("...")
+    assert len(shown) <= MAX_EXCERPT + len("\n[...]\n...")
+    assert excerpt("a\x1b\u202eb\u00a0c") == "a\ufffd\ufffdb\u00a0c"
 
 
 def test_labels_are_compared_with_what_the_filters_say():

@@ -10,16 +10,14 @@ import polars as pl
 import pytest
 
 from cs336.cli import main
-from cs336.dedup.minhash import MinHashConfig, signatures
-from cs336.documents import Document, write_documents
-from cs336.files import read_json
+from cs336.dedup.minhash import Duplicates
+from cs336.files import read_json, write_json
 from cs336.filters.pipeline import FilterConfig
 from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import concatenate
-from cs336_assets.asset import Step
-from cs336_assets.dedup import CLUSTERS_FILE, SIGNATURES_FILE, near_duplicates
+from cs336_assets.dedup import CLUSTERS_FILE, cluster_table
 from cs336_assets.why import bounds_of, leaves
 
 
@@ -104,6 +102,9 @@ def test_a_part_of_an_address_lists_its_pages_with_their_fates(ask, finished, re
     assert any(line.startswith("  kept (train)") for line in printed)
     only = records.filter(pl.col("outcome") == "document")["url"][0]
     assert ask(finished, "why", only[8:]).startswith(f"{only}\n"), "the only match is told at once"
+    offset = records.filter(pl.col("url") == only)["offset"].max()
+    assert f" at byte {offset:,} " in ask(finished, "why", "docs.localhost", "--at", str(offset))
+    assert "has 'docs.localhost' in it at byte 7;" in ask(finished, "why", "docs.localhost", "--at", "7", fails=True)
     assert "no record's address has 'http://no.such'" in ask(finished, "why", "http://no.such", fails=True)
 
 
@@ -191,22 +192,39 @@ def test_a_wrong_setting_is_one_line(ask, finished, change, message):
     assert message in ask(finished, "what-if", change, fails=True)
 
 
-def test_clusters_name_the_one_that_stays_and_how_near_it_is(tmp_path):
-    words = [f"word{i}" for i in range(200)]
-    texts = [" ".join(words), " ".join([*words, "more"]), " ".join(f"other{i}" for i in range(100))]
-    for name, part in (("a", [0, 2]), ("b", [1])):
-        folder = tmp_path / name
-        folder.mkdir()
-        write_documents(folder, [Document(f"<{i}>", f"http://x/{i}", name, i, texts[i]) for i in part])
-        np.save(folder / SIGNATURES_FILE, signatures([texts[i] for i in part], MinHashConfig()))
-    folders = [tmp_path / "a", tmp_path / "b"]
-    made = tmp_path / "near_duplicates"
-    near_duplicates(Step(made), unique_lines=folders, minhash_signatures=folders, minhash=MinHashConfig())
-    rows = pl.read_parquet(made / CLUSTERS_FILE).sort("id")
-    assert rows["url"].to_list() == ["http://x/0", "http://x/1"] and rows["cluster"].n_unique() == 1
-    assert rows["kept"].sum() == 1
-    assert rows.filter(pl.col("kept"))["similarity"].to_list() == [1.0]
-    assert rows.filter(~pl.col("kept"))["similarity"][0] == pytest.approx(196 / 197)
+def test_clusters_of_two_or_more_are_told_with_the_one_that_stays():
+    origins = pl.DataFrame({"shard": ["a", "a", "b", "b"], "id": list("wxyz"), "url": list("WXYZ")})
+    found = Duplicates(np.array([True, False, False, True]), np.array([0, 1, 1, 1]), 2, 2)
+    assert cluster_table(origins, found).rows() == [
+        ("a", "x", "X", 1, False),
+        ("b", "y", "Y", 1, False),
+        ("b", "z", "Z", 1, True),
+    ]
+    none = Duplicates(np.zeros(0, bool), np.zeros(0, np.int64), 0, 0)
+    assert cluster_table(origins.clear(), none).is_empty()
+
+
+def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
+    folder, (one, other) = copied.artifacts / "near_duplicates", shards
+    documents = pl.read_parquet(copied.artifacts / "unique_lines" / one / "documents.parquet")[:1]
+    theirs = copied.artifacts / "unique_lines" / other / "documents.parquet"
+    stays = pl.read_parquet(theirs)
+    words = " ".join(f"word{i}" for i in range(200))
+    for path, table, text in (
+        (copied.artifacts / "unique_lines" / one / "documents.parquet", documents, f"{words} more"),
+        (theirs, stays[:1], words),
+    ):
+        table.with_columns(text=pl.lit(text)).write_parquet(path)
+    write_json(folder / "removed.json", {one: [documents["id"][0]], other: []})
+    origins = pl.concat([documents.with_columns(shard=pl.lit(one)), stays[:1].with_columns(shard=pl.lit(other))])
+    found = Duplicates(np.array([False, True]), np.array([0, 0]), 1, 1)
+    cluster_table(origins, found).write_parquet(folder / CLUSTERS_FILE)
+    printed = ask(copied, "why", documents["url"][0])
+    assert (
+        f"one of 2 near-identical documents; {stays['url'][0]} stays (Jaccard similarity 0.995)" in printed
+    )  # 196/197
+    assert printed.splitlines()[-1] == "-> dropped by deduplication: near-duplicate"
+    assert "the one that stays of 2 near-identical documents" in ask(copied, "why", stays["url"][0])
 
 
 def test_bounds_are_found_by_the_names_of_settings():
