@@ -11,7 +11,7 @@ Cases:
   exact      5,000 documents: what the whole chain finds against the exact similarity of all pairs
   lines      files without the lines that the corpus holds twice, on one thread, in a budget of memory; has no peer
 
-Documents: a dozen sentences each (1.3 KB), drawn at random from film reviews and books with the environment variable
+Documents: about ten sentences each (1.1 KB), drawn at random from film reviews and books with the environment variable
 CS336_DATA, else from made-up ones; one in ten belongs to a planted cluster of near-copies (benchmarks/dedup_corpus.py).
 
 Examples:
@@ -61,7 +61,7 @@ MAX_DOCUMENTS = {
 SIZES, FULL_SIZES = (1_000, 10_000), (1_000, 10_000, 100_000, 1_000_000)
 EXACT_DOCUMENTS = 5_000
 CHECK_DOCUMENTS = 1_000
-BYTES_A_DOCUMENT = 1_280  # of `lines`, so that its sizes are those of the other cases
+BYTES_A_DOCUMENT = 1_100  # of `lines`, so that its sizes are those of the other cases
 FULL_LINES_BYTES, LINES_MEMORY_BYTES = 2_000_000_000, 256 << 20
 LINES_BEYOND_BYTES = 100_000_000  # buffers of files, beyond the budget for the table
 MAX_SECONDS, MAX_PEAK_BYTES = 180.0, 4e9  # of a million documents

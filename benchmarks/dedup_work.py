@@ -26,7 +26,8 @@ from benchmarks.measure import OURS, resident_bytes, with_peak_memory
 from cs336.dedup import compiled
 from cs336.dedup.exact_lines import exact_line_deduplication
 from cs336.dedup.minhash import MinHashConfig, find_duplicates, signature_bands, signatures
-from cs336.dedup.reference import jaccard, normalize
+from cs336.dedup.reference import jaccard
+from cs336.dedup.shingles import shingle_sets
 from cs336.documents import DOCUMENTS_FILE, Texts
 
 RENSA, DATASKETCH, DATATROVE = "rensa", "datasketch", "datatrove"
@@ -230,12 +231,15 @@ def exact(job: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     found = find_duplicates(documents, [str(number) for number in range(len(documents))], config)
     seconds = time.perf_counter() - start
+    sets, ends = shingle_sets(documents, config.ngrams)
     similar: dict[tuple[int, int], float] = {}
     for left in range(len(documents) - 1):
-        pairs = np.stack([np.full(len(documents) - left - 1, left), np.arange(left + 1, len(documents))], axis=1)
-        near = pairs[_all_similarities(documents, config.ngrams)(pairs) >= config.jaccard_threshold / 2]
-        for a, b in near.tolist():
-            similar[a, b] = jaccard(documents[a], documents[b], config.ngrams)
+        rights = np.arange(left + 1, len(documents))
+        similarity = np.empty(len(rights))
+        compiled.similarities(sets, ends, np.full(len(rights), left), rights, similarity)
+        near = rights[similarity >= config.jaccard_threshold / 2]
+        for right in near.tolist():
+            similar[left, right] = jaccard(documents[left], documents[right], config.ngrams)
     duplicates = {pair for pair, value in similar.items() if value >= config.jaccard_threshold}
     together = {pair for pair in duplicates if found.clusters[pair[0]] == found.clusters[pair[1]]}
     r = config.num_hashes // config.num_bands
@@ -247,29 +251,8 @@ def exact(job: dict[str, Any]) -> dict[str, Any]:
         "recall": len(together) / max(1, len(duplicates)),
         "expected_recall_of_one_pair": float(np.mean(expected)),
         "num_documents_in_another_cluster_than_by_all_pairs": wrong,
-        "normalized_example": normalize(documents[0])[:80],
     }
     return {"seconds": {"": seconds}, "result": [details["recall"], wrong], "details": details}
-
-
-_sets: dict[int, Any] = {}
-
-
-def _all_similarities(documents: list[str], n: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Similarity of pairs; the sets of all documents are made once."""
-    from cs336.dedup.shingles import shingle_sets
-
-    if n not in _sets:
-        _sets[n] = shingle_sets(documents, n)
-    sets, ends = _sets[n]
-
-    def run(pairs: np.ndarray) -> np.ndarray:
-        similarity = np.empty(len(pairs))
-        lefts, rights = np.ascontiguousarray(pairs.T)
-        compiled.similarities(sets, ends, lefts, rights, similarity)
-        return similarity
-
-    return run
 
 
 def _spread(pairs: set[tuple[int, int]], num_documents: int) -> np.ndarray:

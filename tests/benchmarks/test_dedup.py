@@ -33,7 +33,7 @@ def test_planted_documents_are_the_same_every_time_and_as_similar_as_planned(sen
     copies = np.flatnonzero(made.plan != np.arange(1_000))
     assert 50 < len(copies) < 110
     similar = [jaccard(texts[copy], texts[made.plan[copy]], 5) for copy in copies]
-    assert min(similar) > 0.78 and np.median(similar) > 0.9
+    assert min(similar) > 0.75 and np.median(similar) > 0.9
     assert (made.plan[made.plan] == made.plan).all()  # the first member is its own
 
 
@@ -86,12 +86,12 @@ def test_the_subject_measures_all_cases(tmp_path: Path):
     ours = {row["case"]: row for row in rows if row["contender"] == "ours"}
     assert list(ours) == [
         *("signature-300", "signature-600", "cluster-300", "cluster-600", "exact-600"),
-        *("lines-0.384MB", "lines-0.768MB"),
+        *("lines-0.33MB", "lines-0.66MB"),
     ]
     assert all("figure" in row for row in ours.values())
     assert ours["signature-600"]["ratios"]["datasketch"] > 1
     assert ours["signature-600"]["estimate_rmse"] < 0.06
     assert ours["cluster-600"]["recall"] > 0.95 and ours["cluster-600"]["share_joined_as_planned"] > 0.95
     assert ours["exact-600"]["recall"] > 0.95
-    assert 0.4 < ours["lines-0.768MB"]["share_of_bytes_kept"] < 0.7 and ours["lines-0.768MB"]["within_limits"]
+    assert 0.4 < ours["lines-0.66MB"]["share_of_bytes_kept"] < 0.7 and ours["lines-0.66MB"]["within_limits"]
     assert (tmp_path / "results" / "dedup_cluster.png").exists()
