@@ -1,7 +1,7 @@
 """Documents with planted near-copies, and lines half of which are repeated: made of real sentences, from a seed.
 
-A document is a dozen sentences drawn at random. One in ten belongs to a planted cluster of 2 to 8: its first
-member, and copies in which 0 to 3 words were replaced, each of which changes five 5-grams, so that copies are about
+A document is about ten sentences drawn at random. One in ten belongs to a planted cluster of 2 to 8: its first
+member, and copies in which 0 to 2 words were replaced, each of which changes five 5-grams, so that copies are about
 0.85 to 1 similar to the first (Jaccard). One in fifty is a decoy: eight to ten words of another document replaced,
 about 0.6 similar, which must not be taken for a copy.
 """
@@ -26,10 +26,10 @@ from cs336.files import UserError
 SHARD_DOCUMENTS = 50_000
 PLAN_FILE = "plan.npy"
 _SENTENCE = re.compile(r"[A-Z][^.!?\n<>]{35,200}[.!?](?=\s)")
-_SENTENCES_A_DOCUMENT = (10, 15)  # 1.1 KB on average
+_SENTENCES_A_DOCUMENT = (9, 12)  # 1.1 KB on average
 _SHARE_PLANTED, _SHARE_DECOYS = 0.1, 0.02
 _CLUSTER_SIZES = (2, 8)
-_REPLACED_IN_COPIES, _REPLACED_IN_DECOYS = (0, 3), (8, 10)
+_REPLACED_IN_COPIES, _REPLACED_IN_DECOYS = (0, 2), (8, 10)
 
 
 def sentences(data: Path | None) -> list[str]:

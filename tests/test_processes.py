@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cs336.processes import map_ordered
+from cs336.processes import map_ordered, map_threads
 
 
 def _square(x):
@@ -27,6 +27,16 @@ def test_results_come_in_the_order_of_the_items(num_workers):
 def test_an_error_in_a_worker_reaches_the_caller(num_workers):
     with pytest.raises(ValueError, match="13"):
         list(map_ordered(int, ["1", "x13"], num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_threads_keep_order_and_errors_and_take_few_items_ahead(num_threads):
+    taken = []
+    results = map_threads(_square, (taken.append(x) or x for x in range(100)), num_threads=num_threads)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(taken) <= 5 + 2 * num_threads + 1
+    with pytest.raises(ValueError, match="unlucky"):
+        list(results)
 
 
 def test_workers_die_when_their_parent_is_killed(tmp_path):

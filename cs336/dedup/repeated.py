@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 _NUM_RANGES = 256  # files on disk, by the upper 8 bits
 _RANGE_SHIFT = np.uint64(56)
 _BYTES_A_HASH = 32  # the hash, its sorted copy, and what sorting and comparing need
+_LEAST_HELD = 50  # hashes in memory, however little is allowed: less would cost a file's opening for each
 _BYTES_A_QUERY = 64  # its place in sorted order and in the table, too; half of the memory is the table's
 
 
@@ -29,7 +30,7 @@ class RepeatedHashes:
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
         self._folder = folder
-        self._capacity = max(1, memory_bytes // _BYTES_A_HASH)
+        self._capacity = max(_LEAST_HELD, memory_bytes // _BYTES_A_HASH)
         self._arrays: list[NDArray[np.uint64]] = []
         self._num_held = 0
         self._on_disk = False
