@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser, default_pages: str) -> None:
     """What both subjects on pages take."""
-    parser.add_argument("--pages", type=int, nargs="+", metavar="N", help=f"sizes of the crawl (default {default_pages})")
+    parser.add_argument(
+        "--pages", type=int, nargs="+", metavar="N", help=f"sizes of the crawl (default {default_pages})"
+    )
     parser.add_argument("--cores", type=int, nargs="+", metavar="N", help="processes (default: 1, and all cores)")
     parser.add_argument(
         "--cache",

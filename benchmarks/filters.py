@@ -124,7 +124,9 @@ def overlap(ours: set[str], theirs: set[str]) -> float:
 
 def _difference(ours: Any, theirs: Any) -> str | None:
     # Of the check before the timed runs a whole observation, of those its result.
-    (_, our_ids), (name, their_ids) = (each.result if isinstance(each, Observation) else each for each in (ours, theirs))
+    (_, our_ids), (name, their_ids) = (
+        each.result if isinstance(each, Observation) else each for each in (ours, theirs)
+    )
     shared = overlap(our_ids, their_ids)
     if shared < LEAST_OVERLAP.get(name, 0.0):
         return f"of all documents that either kept, both kept {shared:.0%} only ({len(our_ids)} and {len(their_ids)})"

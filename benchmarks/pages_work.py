@@ -1,4 +1,4 @@
-"""What each contender does with a crawl in processes of its own: `python -m benchmarks.pages_work`, a job on standard input.
+"""What each contender does with a crawl in its own processes: `python -m benchmarks.pages_work`, a job on standard input.
 
 A job is a JSON object: the work ("extract", "score" or "filter"), the contender, files, `workers`. Every worker
 first does the work on a few pages, which loads packages and models, compiles and opens; then all start at once,
@@ -37,10 +37,7 @@ def main() -> None:
     """Do one job."""
     job = json.load(sys.stdin)
     try:
-        if job["work"] == "score":
-            answer = _score(job)
-        else:
-            answer = _in_parallel(job)
+        answer = _score(job) if job["work"] == "score" else _in_parallel(job)
     except ImportError as error:
         answer = {"unavailable": f"not installed: {error}"}
     print("\n" + json.dumps(answer))
@@ -163,7 +160,9 @@ def _score(job: dict[str, Any]) -> dict[str, Any]:
 
     name = {OURS: "default", RESILIPARSE: "default"}.get(job["contender"], job["contender"])
     scores = score_extractors(read_gold(Path(job["gold"]), Path(job["pages"])), [name])[name]
-    return {kind: {"f1": score.f1, "precision": score.precision, "recall": score.recall} for kind, score in scores.items()}
+    return {
+        kind: {"f1": score.f1, "precision": score.precision, "recall": score.recall} for kind, score in scores.items()
+    }
 
 
 # ---- WARC or WET files to kept documents --------------------------------------------------------------

@@ -89,7 +89,10 @@ def clean_lines(text: str, config: C4Config) -> CleanedText:
             line = _CITATION.sub("", line).strip()
         if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
             continue
-        if config.min_words_per_line > 0 and len(line.split(None, config.min_words_per_line)) < config.min_words_per_line:
+        if (
+            config.min_words_per_line > 0
+            and len(line.split(None, config.min_words_per_line)) < config.min_words_per_line
+        ):
             continue
         if len(line) > config.max_word_length and max(map(len, line.split()), default=0) > config.max_word_length:
             continue

@@ -157,7 +157,7 @@ def _scan(points, classes):
                 if place + 1 >= num_points or not classes[points[place + 1]] & _PART:
                     break
                 mark = points[place]
-                if mark == _COMMA or mark == _COLON:
+                if mark in (_COMMA, _COLON):
                     if points[place + 1] < _ZERO or points[place + 1] > _NINE:
                         break
                 elif mark == _QUOTE:
