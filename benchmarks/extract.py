@@ -7,10 +7,13 @@ Before anything is timed, ours must give resiliparse's texts byte for byte; traf
 so only the number of its texts is kept. With the environment variable CS336_DATA the pages are real, and each row
 says how good the text is: F1 on pages with gold (`cs336.extract.gold`).
 
+Peers are installed into a folder of their own, which only their processes see:
+  pip install --target PEERS trafilatura lxml_html_clean
+
 Examples:
   python -m benchmarks extract                        300 pages, in a minute or two
   python -m benchmarks extract --pages 300 1000 2858  growth with the size
-  CS336_PEERS=/path/with/trafilatura python -m benchmarks extract --full
+  CS336_PEERS=PEERS python -m benchmarks extract --full
 """
 
 from __future__ import annotations
