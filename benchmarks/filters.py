@@ -9,8 +9,8 @@ Cases, in records a second, on one core and on all:
   wet-coresN    without; the promise is 1,500 records a second and core
 
 Each row says which share of the time was extraction, how many documents were kept, and the overlap (Jaccard) of
-those that datatrove kept with ours, which is looked at before anything is timed. They differ a little: trafilatura extracts
-other text, and spaCy splits words and sentences otherwise.
+those that datatrove kept with ours, which is looked at before anything is timed. They differ a little: trafilatura
+extracts other text, and spaCy splits words and sentences otherwise.
 
 Language: where CS336_DATA has no lid.176, ours takes resiliparse's detector, and datatrove is left out. A case
 `...-rank` has that detector anyway, ours alone.

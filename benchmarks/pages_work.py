@@ -1,6 +1,6 @@
 """What contenders do with a crawl in processes of their own: `python -m benchmarks.pages_work`, a job on its input.
 
-A job is a JSON object: the work ("extract", "score" or "filter"), the contender, files, `workers`. Every worker
+A job is a JSON object: the work ("text", "extract", "score" or "filter"), the contender, files, `workers`. Every worker
 first does the work on a few pages, which loads packages and models, compiles and opens; then all start at once,
 each on its share of the files. The answer, the last line of standard output, has the seconds from there to the end
 of the last one, the peak memory of the largest process, and what is to be compared.
@@ -116,6 +116,8 @@ def _cpu_seconds() -> float:
 def _runner(job: dict[str, Any]) -> Callable[[list[str]], Share]:
     if job["work"] == "extract":
         return functools.partial(_extract, _text_reader(job["contender"]))
+    if job["work"] == "text":
+        return functools.partial(_extract, _text_maker(job))
     if job["contender"] == OURS:
         return functools.partial(_filter, job)
     return _datatrove_runner(job)
@@ -149,6 +151,22 @@ def _text_reader(contender: str) -> Callable[[str], Iterable[str]]:
     from trafilatura import extract
 
     return lambda path: (extract(_decoded(page), include_comments=False) or "" for page in _pages(path))
+
+
+def _text_maker(job: dict[str, Any]) -> Callable[[str], Iterable[str]]:
+    """As `_text_reader`, of pages that are in memory already."""
+    pages = {path: list(_pages(path)) for path in {*job["files"], job["warm_up"]}}
+    if job["contender"] == OURS:
+        from cs336.extract.html import extract_text
+
+        return lambda path: map(extract_text, pages[path])
+    if job["contender"] == RESILIPARSE:
+        from resiliparse.extract.html2text import extract_plain_text
+
+        return lambda path: (extract_plain_text(_decoded(page)) for page in pages[path])
+    from trafilatura import extract
+
+    return lambda path: (extract(_decoded(page), include_comments=False) or "" for page in pages[path])
 
 
 def _pages(path: str) -> Iterator[bytes]:

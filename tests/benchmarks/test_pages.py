@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[2]
 def run_subject(tmp_path: Path, *arguments: str) -> list[dict]:
     environment = {key: value for key, value in os.environ.items() if key not in ("CS336_DATA", "CS336_PEERS")}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments, "--repeats", "1", "--results", str(tmp_path)]
-        + ["--cache", str(tmp_path / "cache")],
+        [
+            *(sys.executable, "-m", "benchmarks", *arguments, "--repeats", "1"),
+            *("--results", str(tmp_path), "--cache", str(tmp_path / "cache")),
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -35,7 +37,7 @@ def run_subject(tmp_path: Path, *arguments: str) -> list[dict]:
 def test_extraction_runs_beside_resiliparse_with_the_same_bytes(tmp_path: Path):
     rows = run_subject(tmp_path, "extract", "--pages", "24", "--cores", "1", "2")
     by_case = {(row["case"], row["contender"]): row for row in rows}
-    for case in ("cores1-24", "cores2-24"):
+    for case in ("text-cores1-24", "warc-cores1-24", "text-cores2-24", "warc-cores2-24"):
         ours, resiliparse = by_case[case, "ours"], by_case[case, "resiliparse"]
         assert ours["unit"] == "pages/s" and ours["input"]["pages"] == 24
         assert "failure" not in resiliparse and ours["ratios"]["resiliparse"] > 0
