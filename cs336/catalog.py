@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from cs336.catalog_entries import ENTRIES, Entry, File
-from cs336.catalog_loaders import open_text, read_alpaca_eval, read_gsm8k, read_mmlu, read_simple_safety_tests
+from cs336.catalog_loaders import (
+    open_text,
+    read_alpaca_eval,
+    read_gsm8k,
+    read_mmlu,
+    read_paloma,
+    read_simple_safety_tests,
+)
 from cs336.download import cached_sha256, download, downloads_folder
 from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, write_json
 from cs336.progress import Progress, silent
@@ -36,6 +43,7 @@ __all__ = [
     "read_alpaca_eval",
     "read_gsm8k",
     "read_mmlu",
+    "read_paloma",
     "read_simple_safety_tests",
     "require",
     "require_files",
@@ -91,10 +99,19 @@ def require_files(name: str) -> list[Path]:
     Raises:
         UserError: it is missing; the line says how to get it.
     """
+    return [path for _, path in sorted(files_of(name).items())]
+
+
+def files_of(name: str) -> dict[str, Path]:
+    """All files of an entry by declared name, in whatever compression.
+
+    Raises:
+        UserError: it is missing; the line says how to get it.
+    """
     require(name)
     located = _locate(entry(name))
     assert located is not None
-    return [path for _, path in sorted(located[1].items())]
+    return located[1]
 
 
 def find_file(name: str, file_name: str) -> Path | None:

@@ -282,6 +282,159 @@ _ALL = (
         loader="JSON Lines (gzip), field text",
         gated=True,
     ),
+    # ---- labelled data, to measure the filters on; each a part of its origin, only in a mirror ----
+    Entry(
+        name="labelled-languages",
+        what="58,602 sentences of 79 languages (three quarters of Lingua's test set)",
+        kind="dataset",
+        origin="github.com/pemistahl/lingua, accuracyReport",
+        files=(
+            File(
+                name="lingua_sentences.jsonl",
+                mirror="labelled/langid/dev/lingua_sentences.jsonl.gz",
+                mirror_sha256="d3fab63574b77e3e175347e138d0b25aef0dd673b914aabefc8ac8a733a87758",
+            ),
+        ),
+        revision="8aa23cd523c9e13464159e7f35571c1169c9ec94",
+        licence="Apache-2.0; sentences CC-BY (Leipzig Wortschatz)",
+        loader="cs336.filters.labelled.read_language_sentences",
+    ),
+    Entry(
+        name="labelled-pii",
+        what="2,707 sentences from templates with made-up personal data and its places (Presidio's)",
+        kind="dataset",
+        origin="github.com/microsoft/presidio-research",
+        files=(
+            File(
+                name="presidio_generated_large.jsonl",
+                mirror="labelled/pii/dev/presidio_generated_large.jsonl.gz",
+                mirror_sha256="77313d1b939a187ecba73680350775d6463d9f5fa5265184aad1bc433008ef29",
+            ),
+            File(
+                name="presidio_synth_dataset_v2.jsonl",
+                mirror="labelled/pii/dev/presidio_synth_dataset_v2.jsonl.gz",
+                mirror_sha256="2423951bc59c608e7d762f0114a0c3342fb1621bc1e968b437dfa3b53124a471",
+            ),
+        ),
+        revision="7622dec1e5f7d25dc60b57c28c39f4c4af197018",
+        licence="MIT",
+        loader="cs336.filters.labelled.read_pii_sentences",
+    ),
+    Entry(
+        name="labelled-toxicity",
+        what="18,588 tweets and 750 comments with a verdict on their tone (offensive text)",
+        kind="dataset",
+        origin="github.com/t-davidson/hate-speech-and-offensive-language and github.com/surge-ai/toxicity",
+        files=(
+            File(
+                name="davidson_tweets.jsonl",
+                mirror="labelled/toxicity/dev/davidson_tweets.jsonl.gz",
+                mirror_sha256="1e74a35c0dd50c925c42965b7151054d3612a98f4653a7ac90055c8d29fb0849",
+            ),
+            File(
+                name="surge_toxicity_en.jsonl",
+                mirror="labelled/toxicity/dev/surge_toxicity_en.jsonl.gz",
+                mirror_sha256="91e748e379a15a0893956f4f9831785353e3724e7a3372ccbb8a912724bb8adf",
+            ),
+        ),
+        licence="MIT",
+        loader="cs336.filters.labelled.read_toxic_comments",
+    ),
+    Entry(
+        name="gold-pages",
+        what="2,432 saved pages, by site, and what people say is their article text, date or recipe",
+        kind="dataset",
+        origin="seven repositories of extraction tests, among them github.com/scrapinghub/article-extraction-benchmark",
+        files=(
+            File(
+                name="dev.tar.xz",
+                mirror="web/pages/dev.tar.xz",
+                mirror_sha256="1760be3ef90439e82acf04f84aadb6f6bb91f823326f0af8b1c5a273c43b8e19",
+            ),
+            File(
+                name="dev_index.jsonl",
+                mirror="web/pages/dev_index.jsonl.gz",
+                mirror_sha256="8664f812a7ce7e6601cc80389050763268c25a2790f9675e136f481520073671",
+            ),
+            File(
+                name="dev.jsonl",
+                mirror="web/gold/dev.jsonl.gz",
+                mirror_sha256="d97c9b64e8862c17bdca4d30abafd32395e7eb5a8fd33d9ff2ea685defeaddb0",
+            ),
+        ),
+        licence="MIT or Apache-2.0 (repositories); pages belong to their publishers",
+        loader="cs336.filters.labelled.read_gold_pages",
+    ),
+    Entry(
+        name="crawl-samples",
+        what="six small WARC files of real crawls: 150 or so HTML pages, forum indexes and log-ins among them",
+        kind="dataset",
+        origin="test data of six public repositories on web archives, named in the mirror",
+        files=(
+            File(
+                name="aut__example.warc.gz",
+                mirror="web/warc/dev/aut__example.warc.gz",
+                mirror_sha256="4b47641672df6914a763b6222ee6f3bbf7e375655a87dbb4bf14d00d7d223f4b",
+            ),
+            File(
+                name="chatnoir-resiliparse__warcfile.warc.gz",
+                mirror="web/warc/dev/chatnoir-resiliparse__warcfile.warc.gz",
+                mirror_sha256="5cb22a7ab6d90664d69d5d17bdb4054b8eccc9b0a3b0e766dbf6469f32613221",
+            ),
+            File(
+                name="dolma__sample-0000.warc.gz",
+                mirror="web/warc/dev/dolma__sample-0000.warc.gz",
+                mirror_sha256="53bca229270eb5f5f02f64af20807178b710bc2fa13de5c96f58c70114ab839a",
+            ),
+            File(
+                name="pywb__iana.warc.gz",
+                mirror="web/warc/dev/pywb__iana.warc.gz",
+                mirror_sha256="7c0c21511330bdec4ed58c9aeb1571ad54d7c63c571ba242763108152f880c72",
+            ),
+            File(
+                name="webarchive-discovery__flashfrozen-jwat-recompressed.warc.gz",
+                mirror="web/warc/dev/webarchive-discovery__flashfrozen-jwat-recompressed.warc.gz",
+                mirror_sha256="3a476af3a13fcbac1d720edbaab8c4a1adac551ed539752c056813bd2a3d9839",
+            ),
+            File(
+                name="ia-web-commons__IAH-urls-wget.warc.gz",
+                mirror="web/warc/dev/ia-web-commons__IAH-urls-wget.warc.gz",
+                mirror_sha256="07c78ca481a0b23f6d0dc61e651d6c79eefd70ffb8cc2ef386d014402b7ed409",
+            ),
+        ),
+        licence="Apache-2.0 or GPL-3.0 (repositories); pages belong to their publishers",
+        loader="cs336.crawl.warc",
+    ),
+    Entry(
+        name="prose-sample",
+        what="46,568 news items, reviews and web texts (BBC, Reuters-21578, IMDB, C4), one a line",
+        kind="dataset",
+        origin="github.com repositories of each, named in the mirror",
+        files=(
+            File(
+                name="c4_demo.jsonl",
+                mirror="text/c4_demo.jsonl.gz",
+                mirror_sha256="f29e5b493220ebd38b3cf524873546e1e316a9bd06415a50398643e34beec3b3",
+            ),
+            File(
+                name="bbc.jsonl",
+                mirror="text/bbc/bbc.jsonl.gz",
+                mirror_sha256="24a0006d9e8961c6b0b979112259fc59d807cab29be8c448041f59d99c5d4eca",
+            ),
+            File(
+                name="reuters.jsonl",
+                mirror="text/reuters21578/reuters.jsonl.gz",
+                mirror_sha256="2367df84a4669cc05a31ec669f4030fd30ba60cc9c21d290fd8e3cf46ee7c022",
+            ),
+            File(
+                name="test.jsonl",
+                mirror="text/imdb/test.jsonl.gz",
+                mirror_sha256="6d81152af3da277c5582c1bdc546ea2a0533d8513b91d82c99ce1b086e781ecc",
+            ),
+        ),
+        licence="research use (BBC, Reuters, IMDB), ODC-BY (C4)",
+        loader="JSON Lines, field text",
+    ),
     # ---- tokenizer ----
     Entry(
         name="gpt2-vocab",

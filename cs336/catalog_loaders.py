@@ -38,6 +38,24 @@ def read_gsm8k(path: Path, split: str) -> list[dict[str, str]]:
     return rows
 
 
+def read_paloma(path: Path) -> Iterator[tuple[str, str]]:
+    """Documents of one source of Paloma, as (place, text): those of its validation split, else of all files.
+
+    Args:
+        path: a folder of JSON Lines files, compressed or not, with the field `text`.
+
+    Raises:
+        UserError: no file, or a row without text.
+    """
+    files = sorted(each for each in path.rglob("*") if ".jsonl" in each.name)
+    files = [each for each in files if "val" in str(each.relative_to(path))] or files
+    if not files:
+        raise UserError(f"{path}: holds no JSON Lines files; run `cs336 data fetch paloma-c4-100`")
+    for file in files:
+        for number, (place, row) in enumerate(_json_rows(file)):
+            yield f"{file.relative_to(path)}#{number}", _text(row, "text", place)
+
+
 def read_mmlu(path: Path, split: str) -> list[dict[str, Any]]:
     """MMLU questions by subject in alphabetical order: `subject`, `question`, `options`, `answer`.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from cs336.files import UserError, replacing
@@ -50,6 +51,27 @@ def read_documents(folder: Path) -> Iterator[Document]:
     """
     for row in read_table(folder / DOCUMENTS_FILE).iter_rows():
         yield Document(*row)
+
+
+class Texts(Sequence[str]):
+    """The texts of many shards by number, one shard's in memory at a time: to be read in ascending order."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._paths = [folder / DOCUMENTS_FILE for folder in folders]
+        counts = [pl.scan_parquet(path).select(pl.len()).collect().item() for path in self._paths]
+        self._ends = np.cumsum(np.array(counts, np.int64))
+        self._shard, self._texts = -1, pl.Series([""])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        if shard != self._shard:
+            self._texts = pl.Series([""])  # before the next one is read
+            self._texts = pl.scan_parquet(self._paths[shard]).select("text").collect()["text"]
+            self._shard = shard
+        return self._texts[int(index) - int(self._ends[shard]) + len(self._texts)]
 
 
 def write_table(path: Path, table: pl.DataFrame) -> int:

@@ -33,6 +33,7 @@ from cs336.files import UserError
 from cs336.filters.c4 import C4Config
 from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
+from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
@@ -55,6 +56,7 @@ class Preset:
         experiments: what its sweeps and ablations vary.
         speedrun: the best model for a given time.
         measured_filters: those that are run; the others are off, and recorded as such.
+        validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
@@ -64,6 +66,7 @@ class Preset:
     source: Source
     extract: ExtractConfig
     quality: QualityConfig
+    toxicity: ToxicityConfig
     filters: FilterConfig
     lines: LineConfig
     minhash: MinHashConfig
@@ -77,6 +80,7 @@ class Preset:
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
     seed: int = 0
+    validation: str = ""
     fetch: bool = False
     max_training_seconds: float = float("inf")
 
@@ -85,7 +89,9 @@ TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
     source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
     extract=ExtractConfig(),
-    quality=QualityConfig(reference_pattern=r"/stdlib/"),  # the standard library's pages are the edited ones
+    # The standard library's pages are the edited ones; of so few documents no more bigrams are worth a number.
+    quality=QualityConfig(reference_pattern=r"/stdlib/", bucket=20_000),
+    toxicity=ToxicityConfig(),
     filters=FilterConfig(),
     lines=LineConfig(),
     minhash=MinHashConfig(),
@@ -240,6 +246,32 @@ OWT = replace(  # the course's sample of OpenWebText: same architecture, same nu
     bpe=BpeConfig(vocab_size=32_000),
     speedrun=replace(COURSE.speedrun, train=replace(COURSE.speedrun.train, max_seconds=1.5 * 3_600)),
 )
+DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the model and its training are not
+    COURSE,
+    name="data_course",
+    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, kind="wet"),
+    bpe=BpeConfig(vocab_size=50_257, pretrained="gpt2-vocab"),
+    split=SplitConfig(valid_fraction=0.0),
+    validation="paloma-c4-100",
+    model=ModelConfig(context_length=512, d_model=768, num_layers=12, num_heads=12, d_ff=2_048),
+    # 131,072 tokens a step, 13.1 B in all. The course trains on two GPUs with 128 sequences each; here one GPU adds up
+    # the gradients of two halves, which is the same batch.
+    train=TrainConfig(
+        batch_size=256,
+        micro_batch_size=128,
+        num_steps=100_000,
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        warmup_steps=1_000,
+        betas=(0.9, 0.98),
+        eps=1e-9,
+        precision="bfloat16",
+        valid_interval=2_000,
+        valid_batches=500,  # all of the validation text: 500 x 256 windows would be 65.5 M tokens
+        checkpoint_interval=2_000,
+    ),
+    max_training_seconds=14 * 3_600,  # the handout's is 7 hours on two GPUs
+)
 TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256; needs more than one GPU
     COURSE,
     name="2b",
@@ -260,7 +292,9 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     evals=EvalConfig(max_new_tokens=512, mmlu_few_shot=5),
     max_training_seconds=float("inf"),
 )
-PRESETS = {preset.name: preset for preset in (TINY, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, TWO_B)}
+PRESETS = {
+    preset.name: preset for preset in (TINY, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
+}
 
 
 def presets_file() -> Path:
@@ -301,7 +335,7 @@ def find_preset(name: str) -> Preset:
     if base in chain:
         raise UserError(f"{presets_file()}: [{name}] is based on itself")
     try:
-        return _changed(replace(find_preset(described[name]["base"]), name=name), values)
+        return changed(replace(find_preset(described[name]["base"]), name=name), values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{presets_file()}: [{name}] {error}") from None
 
@@ -323,8 +357,12 @@ def _user_presets() -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _changed(config: Any, values: dict[str, Any]) -> Any:
-    """A configuration with some fields replaced, nested ones too."""
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    """A configuration with some fields replaced, nested ones too, as a preset's table does it.
+
+    Raises:
+        ValueError: there is no such field, or the value is of another type.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     changes = {}
     for key, value in values.items():
@@ -335,7 +373,7 @@ def _changed(config: Any, values: dict[str, Any]) -> Any:
         elif dataclasses.is_dataclass(fields[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a table, such as {key} = {{...}}, got {value!r}")
-            changes[key] = _changed(fields[key], value)
+            changes[key] = changed(fields[key], value)
         else:
             changes[key] = _like(fields[key], value, key)
     return replace(config, **changes)
@@ -350,7 +388,7 @@ def _source(values: dict[str, Any], old: Any) -> Any:
     if kind is None and "files" in values:
         values["kind"] = values.pop("files")
     if kind is None:
-        return _changed(old, values)
+        return changed(old, values)
     if kind not in SOURCES:
         raise ValueError(f"source.kind is one of {', '.join(SOURCES)}, got {kind!r}")
     # Common Crawl's own `kind` (warc or wet) is written `files`.

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -84,3 +84,26 @@ def _chunks(items: Iterable[A], size: int) -> Iterator[list[A]]:
 
 def _apply(function: Callable[[A], B], items: list[A]) -> list[B]:
     return [function(item) for item in items]
+
+
+def map_threads(function: Callable[[A], B], items: Iterable[A], *, num_threads: int) -> Iterator[B]:
+    """`map(function, items)` on threads of this process, for functions that release the GIL; results in order.
+
+    The result never depends on `num_threads`. At most two items a thread wait, so memory stays bounded however
+    long `items` is.
+    """
+    if num_threads <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -4,6 +4,9 @@
                                 manifest.json    fingerprint, inputs, code, files, machine, time
     artifacts/<preset>/.work/<asset>...          being made; renamed when complete
 
+With a shared storage (see `shared_storage`) the folder is its cache: what is made is copied there, and what a step
+needs is fetched from there.
+
 A part is one partition of an asset: a crawl shard, or a cell of an experiment.
 
 An artifact is current when its manifest's fingerprint equals that of the code, settings and inputs
@@ -31,8 +34,8 @@ from typing import Any
 
 from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, sync_tree, write_json
 from cs336.fingerprint import digest
+from cs336.shared_storage import MANIFEST, shared_storage
 
-MANIFEST = "manifest.json"
 RECORDED_PACKAGES = (
     "dagster",
     "datasketch",
@@ -84,15 +87,60 @@ class Store:
         self.preset = preset
         self.root = root or default_root()
         self.folder = self.root / preset
+        self._shared = shared_storage()
+        self._shared_manifests: dict[str, dict[str, dict[str, Any]]] = {}  # of the assets asked for, by part
 
     def path(self, asset: str, part: str | None = None) -> Path:
         """Where an artifact lies, whether or not it exists."""
         return self.folder / asset / part if part else self.folder / asset
 
     def manifest(self, asset: str, part: str | None = None) -> dict[str, Any] | None:
-        """The manifest of a finished artifact, or None."""
+        """The manifest of a finished artifact, of the shared storage or else of this machine, or None."""
+        return self._shared_manifest(asset, part) or self._local_manifest(asset, part)
+
+    def local(self, asset: str, part: str | None = None) -> Path:
+        """Where an artifact lies, fetched from the shared storage if there is one and it is newer there.
+
+        Raises:
+            UserError: the storage does not give it whole.
+        """
+        folder, manifest = self.path(asset, part), self._shared_manifest(asset, part)
+        here = self._local_manifest(asset, part)
+        if self._shared and manifest and (here is None or here["files"] != manifest["files"]):
+            name = f"{asset}--{part}" if part else asset
+            work = self.folder / ".work" / f"fetch--{name}--{manifest['fingerprint']}"
+            with self.only_maker(asset, part):
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                with name_full_disk(work):
+                    self._shared.download(self._place(asset, part), work, manifest)
+                install(work, folder)
+        return folder
+
+    def share(self, asset: str, part: str | None = None) -> None:
+        """Copy an artifact of this machine to the shared storage, if there is one that lacks it.
+
+        Raises:
+            UserError: the storage refuses.
+        """
+        manifest, there = self._local_manifest(asset, part), self._shared_manifest(asset, part)
+        if self._shared and manifest and (there is None or there["fingerprint"] != manifest["fingerprint"]):
+            self._shared.upload(self.path(asset, part), self._place(asset, part), manifest)
+            self._shared_manifests[asset][part or ""] = manifest
+
+    def _local_manifest(self, asset: str, part: str | None) -> dict[str, Any] | None:
         path = self.path(asset, part) / MANIFEST
         return read_json(path) if path.exists() else None
+
+    def _shared_manifest(self, asset: str, part: str | None) -> dict[str, Any] | None:
+        if self._shared is None:
+            return None
+        if asset not in self._shared_manifests:
+            self._shared_manifests[asset] = self._shared.manifests(self._place(asset, None))
+        return self._shared_manifests[asset].get(part or "")
+
+    def _place(self, asset: str, part: str | None) -> str:
+        return f"{self.preset}/{asset}/{part}" if part else f"{self.preset}/{asset}"
 
     def fingerprint(self, asset: str, part: str | None = None) -> str:
         """Fingerprint of a finished artifact.
@@ -106,10 +154,12 @@ class Store:
         return manifest["fingerprint"]
 
     def is_current(self, asset: str, part: str | None, version: Version) -> bool:
-        """True when the artifact exists, was made from `version`, and its files have their sizes."""
+        """True when the artifact exists, was made from `version`, and its files, if here, have their sizes."""
         manifest = self.manifest(asset, part)
         if manifest is None or manifest["fingerprint"] != version.fingerprint:
             return False
+        if self._shared_manifest(asset, part) and not self.path(asset, part).exists():
+            return True
         folder = self.path(asset, part)
         return all(
             (folder / name).exists() and (folder / name).stat().st_size == facts["bytes"]

@@ -37,13 +37,14 @@ from cs336.files import UserError, read_json, sha256_of_file
 from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
-from cs336.store import MANIFEST, Store, Version, plain_metadata
+from cs336.store import Store, Version, plain_metadata
 from cs336_assets.turns import turn
 
 Metadata = dict[str, Any]
 PLAN_ASSET = "crawl_plan"
 PLAN_FILE = "plan.json"
 CELL = "cell"
+CONTENTS = "contents"  # what an artifact offers: the bytes of its files
 ELSEWHERE = "measured_elsewhere"  # in the manifest of an adopted artifact
 
 
@@ -86,7 +87,7 @@ class Stage:
     resumable: bool
     pool: str | None
     watches: Callable[[Path], str] | None
-    offers: Callable[[Path], Any] | None
+    offers: Callable[[Path], Any] | str | None
     inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its parts?
     settings: tuple[str, ...] = ()
 
@@ -131,7 +132,7 @@ def asset(
     resumable: bool = False,
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
-    offers: Callable[[Path], Any] | None = None,
+    offers: Callable[[Path], Any] | str | None = None,
 ) -> Callable[[Callable[..., Metadata]], Callable[..., Metadata]]:
     """Declare a function as an asset; see the module's description.
 
@@ -145,7 +146,9 @@ def asset(
         pool: Dagster concurrency pool, such as "gpu"; one run at a time has the device.
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
         offers: its folder -> all that assets made from it take, which they read by this function and no other way;
-            then only this enters their fingerprints, and they stay when the rest of the artifact changes.
+            then only this enters their fingerprints, and they stay when the rest of the artifact changes. Or CONTENTS,
+            of an artifact whose bytes follow from code, settings and inputs alone: made again by other code to the
+            same bytes, it leaves everything made from it as it is.
     """
 
     def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
@@ -223,7 +226,7 @@ def part_names(stage: Stage, preset: Preset, store: Store) -> list[str]:
 
 
 def _plan(store: Store) -> list[dict[str, Any]]:
-    return read_json(store.path(PLAN_ASSET) / PLAN_FILE)["shards"]
+    return read_json(store.local(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 
 def code_version(stage: Stage, preset: Preset) -> str:
@@ -285,13 +288,6 @@ def _input_version(name: str, everything: bool, preset: Preset, store: Store, pa
     return data_version(name, store, part if STAGES[name].in_parts else None)
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """What an artifact offers whose bytes follow from code, settings and inputs alone: its files. Made again by other
-    code to the same bytes, it leaves everything made from it as it is."""
-    manifest = read_json(folder / MANIFEST)
-    return manifest["files"] | manifest.get(ELSEWHERE, {}).get("left_behind", {})
-
-
 def data_version(name: str, store: Store, part: str | None) -> str:
     """What stands for a finished artifact in the fingerprints of those made from it.
 
@@ -300,7 +296,10 @@ def data_version(name: str, store: Store, part: str | None) -> str:
     """
     fingerprint = store.fingerprint(name, part)
     offers = STAGES[name].offers
-    return digest(offers(store.path(name, part))) if offers else fingerprint
+    if offers == CONTENTS:
+        manifest = store.manifest(name, part) or {}
+        return digest(manifest["files"] | manifest.get(ELSEWHERE, {}).get("left_behind", {}))
+    return digest(offers(store.local(name, part))) if callable(offers) else fingerprint
 
 
 def input_folders(
@@ -308,9 +307,9 @@ def input_folders(
 ) -> dict[str, Path | list[Path]]:
     """Where the inputs of a stage or check lie; of an asset's parts, those that are there."""
     return {
-        name: [store.path(name, key) for key in part_names(STAGES[name], preset, store) if store.manifest(name, key)]
+        name: [store.local(name, key) for key in part_names(STAGES[name], preset, store) if store.manifest(name, key)]
         if everything
-        else store.path(name, part if STAGES[name].in_parts else None)
+        else store.local(name, part if STAGES[name].in_parts else None)
         for name, everything in inputs.items()
     }
 
@@ -330,6 +329,8 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
             catalog.fetch(name, progress=step.progress)
     version = version_of(stage, preset, store, step.part)
     if store.is_current(stage.name, step.part, version):
+        if not stage.watches:
+            store.share(stage.name, step.part)
         manifest = store.manifest(stage.name, step.part)
         assert manifest is not None
         return version, manifest["metadata"], True
@@ -341,6 +342,8 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         inputs = input_folders(stage.inputs, preset, store, step.part)
         result = stage.function(step, **inputs, **_settings(stage, preset, step.part))
         kept |= plain_metadata(result)
+    if not stage.watches:  # those that do tell what this machine has
+        store.share(stage.name, step.part)
     return version, kept, False
 
 

@@ -126,7 +126,7 @@ def _compute(context: dg.AssetExecutionContext, runtime: Runtime, stage: Stage, 
             "unchanged": current,
             "fingerprint": version.fingerprint,
             "folder": dg.MetadataValue.path(str(folder)),
-            "artifact_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            "artifact_bytes": _num_bytes(store.manifest(stage.name, part)),
         }
         if "num_documents" in metadata:
             shown["dagster/row_count"] = metadata["num_documents"]  # what Dagster draws as the asset's size
@@ -162,6 +162,10 @@ def _several_at_once(
     for part in parts:
         if part not in together:
             yield part, work(part)
+
+
+def _num_bytes(manifest: dict[str, Any] | None) -> int:
+    return sum(facts["bytes"] for facts in manifest["files"].values()) if manifest else 0
 
 
 def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:

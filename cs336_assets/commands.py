@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
+from cs336_assets import provenance_commands
 from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument("folder", type=Path, help="run folder, folder of runs, or benchmarks/results/SUBJECT.jsonl")
     command.add_argument("--replace", action="store_true", help="also where this machine has made the artifact itself")
     command.set_defaults(run=_adopt)
+
+    provenance_commands.register(commands)
 
 
 def run(preset: str, job: str, cells: str | None = None) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
 
-from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes, repeated_hashes
-from cs336.dedup.minhash import MinHashConfig, find_duplicates, signatures
-from cs336.documents import read_documents, read_table, write_documents
+from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes
+from cs336.dedup.minhash import Duplicates, MinHashConfig, find_duplicates, signature_bands
+from cs336.dedup.reference import jaccard
+from cs336.dedup.repeated import RepeatedHashes, SortedHashes, write_sorted
+from cs336.documents import DOCUMENTS_FILE, Texts, read_documents, read_table, write_documents, write_table
 from cs336.files import read_json, replacing, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
@@ -17,26 +21,40 @@ from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
-HASHES_FILE = "repeated.npy"
-SIGNATURES_FILE = "signatures.npy"
+HASHES_FILE = "repeated.u64"
+BANDS_FILE = "bands.npy"
 REMOVED_FILE = "removed.json"
+CLUSTERS_FILE = "clusters.parquet"
+CLUSTERS = {
+    "cluster": pl.Int64,
+    "shard": pl.String,
+    "id": pl.String,
+    "url": pl.String,
+    "kept": pl.Boolean,
+    "similarity": pl.Float64,  # Jaccard, with the one that stays; below the threshold where others link the two
+}
+MEASURED_MEMBERS = 20_000  # of clusters, whose similarity is measured for whoever asks
 OFF = "off, by the preset"
 
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data")
 def repeated_lines(step: Step, filtered_text: list[Path], lines: LineConfig) -> Metadata:
-    """Hashes of all lines that occur more than once in the whole crawl."""
+    """Hashes of all lines that occur more than once in the whole crawl.
+
+    What outgrows the memory that the preset gives it goes to disk, and is counted one range of hashes at a time.
+    """
     if not lines.enabled:
-        _save(step.folder / HASHES_FILE, repeated_hashes([]))
+        write_sorted(step.folder / HASHES_FILE, iter([]))
         return {"state": OFF, "num_repeated": 0}
-    hashes = [
-        line_hashes(document.text)
-        for folder in step.progress(filtered_text, unit="shards", label="count lines")
-        for document in read_documents(folder)
-    ]
-    repeated = repeated_hashes(hashes)
-    _save(step.folder / HASHES_FILE, repeated)
-    return {"state": "on", "num_lines": sum(map(len, hashes)), "num_repeated": len(repeated)}
+    num_lines = 0
+    with tempfile.TemporaryDirectory(prefix=".ranges-", dir=step.folder) as ranges:
+        counts = RepeatedHashes(Path(ranges), lines.memory_bytes)
+        for folder in step.progress(filtered_text, unit="shards", label="count lines"):
+            of_shard = [line_hashes(document.text) for document in read_documents(folder)]
+            num_lines += sum(map(len, of_shard))
+            counts.add(np.concatenate([np.zeros(0, np.uint64), *of_shard]))
+        num_repeated = write_sorted(step.folder / HASHES_FILE, counts.repeated())
+    return {"state": "on", "num_lines": num_lines, "num_repeated": num_repeated}
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
@@ -45,19 +63,17 @@ def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: L
 
     Menus, footers and boilerplate go; a document left with too few words goes as a whole.
     """
-    repeated = np.load(repeated_lines / HASHES_FILE)
-    seen = characters = 0
-    kept = []
-    for document in read_documents(filtered_text):
-        seen += 1
-        characters += len(document.text)
-        text = deduplicate_lines(document.text, repeated, lines)
-        if text is not None:
-            kept.append(document._replace(text=text))
+    documents = list(read_documents(filtered_text))
+    characters = sum(len(document.text) for document in documents)
+    repeated = SortedHashes(repeated_lines / HASHES_FILE, lines.memory_bytes)
+    left_over = deduplicate_lines((document.text for document in documents), repeated, lines)
+    kept = [
+        document._replace(text=text) for document, text in zip(documents, left_over, strict=True) if text is not None
+    ]
     write_documents(step.folder, kept)
     left = sum(len(document.text) for document in kept)
     return {
-        "num_seen": seen,
+        "num_seen": len(documents),
         "num_documents": len(kept),
         "num_characters": left,
         "share_of_characters_kept": round(left / max(1, characters), 4),
@@ -66,14 +82,14 @@ def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: L
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
 def minhash_signatures(step: Step, unique_lines: Path, minhash: MinHashConfig) -> Metadata:
-    """MinHash signature of every document's word n-grams."""
+    """MinHash signature of every document's word n-grams, as one key for each of its bands."""
     if not minhash.enabled:
-        _save(step.folder / SIGNATURES_FILE, signatures([], minhash))
+        _save(step.folder / BANDS_FILE, signature_bands([], minhash))
         return {"state": OFF, "num_signatures": 0}
-    texts = [document.text for document in read_documents(unique_lines)]
-    rows = signatures(texts, minhash, num_workers=step.num_workers, progress=step.progress)
-    _save(step.folder / SIGNATURES_FILE, rows)
-    return {"state": "on", "num_signatures": len(rows), "num_hashes": minhash.num_hashes}
+    texts = (document.text for document in read_documents(unique_lines))
+    bands = signature_bands(texts, minhash, num_workers=step.num_workers, progress=step.progress)
+    _save(step.folder / BANDS_FILE, bands)
+    return {"state": "on", "num_signatures": bands.shape[1], "num_hashes": minhash.num_hashes}
 
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data")
@@ -87,32 +103,46 @@ def near_duplicates(
     """
     if not minhash.enabled:
         write_json(step.folder / REMOVED_FILE, {folder.name: [] for folder in unique_lines})
+        write_table(step.folder / CLUSTERS_FILE, pl.DataFrame(schema=CLUSTERS))
         return {"state": OFF, "num_removed": 0}
-    documents = [(folder.name, document) for folder in unique_lines for document in read_documents(folder)]
+    origins = pl.concat([_origins(folder) for folder in unique_lines])
+    of_shard = [np.load(folder / BANDS_FILE, mmap_mode="r") for folder in minhash_signatures]
     found = find_duplicates(
-        [document.text for _, document in documents],
-        [f"{document.warc} {document.offset} {document.id}" for _, document in documents],
+        Texts(unique_lines),
+        cast("list[str]", origins["key"]),  # read one by one, those of clusters only
         minhash,
-        document_signatures=np.concatenate([np.load(folder / SIGNATURES_FILE) for folder in minhash_signatures]),
+        # One band is in memory at a time, and texts are read only of candidates.
+        bands=(np.concatenate([keys[band] for keys in of_shard]) for band in range(minhash.num_bands)),
+        num_chars=origins["num_chars"].to_numpy(),
+        num_workers=step.num_workers,
         progress=step.progress,
     )
+    gone = origins.filter(pl.Series(~found.kept))
     removed: dict[str, list[str]] = {folder.name: [] for folder in unique_lines}
-    for (shard, document), kept in zip(documents, found.kept, strict=True):
-        if not kept:
-            removed[shard].append(document.id)
+    for shard, document in gone.select("shard", "id").iter_rows():
+        removed[shard].append(document)
     write_json(step.folder / REMOVED_FILE, removed)
+    write_table(step.folder / CLUSTERS_FILE, _clusters(origins, Texts(unique_lines), found, minhash.ngrams))
     largest = np.bincount(found.clusters) if len(found.clusters) else np.zeros(1, dtype=int)
     return {
         "state": "on",
-        "num_documents": len(documents),
+        "num_documents": len(origins),
         "num_candidates": found.num_candidates,
         "num_confirmed": found.num_confirmed,
-        "num_removed": sum(map(len, removed.values())),
+        "num_removed": len(gone),
         "largest_clusters": table(
             ["documents", "one of them"],
-            [[int(largest[i]), documents[i][1].url] for i in np.argsort(-largest)[:10] if largest[i] > 1],
+            [[int(largest[i]), origins["url"][int(i)]] for i in np.argsort(-largest)[:10] if largest[i] > 1],
         ),
     }
+
+
+def _origins(folder: Path) -> pl.DataFrame:
+    """Of each document of a shard: where it is from, the key that draws the survivor, the length of its text."""
+    key = pl.format("{} {} {}", "warc", "offset", "id").alias("key")
+    num_chars = pl.col("text").str.len_chars().cast(pl.Int64).alias("num_chars")
+    documents = pl.scan_parquet(folder / DOCUMENTS_FILE)
+    return documents.select(pl.lit(folder.name).alias("shard"), "id", "url", key, num_chars).collect()
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
@@ -150,10 +180,49 @@ def no_evaluation_leaked(
 
 
 @check(asset="deduplicated_text", blocking=True)
+def no_document_is_an_evaluation_text(
+    deduplicated_text: list[Path], eval_index: Path, filters: FilterConfig
+) -> tuple[bool, Metadata]:
+    """No document is, word for word, a whole text of an evaluation, however many shared n-grams are allowed.
+
+    A preset that takes its text as it is only tells how many there are.
+    """
+    index = EvalIndex.load(eval_index / INDEX_FILE)
+    copies = [
+        [document.url, ", ".join(names)]
+        for folder in deduplicated_text
+        for document in read_documents(folder)
+        if (names := index.copies(document.text))
+    ]
+    passed = not copies or filters.max_eval_hits is None
+    return passed, {"num_copies": len(copies), "copies": table(["url", "evaluations"], copies[:20])}
+
+
+@check(asset="deduplicated_text", blocking=True)
 def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     """Something is left to train on."""
     num_bytes = sum(len(document.text) for folder in deduplicated_text for document in read_documents(folder))
     return num_bytes > 0, {"num_characters": num_bytes}
+
+
+def _clusters(origins: pl.DataFrame, texts: Texts, found: Duplicates, ngrams: int) -> pl.DataFrame:
+    """The members of every cluster of two or more, and how near each is to the one that stays, if there are not
+    too many to measure."""
+    sizes = np.bincount(found.clusters, minlength=len(origins))
+    members = np.flatnonzero(sizes[found.clusters] > 1) if len(origins) else np.zeros(0, dtype=int)
+    similarity: list[float | None] = [None] * len(members)
+    if len(members) <= MEASURED_MEMBERS:
+        text_of = {i: texts[i] for i in members.tolist()}  # in ascending order: each shard is read once
+        survivor = {int(found.clusters[i]): i for i in text_of if found.kept[i]}
+        similarity = [jaccard(text, text_of[survivor[int(found.clusters[i])]], ngrams) for i, text in text_of.items()]
+    return origins[members].select(
+        pl.Series("cluster", found.clusters[members], pl.Int64),
+        "shard",
+        "id",
+        "url",
+        pl.Series("kept", found.kept[members], pl.Boolean),
+        pl.Series("similarity", similarity, pl.Float64),
+    )
 
 
 def _save(path: Path, array: np.ndarray) -> None:

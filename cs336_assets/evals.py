@@ -56,13 +56,15 @@ def byte_ngrams(step: Step, deduplicated_text: list[Path], split: SplitConfig) -
 
 
 @asset(group="evals", kinds={"pytorch"}, owner="team:evals", pool="gpu")
-def perplexity(step: Step, base_model: Path, tokenizer: Path, token_shards: list[Path]) -> Metadata:
+def perplexity(
+    step: Step, base_model: Path, tokenizer: Path, token_shards: list[Path], validation_tokens: Path
+) -> Metadata:
     """Loss on all held-out documents: nats per token, perplexity, bits per byte.
 
     Each held-out token is predicted once. Bits per byte do not depend on the tokenizer, so models
     with different vocabularies compare.
     """
-    return write_held_out_scores(step, base_model, tokenizer, token_shards)
+    return write_held_out_scores(step, base_model, tokenizer, [*token_shards, validation_tokens])
 
 
 @check(asset="perplexity")

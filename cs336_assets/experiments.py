@@ -246,7 +246,7 @@ def context_lengths(
 def vocabularies(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig, cell: int) -> Metadata:
     """Side study: the same text in vocabularies of other sizes, as one pair of token arrays each."""
     texts = read_texts(deduplicated_text, split, held_out=False)
-    config = dataclasses.replace(bpe, vocab_size=cell)
+    config = dataclasses.replace(bpe, vocab_size=cell, pretrained="")
     vocab, merges = train_bpe_from_documents(texts, config, num_workers=step.num_workers, progress=step.progress)
     learnt = Tokenizer(vocab, merges, list(bpe.special_tokens))
     learnt.save(step.folder)

@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from cs336 import catalog
-from cs336.documents import DOCUMENTS_FILE, read_table, write_documents
+from cs336.documents import DOCUMENTS_FILE, Document, read_table, write_documents
 from cs336.extract.gold import read_gold, score_extractors
-from cs336.extract.html import ExtractConfig, extract_shard
+from cs336.extract.html import ExtractConfig, extract_records
+from cs336.extract.records import DOCUMENT, RecordRow, write_records
 from cs336.files import read_json, write_json
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table, warc_files
@@ -26,18 +27,21 @@ def extracted_text(step: Step, crawl: Path, extract: ExtractConfig) -> Metadata:
 
     HTML responses with status 200 are decoded (UTF-8, else detected) and extracted; ready texts
     (`conversion` records) pass as they are. Every other record is counted with the reason why it
-    was passed over: broken records, bombs and oversized pages among them.
+    was passed over: broken records, bombs and oversized pages among them. Beside the documents,
+    `records.parquet` has a row for every record with its outcome: `cs336 why URL` reads it.
     """
-    counts: Counter[str] = Counter()
-    documents = []
+    documents: list[Document] = []
+    rows: list[RecordRow] = []
     for path in warc_files(crawl):
-        found, skipped = extract_shard(path, extract, num_workers=step.num_workers, progress=step.progress)
-        documents += list(found)
-        counts += skipped
+        found, records = extract_records(path, extract, num_workers=step.num_workers, progress=step.progress)
+        documents += found
+        rows += records
     write_documents(step.folder, documents)
+    write_records(step.folder, rows)
+    counts = Counter(row.outcome for row in rows if row.outcome != DOCUMENT)
     return {
         "num_documents": len(documents),
-        "num_records": len(documents) + sum(counts.values()),
+        "num_records": len(rows),
         "num_characters": sum(len(document.text) for document in documents),
         "skipped": table(["reason", "records"], counts.most_common()),
         "first_document": {"markdown": preview(documents[0].text) if documents else "*none*"},

@@ -4,37 +4,125 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from cs336 import catalog
+from cs336.crawl.references import fetch_pages, sample_urls
 from cs336.documents import Document, read_documents, read_table, write_documents, write_table
-from cs336.evals.task import read_sample, sample_path
+from cs336.evals.questions import READERS, eval_texts
+from cs336.evals.task import sample_path
+from cs336.extract.html import ExtractConfig
 from cs336.files import read_json, write_json
 from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex
-from cs336.filters.pipeline import OFF, FilterConfig, FilterModels, apply, decide, ledger, measure_documents
-from cs336.filters.quality import QualityConfig, hosts_of, is_reference, read_url_list, train_quality
+from cs336.filters.labelled import read_language_sentences, read_toxic_comments
+from cs336.filters.pipeline import NOT_WANTED, FilterConfig, FilterModels, apply, decide, ledger, measure_documents
+from cs336.filters.quality import QualityConfig, host_of, hosts_of, is_reference, read_url_list, train_quality
+from cs336.filters.references import CLEANING, clean_pages
+from cs336.filters.toxicity import ToxicityConfig, train_toxicity
+from cs336.filters.trained import OFF, Report
 from cs336.store import MANIFEST
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
-from cs336_assets.crawl import table
+from cs336_assets.crawl import table, warc_files
 
 QUALITY_FILE = "quality.ftz"
+TOXICITY_FILE = "toxicity.ftz"
 INDEX_FILE = "evals.npz"
 SCORES_FILE = "scores.parquet"
 DECISIONS_FILE = "decisions.parquet"
 
 
+@asset(
+    group="filters",
+    kinds={"fasttext"},
+    owner="team:data",
+    datasets=("labelled-toxicity", "labelled-languages", "dolma-toxic"),
+)
+def toxicity_classifier(step: Step, toxicity: ToxicityConfig) -> Metadata:
+    """fastText that tells insulting and hateful remarks from others, for where Dolma's model is not at hand.
+
+    Trained on labelled tweets and comments, with plain English sentences among the negatives; the
+    score is a probability, calibrated on remarks that trained nothing. Without labelled remarks, or
+    where Dolma's model is, there is no model.
+    """
+    found = catalog.find("labelled-toxicity")
+    state = NOT_WANTED if not toxicity.enabled else "off, Dolma's model is here" if catalog.find("dolma-toxic") else ""
+    if state or found is None:
+        write_json(step.folder / "report.json", {"state": state or "off, no data"})
+        return {"state": state or "off, no data"}
+    comments = [row for path in catalog.require_files("labelled-toxicity") for row in read_toxic_comments(path)]
+    languages = catalog.find("labelled-languages")
+    prose = read_language_sentences(languages)["en"] if languages else []
+    report = train_toxicity(comments, prose, step.folder / TOXICITY_FILE, toxicity)
+    write_json(step.folder / "report.json", report._asdict())
+    return classifier_figures(report, step.folder)
+
+
+@asset(group="filters", kinds={"python"}, owner="team:data", datasets=("wikipedia-urls",))
+def reference_pages(step: Step, quality: QualityConfig) -> Metadata:
+    """Pages that Wikipedia cites, drawn from the published list and fetched to WARC files.
+
+    One attempt of five seconds a page, robots.txt obeyed, a second between two pages of one host. Off
+    unless the preset says how many.
+    """
+    found = catalog.find(quality.reference_list) if quality.reference_list else None
+    state = NOT_WANTED if not quality.num_reference_pages else "off, no data" if found is None else ""
+    if state or found is None:
+        write_json(step.folder / "report.json", {"state": state})
+        return {"state": state}
+    urls = sample_urls(read_url_list(found), quality.num_reference_pages, seed=quality.seed)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stats = fetch_pages(step.progress(urls, unit="addresses", label="references"), step.folder, date=now)
+    return {
+        "state": "on",
+        "num_addresses": len(urls),
+        "fetches": table(["outcome", "requests"], stats.num_fetches.most_common()),
+        "num_bytes": stats.num_bytes,
+    }
+
+
+@asset(
+    group="filters",
+    kinds={"polars", "fasttext"},
+    owner="team:data",
+    datasets=("lid176", "dolma-nsfw", "dolma-toxic"),
+)
+def reference_text(
+    step: Step, reference_pages: Path, toxicity_classifier: Path, extract: ExtractConfig, filters: FilterConfig
+) -> Metadata:
+    """What is left of the fetched reference pages: the right language, harmless, prose by Gopher's rules.
+
+    The same extractor and filters as the crawl's pages go through, or the quality classifier would
+    learn the extractor. Empty where no pages were fetched.
+    """
+    warcs = warc_files(reference_pages)
+    kept, reasons = clean_pages(
+        warcs, extract, _models(toxicity_classifier, filters=CLEANING), filters, num_workers=step.num_workers
+    )
+    write_documents(step.folder, kept)
+    return {
+        "state": "on" if warcs else "off, no pages",
+        "num_documents": len(kept),
+        "left_out": table(["reason", "records"], reasons.most_common()),
+    }
+
+
 @asset(group="filters", kinds={"fasttext"}, owner="team:data", datasets=("wikipedia-urls",))
-def quality_classifier(step: Step, extracted_text: list[Path], quality: QualityConfig) -> Metadata:
+def quality_classifier(
+    step: Step, extracted_text: list[Path], reference_text: Path, quality: QualityConfig
+) -> Metadata:
     """fastText that tells reference pages from ordinary ones.
 
-    Positives are pages of this crawl that a reference names (a list of addresses such as those
-    Wikipedia cites, or a pattern), negatives all others, both through the same extractor. Without
-    a reference, or enough of either, there is no model, and the filter is recorded as off.
+    Positives are the reference pages that were fetched, or else pages of this crawl that a reference
+    names (a list of addresses such as those Wikipedia cites, or a pattern); negatives are the crawl's
+    other pages, through the same extractor. Without a reference, or enough of either, there is no
+    model, and the filter is recorded as off.
     """
     if not quality.reference_list and not quality.reference_pattern:  # nothing to look for in the texts
         write_json(step.folder / "report.json", {"state": OFF})
@@ -42,50 +130,38 @@ def quality_classifier(step: Step, extracted_text: list[Path], quality: QualityC
     references = catalog.find(quality.reference_list) if quality.reference_list else None
     hosts = hosts_of(read_url_list(references)) if references else frozenset()
 
-    def texts(reference: bool) -> Iterator[str]:
+    def texts(reference: bool) -> Iterator[tuple[str, str]]:
+        if quality.num_reference_pages and reference:
+            yield from ((host_of(document.url), document.text) for document in read_documents(reference_text))
+            return
         for document in _all_documents(extracted_text):
             if is_reference(document.url, quality, hosts) == reference:
-                yield document.text
+                yield host_of(document.url), document.text
 
     report = train_quality(texts(True), texts(False), step.folder / QUALITY_FILE, quality)
     write_json(step.folder / "report.json", report._asdict())
-    rows = [
-        [t.threshold, "-" if t.precision is None else round(t.precision, 3), round(t.recall, 3)]
-        for t in report.thresholds
-    ]
-    return {
-        "state": report.state,
-        "num_positives": report.num_positives,
-        "num_negatives": report.num_negatives,
-        "held_out": table(["threshold", "precision", "recall"], rows),
-    }
+    return classifier_figures(report, step.folder)
 
 
 @asset(
     group="filters",
     kinds={"numpy"},
     owner="team:data",
-    datasets=("mmlu", "gsm8k"),
+    datasets=tuple(READERS),
     files=(sample_path("mmlu"), sample_path("gsm8k")),
 )
 def eval_index(step: Step) -> Metadata:
-    """13-word n-grams of every evaluation question, against which all text is checked.
+    """13-word n-grams of every evaluation's texts, against which all text is checked.
 
-    The data sets found on this machine, and always the project's own sample questions.
+    Of each evaluation in the catalogue that is on this machine, and always of the project's own
+    sample questions; and every text whole, which tells a copied document from one that quotes.
     """
-    texts = {
-        "mmlu sample": [_question(row) for row in read_sample("mmlu")],
-        "gsm8k sample": [_question(row) for row in read_sample("gsm8k")],
-    }
-    if mmlu := catalog.find("mmlu"):
-        texts["mmlu"] = [_question(row) for row in catalog.read_mmlu(mmlu, "test")]
-    if gsm8k := catalog.find("gsm8k"):
-        texts["gsm8k"] = [_question(row) for row in catalog.read_gsm8k(gsm8k, "test")]
+    texts = eval_texts()
     index = EvalIndex.build(texts)
     index.save(step.folder / INDEX_FILE)
     return {
         "num_ngrams": index.num_ngrams,
-        "evals": table(["eval", "questions"], [[name, len(questions)] for name, questions in texts.items()]),
+        "evals": table(["eval", "texts"], [[name, len(questions)] for name, questions in texts.items()]),
     }
 
 
@@ -100,6 +176,7 @@ def document_scores(
     step: Step,
     extracted_text: Path,
     quality_classifier: Path,
+    toxicity_classifier: Path,
     eval_index: Path,
     measured_filters: tuple[str, ...],
     c4: C4Config,
@@ -111,11 +188,8 @@ def document_scores(
     preset leaves out as *off, by the preset*.
     """
     quality = quality_classifier / QUALITY_FILE
-    models = FilterModels(
-        filters=measured_filters,
-        language=catalog.find("lid176"),
-        nsfw=catalog.find("dolma-nsfw"),
-        toxic=catalog.find("dolma-toxic"),
+    models = replace(
+        _models(toxicity_classifier, filters=measured_filters),
         quality=quality if quality.exists() else None,
         evals=eval_index / INDEX_FILE,
         c4=c4,
@@ -189,13 +263,45 @@ def filter_ledger(step: Step, filtered_text: list[Path], document_scores: list[P
     }
 
 
+def _models(toxicity_classifier: Path, *, filters: tuple[str, ...]) -> FilterModels:
+    """Those of language and harm that are on this machine."""
+    own_toxic = toxicity_classifier / TOXICITY_FILE
+    return FilterModels(
+        filters=filters,
+        language=catalog.find("lid176"),
+        nsfw=catalog.find("dolma-nsfw"),
+        toxic=catalog.find("dolma-toxic"),
+        own_toxic=own_toxic if own_toxic.exists() else None,
+    )
+
+
+def classifier_figures(report: Report, folder: Path) -> Metadata:
+    """What the UI shows of a trained classifier: counts, held-out precision and recall, calibration."""
+    shown: Metadata = {
+        "state": report.state,
+        "num_positives": report.num_positives,
+        "num_negatives": report.num_negatives,
+    }
+    if not report.held_out:
+        return shown
+    plots.precision_recall({"held-out texts": report.held_out}, folder / "curve.png")
+    rows = [
+        [t.threshold, "-" if t.precision is None else round(t.precision, 3), round(t.recall, 3)]
+        for t in report.thresholds
+    ]
+    return shown | {
+        "num_held_out": report.num_held_out,
+        "split_by": report.split_by,
+        "average_precision": None if report.average_precision is None else round(report.average_precision, 4),
+        "calibration_error": [None if value is None else round(value, 4) for value in report.calibration_error],
+        "held_out": table(["threshold", "precision", "recall"], rows),
+        "curve": {"image": "curve.png"},
+    }
+
+
 def _all_documents(folders: list[Path]) -> Iterator[Document]:
     for folder in folders:
         yield from read_documents(folder)
-
-
-def _question(row: dict[str, Any]) -> str:
-    return "\n".join([row["question"], *row.get("options", [])])
 
 
 def _cell(value: Any) -> Any:

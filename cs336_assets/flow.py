@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 # isort: off
-from cs336_assets import crawl, extract, filters, dedup, tokenizer, tokenizer_study, tokens
-from cs336_assets import pretrain, experiments, evals, speedrun, written
+from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
+from cs336_assets import pretrain, experiments, evals, speedrun, submission, written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -18,7 +18,9 @@ _FLOW = [
     crawl,
     extract,
     filters,
+    filter_quality,
     dedup,
+    sheets,
     tokenizer,
     tokenizer_study,
     tokens,
@@ -26,6 +28,7 @@ _FLOW = [
     experiments,
     evals,
     speedrun,
+    submission,
     written,
 ]
 

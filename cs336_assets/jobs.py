@@ -21,6 +21,7 @@ def build_jobs(preset: Preset) -> list:
     descriptions = {
         PLAN_JOB: "Decide what to crawl; makes the shards that the other jobs are partitioned by.",
         "data": "From the crawl to token arrays.",
+        "data_quality": "How good the filters are, on labelled data.",
         "pretrain": "Train the base model.",
         "evals": "Score the base model, and the leaderboard.",
         "all": "Everything after the plan.",

@@ -168,6 +168,41 @@ def losses_by_rate(losses: Mapping[float, Sequence[float]], path: Path) -> None:
     _save(figure, path)
 
 
+def precision_recall(curves: Mapping[str, Sequence[tuple[bool, float]]], path: Path) -> None:
+    """Precision over recall as the threshold falls from 1 to 0, for (is positive, score) of held-out texts."""
+    figure, axes = _axes()
+    for name, scored in curves.items():
+        ordered = sorted(scored, key=lambda pair: -pair[1])
+        num_positives = max(1, sum(label for label, _ in ordered))
+        points = []
+        right = 0
+        for taken, (label, _) in enumerate(ordered, 1):
+            right += label
+            points.append((right / num_positives, right / taken))
+        axes.plot([recall for recall, _ in points], [precision for _, precision in points], lw=1.2, label=name)
+        axes.axhline(num_positives / max(1, len(ordered)), lw=0.8, ls=":", color="grey")  # chance
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    _save(figure, path)
+
+
+def accuracy_by_length(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Share of texts in their right language over the number of sentences in them, a line a detector."""
+    figure, axes = _axes()
+    for name, by_length in curves.items():
+        axes.plot(list(by_length), list(by_length.values()), "o-", ms=4, lw=1.2, label=name)
+    axes.set_xscale("log")
+    lengths = sorted({length for by_length in curves.values() for length in by_length})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.set_xlabel("sentences in a text")
+    axes.set_ylabel("right language")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     # Without the version note, the same data gives the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})

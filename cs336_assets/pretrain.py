@@ -19,7 +19,13 @@ from cs336_assets.launch import train_in_child
 
 @asset(group="pretrain", kinds={"pytorch"}, owner="team:models", resumable=True, pool="gpu", runs=(run_training,))
 def base_model(
-    step: Step, token_shards: list[Path], tokenizer: Path, model: ModelConfig, train: TrainConfig, seed: int
+    step: Step,
+    token_shards: list[Path],
+    validation_tokens: Path,
+    tokenizer: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    seed: int,
 ) -> Metadata:
     """A Transformer language model trained from scratch on this preset's text.
 
@@ -27,7 +33,8 @@ def base_model(
     goes, and an interrupted training continues from its last checkpoint to the same weights.
     """
     shape = dataclasses.replace(model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
-    rows = train_in_child(step, shape, train, seed=seed, token_shards=token_shards, tokenizer=tokenizer)
+    shards = [*token_shards, validation_tokens]
+    rows = train_in_child(step, shape, train, seed=seed, token_shards=shards, tokenizer=tokenizer)
     last = rows[-1]
     plots.training_curve(rows, step.folder / "curve.png")
     trained: TransformerLM = load_model(step.folder)

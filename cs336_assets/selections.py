@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 GROUPS = {
-    "data": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens"),
+    "data": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens"),
+    "data_quality": ("data_quality",),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
-    "all": ("crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "pretrain", "evals", "written"),
+    "all": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens", "pretrain", "evals", "written"),
 }
 PLAN_JOB = "plan"
 # Experiments are partitioned differently, so each is run by itself, in this order: what `cs336 run` does.
@@ -19,4 +20,5 @@ EXPERIMENTS = {
     "samples": ("generated_samples",),
     "corpora": ("corpora_compared",),
     "experiment_log": ("experiment_log",),
+    "submission": ("submission",),
 }

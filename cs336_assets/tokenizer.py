@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from cs336 import catalog
 from cs336.documents import read_documents
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 from cs336.tokens.shards import SplitConfig
 from cs336.tokens.texts import read_texts
-from cs336_assets.asset import Metadata, Step, asset, check, contents
+from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
 
-@asset(group="tokenizer", kinds={"python"}, owner="team:tokens", offers=contents)
+@asset(group="tokenizer", kinds={"python"}, owner="team:tokens", datasets=("gpt2-vocab",), offers=CONTENTS)
 def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: SplitConfig) -> Metadata:
     """Byte-level BPE: 256 bytes, the special tokens, and merges of the most frequent pairs.
 
-    Learnt from the training documents alone; held-out documents are not looked at.
+    Learnt from the training documents alone; held-out documents are not looked at. A preset may take GPT-2's
+    vocabulary instead (`bpe.pretrained`).
     """
+    if bpe.pretrained:
+        merges_file, vocab_file = catalog.require_files(bpe.pretrained)
+        taken = Tokenizer.from_files(vocab_file, merges_file, bpe.special_tokens)
+        taken.save(step.folder)
+        return {"vocab_size": taken.vocab_size, "num_merges": len(taken.merges), "taken_from": bpe.pretrained}
     num_bytes = 0
 
     def texts() -> Iterator[str]:

@@ -39,6 +39,9 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         "demo",
         "ui",
         "adopt",
+        "why",
+        "trace",
+        "what-if",
     ):
         assert re.search(rf"^    {command}\s", printed, re.MULTILINE), command
 
@@ -83,6 +86,12 @@ def test_the_catalogue_is_listed_with_licences_and_pins(capsys, monkeypatch, tmp
         (["presets", "huge"], "no preset 'huge'"),
         (["data", "fetch", "nonsense"], "the catalogue has no 'nonsense'"),
         (["adopt", "nowhere"], "nowhere/manifest.json: not found"),
+        (["why", "x"], "crawl_plan: not there yet; `cs336 run --preset tiny --job data` makes it"),
+        (["trace", "docs-00000", "1"], "crawl_plan: not there yet; `cs336 run --preset tiny --job data` makes it"),
+        (["trace", "--batch", "1"], "crawl_plan: not there yet; `cs336 run --preset tiny --job data` makes it"),
+        (["trace"], "give SHARD and POSITION of a token, or --batch STEP"),
+        (["what-if", "mask_pii=false"], "crawl_plan: not there yet; `cs336 run --preset tiny --job data` makes it"),
+        (["what-if", "words=1"], "the filters have no setting 'words'; there are languages, "),
     ],
 )
 def test_mistakes_end_with_one_line(arguments, message, capsys, monkeypatch, tmp_path):

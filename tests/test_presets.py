@@ -1,11 +1,14 @@
 """Built-in presets are complete; a user's own change what they name, and mistakes are named."""
 
+from dataclasses import replace
+
 import pytest
 
 from cs336.crawl.common_crawl import CommonCrawl
 from cs336.crawl.local_files import WarcFiles
 from cs336.files import UserError
 from cs336.fingerprint import digest
+from cs336.model.accounting import count_parameters
 from cs336.presets import COURSE, PRESETS, TINY, TWO_B, find_preset, preset_names
 
 
@@ -57,6 +60,19 @@ def test_two_b_has_two_billion_parameters_and_twenty_tokens_for_each():
     assert parameters == pytest.approx(2.07e9, rel=0.005)
     tokens = TWO_B.train.batch_size * TWO_B.train.num_steps * model.context_length
     assert tokens == pytest.approx(20 * parameters, rel=0.001)
+
+
+def test_the_data_assignments_training_is_the_handouts():
+    preset = PRESETS["data_course"]
+    shape = replace(preset.model, vocab_size=preset.bpe.vocab_size)
+    total = count_parameters(shape).total
+    assert total == pytest.approx(162.1e6, rel=0.001)
+    assert total - 2 * 50_257 * 768 == pytest.approx(84.95e6, rel=0.001)
+    train = preset.train
+    assert train.batch_size * shape.context_length == 131_072 and train.num_steps == 100_000
+    assert (train.betas, train.eps, train.weight_decay, train.decay_all) == ((0.9, 0.98), 1e-9, 0.1, False)
+    assert (train.learning_rate, train.min_learning_rate, train.warmup_steps) == (1e-3, 1e-4, 1_000)
+    assert preset.bpe.pretrained == "gpt2-vocab" and preset.validation == "paloma-c4-100"
 
 
 def test_settings_of_a_preset_can_all_be_part_of_a_fingerprint():

@@ -1,29 +1,29 @@
-"""Near-duplicates by MinHash: shingles to signatures, and the whole chain over files.
+"""Near-duplicates by MinHash: signatures, candidates, exact confirmation, clusters, one survivor each.
 
 Source: Broder 1997, "On the resemblance and containment of documents". A shingle is a word n-gram of
 the normalized text. Its one base hash goes through num_hashes functions (a x h + b modulo 2^64, of
 which the upper 32 bits: multiply-add-shift, Dietzfelbinger 1996); a signature holds the minimum of each.
+What is computed stands plainly in `reference`; `shingles` and `compiled` do it fast.
 """
 
 from __future__ import annotations
 
-import functools
 import shutil
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
+from cs336.dedup import compiled
 from cs336.dedup.exact_lines import output_targets
-from cs336.dedup.lsh import EMPTY, candidate_pairs, clusters, survivors
-from cs336.filters.ngrams import ngram_hashes, word_hashes
-from cs336.processes import map_ordered
+from cs336.dedup.lsh import band_keys, candidate_pairs, clusters, survivors
+from cs336.dedup.shingles import shingle_sets, signatures_of
 from cs336.progress import Progress, silent
+
+_BLOCK_CHARS = 128_000_000  # of texts whose pairs are confirmed together; their shingles take 200 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,30 +106,52 @@ def find_duplicates(
     keys: Sequence[str],
     config: MinHashConfig,
     *,
-    document_signatures: NDArray[np.uint32] | None = None,
+    bands: Iterable[NDArray[np.uint64]] | None = None,
+    num_chars: NDArray[np.int64] | None = None,
     num_workers: int = 1,
     progress: Progress = silent,
 ) -> Duplicates:
     """Signatures, candidates, exact confirmation, clusters, and one survivor of each.
 
     Args:
-        texts: the documents.
+        texts: the documents. Where `bands` and `num_chars` are given, only candidates are read, those of a
+            block of pairs in ascending order.
         keys: a name for each, such as its id; decides, with the seed, who survives.
-        document_signatures: when they were made before, shard by shard; else they are made here.
+        bands: the band keys, as `signature_bands` gives them, when they were made before, shard by shard; they
+            are used one band after the other, so they may come from disk. Else they are made here.
+        num_chars: length of each text; else they are asked for theirs.
+        num_workers: threads.
 
     Raises:
-        ValueError: texts, keys and signatures differ in number.
+        ValueError: texts, keys and bands differ in number.
     """
-    if document_signatures is None:
-        document_signatures = signatures(texts, config, num_workers=num_workers, progress=progress)
-    if not len(texts) == len(keys) == len(document_signatures):
-        raise ValueError(
-            f"{len(texts)} texts, {len(keys)} keys and {len(document_signatures)} signatures; need one each"
-        )
-    candidates = candidate_pairs(document_signatures, config.num_bands)
-    confirmed = confirm(candidates, texts, config, progress=progress)
+    if bands is None:
+        bands = signature_bands(texts, config, num_workers=num_workers, progress=progress)
+    if len(texts) != len(keys):
+        raise ValueError(f"{len(texts)} texts and {len(keys)} keys; need one each")
+    candidates = candidate_pairs(_checked(bands, len(texts)))
+    confirmed = confirm(candidates, texts, config, num_chars=num_chars, num_workers=num_workers, progress=progress)
     labels = clusters(confirmed, len(texts))
     return Duplicates(survivors(labels, config.seed, keys), labels, len(candidates), len(confirmed))
+
+
+def _checked(bands: Iterable[NDArray[np.uint64]], num_documents: int) -> Iterator[NDArray[np.uint64]]:
+    for band in bands:
+        if len(band) != num_documents:
+            raise ValueError(f"{num_documents} texts, and a band with the keys of {len(band)}; need one each")
+        yield band
+
+
+def signature_bands(
+    texts: Iterable[str], config: MinHashConfig, *, num_workers: int = 1, progress: Progress = silent
+) -> NDArray[np.uint64]:
+    """Band keys of the texts' signatures, all that finding candidates needs: (num_bands, documents).
+
+    Signatures are not kept, so a document takes 8 bytes a band.
+    """
+    batches = _signature_batches(texts, config, num_workers=num_workers, progress=progress)
+    found = [band_keys(rows, config.num_bands) for rows in batches]
+    return np.concatenate([np.empty((config.num_bands, 0), np.uint64), *found], axis=1)
 
 
 def signatures(
@@ -137,87 +159,75 @@ def signatures(
 ) -> NDArray[np.uint32]:
     """One signature a text, in order: (documents, num_hashes).
 
-    A text without words has EMPTY everywhere, which `candidate_pairs` never matches.
+    A text without words has EMPTY everywhere, and no candidates.
+
+    Args:
+        num_workers: threads; the signatures do not depend on it.
     """
+    batches = _signature_batches(texts, config, num_workers=num_workers, progress=progress)
+    return np.concatenate([np.empty((0, config.num_hashes), np.uint32), *batches])
+
+
+def _signature_batches(
+    texts: Iterable[str], config: MinHashConfig, *, num_workers: int, progress: Progress
+) -> Iterator[NDArray[np.uint32]]:
     watched = progress(texts, unit="documents", label="minhash")
-    rows = list(map_ordered(functools.partial(signature, config=config), watched, num_workers=num_workers, per_task=32))
-    return np.stack(rows) if rows else np.zeros((0, config.num_hashes), dtype=np.uint32)
-
-
-def signature(text: str, config: MinHashConfig) -> NDArray[np.uint32]:
-    """Minimum of each hash function over the text's shingles: (num_hashes,)."""
-    shingles = shingle_hashes(text, config.ngrams)
-    if not len(shingles):
-        return np.full(config.num_hashes, EMPTY, dtype=np.uint32)
-    multipliers, offsets = _hash_functions(config.num_hashes, config.seed)
-    minima = np.full(config.num_hashes, np.iinfo(np.uint64).max, dtype=np.uint64)
-    for start in range(0, len(shingles), _BLOCK):
-        hashed = multipliers * shingles[start : start + _BLOCK]
-        hashed += offsets
-        np.minimum(minima, hashed.min(axis=1), out=minima)
-    # The upper bits of the minimum are the minimum of the upper bits. EMPTY stays for empty texts.
-    return np.minimum(minima >> np.uint64(32), EMPTY - 1).astype(np.uint32)
-
-
-_BLOCK = 512  # shingles at once: 100 functions x 512 x 8 bytes stay in a core's cache
-
-
-def shingle_hashes(text: str, n: int) -> NDArray[np.uint64]:
-    """Hash of each word n-gram of the normalized text, with repeats.
-
-    Fewer than n words make one shingle; no word makes none.
-    """
-    hashes = word_hashes(normalize(text).split())
-    return ngram_hashes(hashes, min(n, len(hashes))) if len(hashes) else hashes
-
-
-def normalize(text: str) -> str:
-    """For comparison only: lower case, decomposed (NFD), no combining marks, no punctuation, single spaces.
-
-    Punctuation are Unicode's categories P and S; it leaves no gap ("don't" is "dont").
-    """
-    text = text.lower()
-    if text.isascii():
-        return " ".join(text.translate(_ASCII_PUNCTUATION).split())
-    return " ".join(_DROPPED.sub("", unicodedata.normalize("NFD", text)).split())
-
-
-_ASCII_PUNCTUATION = {ord(mark): None for mark in r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~"""}
-_DROPPED = regex.compile(r"[\p{M}\p{P}\p{S}]+")
+    return signatures_of(
+        watched, n=config.ngrams, num_hashes=config.num_hashes, seed=config.seed, num_threads=num_workers
+    )
 
 
 def confirm(
-    pairs: NDArray[np.int64], texts: Sequence[str], config: MinHashConfig, *, progress: Progress = silent
+    pairs: NDArray[np.int64],
+    texts: Sequence[str],
+    config: MinHashConfig,
+    *,
+    num_chars: NDArray[np.int64] | None = None,
+    num_workers: int = 1,
+    progress: Progress = silent,
 ) -> NDArray[np.int64]:
-    """Those pairs whose exact Jaccard similarity reaches the threshold."""
-    # Pairs are sorted by their first member, so its set is made once for all of them.
-    shingles = functools.lru_cache(maxsize=1024)(lambda index: _shingles(texts[index], config.ngrams))
-    watched = progress(pairs.tolist(), unit="pairs", label="confirm")
-    similar = [_jaccard(shingles(left), shingles(right)) >= config.jaccard_threshold for left, right in watched]
-    return pairs[np.array(similar, dtype=bool)]
+    """Those pairs whose exact Jaccard similarity reaches the threshold.
+
+    Exact up to shingles that collide in 64 bits.
+
+    Args:
+        texts, num_chars: as `find_duplicates` takes them.
+    """
+    similarity = np.empty(len(pairs))
+    for block in progress(_blocks(pairs, texts, num_chars), unit="blocks", label="confirm"):
+        similarity[block] = similarities(pairs[block], texts, config.ngrams, num_workers=num_workers)
+    return pairs[similarity >= config.jaccard_threshold]
 
 
-def jaccard(text_a: str, text_b: str, n: int) -> float:
-    """Shared over all distinct word n-grams of two texts, normalized: 0 to 1; 0 when a text has no word."""
-    return _jaccard(_shingles(text_a, n), _shingles(text_b, n))
+def similarities(
+    pairs: NDArray[np.int64], texts: Sequence[str], n: int, *, num_workers: int = 1
+) -> NDArray[np.float64]:
+    """Jaccard similarity of the texts' sets of word n-grams, for each pair: shared over all; 0 where one is empty."""
+    documents, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(-1, 2)
+    sets, ends = shingle_sets((texts[index] for index in documents.tolist()), n, num_threads=num_workers)
+    similarity = np.empty(len(pairs))
+    lefts, rights = np.ascontiguousarray(places.T)
+    compiled.similarities(sets, ends, lefts, rights, similarity)
+    return similarity
 
 
-def _jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared) if shared else 0.0
-
-
-def _shingles(text: str, n: int) -> frozenset[tuple[str, ...]]:
-    words = normalize(text).split()
-    if not words:
-        return frozenset()
-    n = min(n, len(words))
-    return frozenset(zip(*(words[start:] for start in range(n)), strict=False))
-
-
-@functools.lru_cache(maxsize=4)
-def _hash_functions(num_hashes: int, seed: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Odd multipliers and offsets, as columns."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    numbers = generator.integers(0, 1 << 64, size=(2, num_hashes, 1), dtype=np.uint64)
-    return numbers[0] | np.uint64(1), numbers[1]
+def _blocks(
+    pairs: NDArray[np.int64], texts: Sequence[str], num_chars: NDArray[np.int64] | None
+) -> list[NDArray[np.int64]]:
+    """Numbers of pairs whose texts fit in memory together; pairs that hang together are in one block, so that hardly
+    a text is read twice."""
+    if not len(pairs):
+        return []
+    documents, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(-1, 2)
+    if num_chars is None:
+        lengths = np.array([len(texts[index]) for index in documents.tolist()])
+    else:
+        lengths = num_chars[documents]
+    order = np.argsort(clusters(places, len(documents))[places[:, 0]], kind="stable")
+    _, first = np.unique(places[order], return_index=True)  # where each document is read first
+    lengths_read = np.zeros(places.size, np.int64)
+    lengths_read[first] = lengths
+    block = np.cumsum(lengths_read)[1::2] // _BLOCK_CHARS
+    return np.split(order, np.flatnonzero(np.diff(block)) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch import nn
 
 from cs336.model.logprobs import token_logprobs
 from cs336.progress import Progress, silent
+from cs336.tokens.batches import Batches
+
+if TYPE_CHECKING:
+    from cs336.tokens.shards import TokenArray
 
 
 class Window(NamedTuple):
@@ -110,6 +114,41 @@ def evaluate_perplexity(
         "eval_seconds": seconds,
         "tokens_per_second": num_predicted / seconds,
     }
+
+
+def sampled_loss(
+    model: nn.Module,
+    tokens: np.ndarray | TokenArray,
+    *,
+    context_length: int,
+    num_batches: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Mean loss of random windows, drawn with replacement: the course's estimate of the validation loss.
+
+    Returns:
+        `nats_per_token`, and its `standard_error` over the windows.
+
+    Raises:
+        ValueError: the tokens fill no window.
+    """
+    batches = Batches(tokens, batch_size=batch_size, context_length=context_length, seed=seed, device=device)
+    was_training = model.training
+    model.eval()
+    means = []
+    try:
+        with torch.inference_mode():
+            for number in progress(range(num_batches), total=num_batches, unit="batches", label="sampled loss"):
+                inputs, targets = batches.at(number)
+                means.append(-token_logprobs(model(inputs).float(), targets).double().mean(dim=-1))
+    finally:
+        model.train(was_training)
+    windows = torch.cat(means)
+    error = windows.std().item() / math.sqrt(len(windows)) if len(windows) > 1 else math.inf
+    return {"nats_per_token": windows.mean().item(), "standard_error": error}
 
 
 def sliding_windows(num_targets: int, *, length: int, stride: int) -> Iterator[Window]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from resiliparse.parse.encoding import detect_encoding
 
 from cs336.crawl.warc import Record, Skipped, read_records
 from cs336.documents import Document
+from cs336.extract.records import DOCUMENT, RecordRow, row_of
 from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
 
@@ -118,20 +119,44 @@ def extract_shard(
     Raises:
         UserError: no such file.
     """
+    documents, rows = extract_records(
+        warc_path, config, warc_name=warc_name, num_workers=num_workers, progress=progress
+    )
+    return documents, Counter(row.outcome for row in rows if row.outcome != DOCUMENT)
+
+
+def extract_records(
+    warc_path: Path,
+    config: ExtractConfig,
+    *,
+    warc_name: str | None = None,
+    num_workers: int = 1,
+    progress: Progress = silent,
+) -> tuple[list[Document], list[RecordRow]]:
+    """As `extract_shard`, but with a row for every record of the file, in file order."""
     name = warc_name or warc_path.name
     records = progress(
         read_records(warc_path, max_record_bytes=config.max_page_bytes), unit="records", label=f"extract {name}"
     )
-    batches = _batches(_slimmed(records))
+    waiting: deque[RecordRow] = deque()  # of the records on their way through the workers
+
+    def noted() -> Iterator[Record | Skipped]:
+        for record in records:
+            waiting.append(row_of(record, name))
+            yield record
+
     documents: list[Document] = []
-    skipped: Counter[str] = Counter()
+    rows: list[RecordRow] = []
+    batches = _batches(_slimmed(noted()))
     for outcomes in map_ordered(partial(_extract_batch, config, name), batches, num_workers=num_workers):
         for outcome in outcomes:
+            row = waiting.popleft()
             if isinstance(outcome, str):
-                skipped[outcome] += 1
+                rows.append(row._replace(outcome=outcome))
             else:
+                rows.append(row._replace(id=outcome.id, num_characters=len(outcome.text), outcome=DOCUMENT))
                 documents.append(outcome)
-    return documents, skipped
+    return documents, rows
 
 
 def _slimmed(records: Iterator[Record | Skipped]) -> Iterator[Record | str]:

@@ -25,7 +25,8 @@ class EvalIndex:
     """Hashes of every n-gram of every evaluation text, with the evaluations that it occurs in.
 
     A text shorter than n words has no n-gram: it is remembered whole, and matches only a whole line
-    or a whole document, so that a short question does not hit the common phrases inside it.
+    or a whole document, so that a short question does not hit the common phrases inside it. Whole
+    longer texts are remembered too, which tells a copied document from one that quotes.
 
     Attributes:
         n: words in an n-gram.
@@ -44,6 +45,8 @@ class EvalIndex:
         ngram_evals: NDArray[np.uint64],
         short: NDArray[np.uint64],
         short_evals: NDArray[np.uint64],
+        whole: NDArray[np.uint64],
+        whole_evals: NDArray[np.uint64],
         num_empty: int = 0,
     ) -> None:
         self.n = n
@@ -51,6 +54,7 @@ class EvalIndex:
         self.num_empty = num_empty
         self._ngrams, self._ngram_evals = ngrams, ngram_evals
         self._short, self._short_evals = short, short_evals
+        self._whole, self._whole_evals = whole, whole_evals
 
     @property
     def num_ngrams(self) -> int:
@@ -74,6 +78,7 @@ class EvalIndex:
         evals = tuple(sorted(texts_by_eval))
         long: list[list[NDArray[np.uint64]]] = [[] for _ in evals]
         short: list[list[NDArray[np.uint64]]] = [[] for _ in evals]
+        whole: list[list[NDArray[np.uint64]]] = [[] for _ in evals]
         num_empty = 0
         for number, name in enumerate(evals):
             for text in texts_by_eval[name]:
@@ -84,8 +89,10 @@ class EvalIndex:
                     short[number].append(ngram_hashes(hashes, len(hashes)))
                 else:
                     long[number].append(ngram_hashes(hashes, n))
+                    whole[number].append(ngram_hashes(hashes, len(hashes)))
         ngrams, ngram_evals = _with_bits(long)
         shorts, short_evals = _with_bits(short)
+        wholes, whole_evals = _with_bits(whole)
         return cls(
             n=n,
             evals=evals,
@@ -93,6 +100,8 @@ class EvalIndex:
             ngram_evals=ngram_evals,
             short=shorts,
             short_evals=short_evals,
+            whole=wholes,
+            whole_evals=whole_evals,
             num_empty=num_empty,
         )
 
@@ -109,6 +118,15 @@ class EvalIndex:
     def num_hits(self, text: str) -> int:
         """How many n-grams (by position), short lines or wholes match any evaluation."""
         return len(self._hits(text))
+
+    def copies(self, text: str) -> tuple[str, ...]:
+        """Evaluations of which this whole document is one text, word for word; most often none."""
+        hashes = word_hashes(_only_words(text).split())
+        if not len(hashes):
+            return ()
+        tables = (self._short, self._short_evals) if len(hashes) < self.n else (self._whole, self._whole_evals)
+        found = _look_up(ngram_hashes(hashes, len(hashes)), *tables)
+        return tuple(name for bit, name in enumerate(self.evals) if len(found) and int(found[0]) >> bit & 1)
 
     def _hits(self, text: str) -> NDArray[np.uint64]:
         """Bits of the evaluations, for each place of the text that matches any."""
@@ -136,6 +154,8 @@ class EvalIndex:
                 ngram_evals=self._ngram_evals,
                 short=self._short,
                 short_evals=self._short_evals,
+                whole=self._whole,
+                whole_evals=self._whole_evals,
                 num_empty=np.array(self.num_empty),
             )
 
@@ -155,6 +175,8 @@ class EvalIndex:
                     ngram_evals=arrays["ngram_evals"],
                     short=arrays["short"],
                     short_evals=arrays["short_evals"],
+                    whole=arrays["whole"],
+                    whole_evals=arrays["whole_evals"],
                     num_empty=int(arrays["num_empty"]),
                 )
         except FileNotFoundError:

@@ -6,6 +6,7 @@ Source: Rae et al. 2021, arXiv:2112.11446, appendix A.1.1; the subset of the CS3
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +77,11 @@ def failing_rule(measures: GopherMeasures, config: GopherConfig) -> str | None:
 
 def measure_gopher(text: str, *, marks_are_words: bool = True) -> GopherMeasures:
     """The four figures behind the rules; see `GopherConfig.marks_are_words`."""
-    words = split_words(text) if marks_are_words else text.split()
+    return measure_words(text, split_words(text) if marks_are_words else text.split())
+
+
+def measure_words(text: str, words: Sequence[str]) -> GopherMeasures:
+    """The figures for a text that somebody else has split into words."""
     lines = [line for line in map(str.rstrip, text.splitlines()) if line]
     if not words:
         return GopherMeasures(0, 0.0, 0.0, 0.0)

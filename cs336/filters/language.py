@@ -20,6 +20,7 @@ class LanguageModel:
 
     Attributes:
         name: "lid.176" or "resiliparse".
+        labels: codes of the fastText model; None for resiliparse's detector.
 
     Args:
         path: `lid.176.bin` or the compressed `lid.176.ftz`; None takes resiliparse's detector,
@@ -31,6 +32,7 @@ class LanguageModel:
 
     def __init__(self, path: Path | None = None) -> None:
         self._classifier = None if path is None else Classifier(path)
+        self.labels = None if self._classifier is None else self._classifier.labels
         self.name = "resiliparse" if path is None else "lid.176"
 
     def identify(self, text: str) -> tuple[str, float]:

@@ -8,6 +8,7 @@ so masking twice masks nothing more.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 EMAIL = "|||EMAIL_ADDRESS|||"
@@ -23,12 +24,31 @@ class PiiCounts(NamedTuple):
     phones: int
 
 
+class PiiSpan(NamedTuple):
+    """Where something would be masked: its placeholder, and the characters from `start` to before `end`."""
+
+    placeholder: str
+    start: int
+    end: int
+
+
 def mask_pii(text: str) -> tuple[str, PiiCounts]:
     """Mask e-mail addresses, then IP addresses, then phone numbers; also how many of each."""
     text, emails = mask_emails(text)
     text, ips = mask_ips(text)
     text, phones = mask_phone_numbers(text)
     return text, PiiCounts(emails, ips, phones)
+
+
+def find_pii(text: str) -> list[PiiSpan]:
+    """What `mask_pii` masks, in the order of the text, with its places in it."""
+    found: list[PiiSpan] = []
+    for placeholder, spans_in in ((EMAIL, _email_spans), (IP, _ip_spans), (PHONE, _phone_spans)):
+        spans = spans_in(text)
+        found += (PiiSpan(placeholder, start, end) for start, end in spans)
+        # As placeholders would stand there, for the next kind; of equal length, so that places stay.
+        text = "".join(_pieces(text, spans, lambda start, end: "|" * (end - start)))
+    return sorted(found, key=lambda span: span.start)
 
 
 # ASCII only: Chinese text puts no space around an address, and must not become part of it.
@@ -42,17 +62,21 @@ def mask_emails(text: str) -> tuple[str, int]:
     A domain ends in an alphabetic top-level domain; punctuation after it survives. Addresses with
     other than ASCII letters are not found.
     """
-    pieces: list[str] = []
+    return _replace(text, _email_spans(text), EMAIL)
+
+
+def _email_spans(text: str) -> list[tuple[int, int]]:
+    spans = []
     done = 0
     at = text.find("@")
     while at >= 0:
         start = at - _leading_run(text, done, at)
         domain = _DOMAIN.match(text, at + 1)
         if start < at and domain:
-            pieces += (text[done:start], EMAIL)
             done = domain.end()
+            spans.append((start, done))
         at = text.find("@", max(at + 1, done))
-    return "".join((*pieces, text[done:])), len(pieces) // 2
+    return spans
 
 
 def _leading_run(text: str, floor: int, at: int) -> int:
@@ -74,16 +98,20 @@ def mask_ips(text: str) -> tuple[str, int]:
 
     A fifth dotted number, or a letter or digit next to it, means it is something else: a version.
     """
-    if not _IP_HINT.search(text):
-        return text, 0
-    return _IP.subn(IP, text)
+    return _replace(text, _ip_spans(text), IP)
+
+
+def _ip_spans(text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in _IP.finditer(text)] if _IP_HINT.search(text) else []
 
 
 _SEPARATOR = "[-. \u00a0\u2010\u2011\u2013]?"
+# "x" and an extension, after a number that is written as one; bare digits and an x may be anything.
+_EXTENSION = rf"(?:(?:(?<={_SEPARATOR[:-1]}[0-9]{{4}})|(?<=\)[0-9]{{7}}))x[0-9]{{1,5}})?"
 _NUMBER = (
-    rf"(?:\+?1{_SEPARATOR})?"
+    rf"(?:\+?1{_SEPARATOR}|001{_SEPARATOR[:-1]})?"
     rf"(?:\([0-9]{{3}}\)|[0-9]{{3}}){_SEPARATOR}[0-9]{{3}}{_SEPARATOR}[0-9]{{4}}"
-    r"(?!\w)(?!\.[0-9])"
+    rf"{_EXTENSION}(?!\w)(?!\.[0-9])"
 )
 # Numbers glued to one another by a plus or a bracket are taken together: else masking the first
 # would free the second for the next time.
@@ -96,16 +124,30 @@ def mask_phone_numbers(text: str) -> tuple[str, int]:
     """Replace US phone numbers; returns the text and how many were replaced.
 
     Ten digits, bare or as 3-3-4 with hyphens, dots or spaces, the area code in brackets or not, with
-    or without +1 or 1. Word characters next to it, or a decimal point with digits, veto it.
+    or without +1, 1 or 001-, and with its extension (x123). Word characters next to it, or a decimal
+    point with digits, veto it.
     """
+    return _replace(text, _phone_spans(text), PHONE)
+
+
+def _phone_spans(text: str) -> list[tuple[int, int]]:
     if not _PHONE_HINT.search(text):
-        return text, 0
-    count = 0
+        return []
+    return [
+        (match.start() + number.start(), match.start() + number.end())
+        for match in _PHONES.finditer(text)
+        for number in _PHONE.finditer(match[0])
+    ]
 
-    def replace(match: re.Match[str]) -> str:
-        nonlocal count
-        numbers = len(_PHONE.findall(match[0]))
-        count += numbers
-        return PHONE * numbers
 
-    return _PHONES.sub(replace, text), count
+def _replace(text: str, spans: list[tuple[int, int]], placeholder: str) -> tuple[str, int]:
+    return ("".join(_pieces(text, spans, lambda start, end: placeholder)) if spans else text), len(spans)
+
+
+def _pieces(text: str, spans: list[tuple[int, int]], filler: Callable[[int, int], str]) -> Iterator[str]:
+    done = 0
+    for start, end in spans:
+        yield text[done:start]
+        yield filler(start, end)
+        done = end
+    yield text[done:]

@@ -26,11 +26,11 @@ from cs336.filters.language import LanguageModel
 from cs336.filters.pii import mask_pii
 from cs336.filters.quality import QualityModel
 from cs336.filters.scan import scan_gopher
+from cs336.filters.trained import OFF
 from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
 
 FILTERS = ("language", "nsfw", "toxic", "c4", "gopher", "quality", "contaminated", "pii")  # in the order they decide
-OFF = "off, no model"
 NOT_WANTED = "off, by the preset"
 
 
@@ -40,7 +40,7 @@ class FilterModels:
 
     Attributes:
         filters: those that are run; the others measure nothing, so they drop and mask nothing.
-        language, nsfw, toxic, quality, evals: None where there is no model.
+        language, nsfw, toxic, own_toxic, quality, evals: None where there is no model.
         c4: C4's line rules; when enabled, what comes after them measures the lines that are left.
     """
 
@@ -48,6 +48,7 @@ class FilterModels:
     language: Path | None = None  # None takes resiliparse's detector
     nsfw: Path | None = None
     toxic: Path | None = None
+    own_toxic: Path | None = None  # trained here, for where there is no `toxic`
     quality: Path | None = None
     evals: Path | None = None  # an EvalIndex
     c4: C4Config = field(default_factory=C4Config)
@@ -166,6 +167,17 @@ def decide(measurements: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     )
 
 
+def rules(config: FilterConfig) -> list[tuple[str, str, pl.Expr]]:
+    """Every rule in the order they decide: the reason it gives, its filter, and when it drops a document."""
+    return [(name, _filter_of(name), fails) for name, fails in _failures(config)]
+
+
+def columns_of(filter_name: str) -> list[str]:
+    """What a filter measures: columns of MEASUREMENTS."""
+    columns = iter(list(MEASUREMENTS)[5:])  # after what names the document
+    return {name: list(itertools.islice(columns, count)) for name, (count, _) in _MEASURES.items()}[filter_name]
+
+
 def ledger(decisions: pl.DataFrame, states: Mapping[str, str], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     """One row a filter, in the order they decide.
 
@@ -234,7 +246,7 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
     states = {
         "language": f"on: {language.name}",
         "nsfw": OFF if models.nsfw is None else "on: fastText",
-        "toxic": OFF if models.toxic is None else "on: fastText",
+        "toxic": "on: fastText" if models.toxic else "on: trained here" if models.own_toxic else OFF,
         "c4": "on" if models.c4.enabled else NOT_WANTED,
         "gopher": "on",
         "quality": OFF if models.quality is None else "on: fastText",
@@ -244,11 +256,19 @@ def _open_unchanged(models: FilterModels, stamps: tuple[tuple[int, int] | None, 
         "pii": "on",
     }
     states |= {name: NOT_WANTED for name in FILTERS if name not in models.filters}
-    return _Opened(language, HarmfulModels(models.nsfw, models.toxic), QualityModel(models.quality), evals, states)
+    harmful = HarmfulModels(models.nsfw, models.toxic, models.own_toxic)
+    return _Opened(language, harmful, QualityModel(models.quality), evals, states)
 
 
 # Which filter needs which of the models.
-_MODELS = {"language": "language", "nsfw": "nsfw", "toxic": "toxic", "quality": "quality", "evals": "contaminated"}
+_MODELS = {
+    "language": "language",
+    "nsfw": "nsfw",
+    "toxic": "toxic",
+    "own_toxic": "toxic",
+    "quality": "quality",
+    "evals": "contaminated",
+}
 
 
 def _open(models: FilterModels) -> _Opened:

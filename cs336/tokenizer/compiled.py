@@ -17,11 +17,8 @@ All kernels are in one file: Numba's cache notices a changed file, not a changed
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
+
+from cs336 import compilation
 
 SHORT_BYTES = 15  # longest pre-token that is its own key
 
@@ -69,20 +68,9 @@ def _warm_up() -> None:
         find_token(buffer, 1, buffer)
 
 
-@contextlib.contextmanager
-def announced() -> Iterator[None]:
+def announced() -> AbstractContextManager[None]:
     """For first calls of kernels: says so when they take a while, as they are compiled then."""
-    notice = threading.Timer(3.0, _say_compiling)
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
-
-
-def _say_compiling() -> None:
-    print("compiling the tokenizer's inner loops: once, half a minute at most", file=sys.stderr, flush=True)
+    return compilation.announced("the tokenizer's inner loops")
 
 
 @functools.cache

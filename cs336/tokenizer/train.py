@@ -36,10 +36,13 @@ class BpeConfig:
         vocab_size: entries in all: special tokens, the 256 bytes, and one for each merge.
         special_tokens: strings that always become exactly one id and that no merge touches.
             GPT-2's end-of-text mark alone, as in the course.
+        pretrained: catalogue entry whose vocabulary is taken instead of learning one, such as "gpt2-vocab";
+            `vocab_size` is then that one's. "" learns.
     """
 
     vocab_size: int
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+    pretrained: str = ""
 
 
 def train_bpe(

@@ -61,6 +61,7 @@ def make_project(folder: Path, **variables: str) -> Project:
         "CS336_DOWNLOADS": str(folder / "downloads"),
         "CS336_PRESETS": str(ROOT / "tests" / "presets.toml"),
         "CS336_PRESET": "micro",
+        "CS336_SHEETS": str(folder / "sheets"),
         "CS336_WORKERS": "1",  # tests run side by side
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         **variables,

@@ -7,22 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cs336.dedup import exact_lines
 from cs336.dedup.exact_lines import (
     LineConfig,
     deduplicate_lines,
-    drop_repeated_lines,
     exact_line_deduplication,
     line_hashes,
     repeated_hashes,
 )
+from cs336.dedup.reference import hash_bytes
+from cs336.dedup.repeated import SortedHashes
 
 
-def run(tmp_path: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
+def run(tmp_path: Path, contents: dict[str, bytes], **options) -> dict[str, bytes]:
     paths = [tmp_path / "in" / name for name in contents]
     (tmp_path / "in").mkdir()
     for path, content in zip(paths, contents.values(), strict=True):
         path.write_bytes(content)
-    exact_line_deduplication(paths, tmp_path / "new" / "out")
+    exact_line_deduplication(paths, tmp_path / "new" / "out", **options)
     return {path.name: path.read_bytes() for path in (tmp_path / "new" / "out").iterdir()}
 
 
@@ -40,18 +42,25 @@ def test_kept_bytes_do_not_change_whatever_they_are(tmp_path: Path):
     assert run(tmp_path, {"a": content, "b": b"", "c": b" \n"}) == {"a": content, "b": b"", "c": b" \n"}
 
 
-def test_random_files_agree_with_counting_whole_lines(tmp_path: Path):
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 4_096, 64])
+@pytest.mark.parametrize("block_bytes", [8_000_000, 5])
+def test_random_files_agree_with_counting_whole_lines_however_small_the_memory(
+    tmp_path: Path, memory_bytes: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exact_lines, "_BLOCK_BYTES", block_bytes)
     generator = random.Random(0)
     contents = {
         f"{number}.txt": b"".join(b"%d\n" % generator.randint(0, 300) for _ in range(generator.randint(0, 40)))
         for number in range(20)
     }
+    contents["long.txt"] = b"x" * 1000 + b"\r\n" + b"y" * 333
     counts = Counter(line for content in contents.values() for line in content.splitlines())
     expected = {
         name: b"".join(line for line in content.splitlines(keepends=True) if counts[line.rstrip()] == 1)
         for name, content in contents.items()
     }
-    assert run(tmp_path, contents) == expected
+    assert run(tmp_path, contents, memory_bytes=memory_bytes) == expected
+    assert 0 < sum(map(len, expected.values())) < sum(map(len, contents.values()))
 
 
 def test_two_inputs_of_one_name_are_an_error(tmp_path: Path):
@@ -67,8 +76,11 @@ def test_an_output_never_overwrites_its_input(tmp_path: Path):
 
 
 def test_line_hashes_are_the_same_everywhere():
-    # The first 8 bytes, little-endian, of `b2sum --length=64` of "abc".
-    assert line_hashes("abc\n").tolist() == line_hashes("abc").tolist() == [0x5995D533D814BBD8]
+    text = "abc\r\n\n\rx\r\ny\r\n漢字 and more than sixteen bytes\n12345678\nlast\r"
+    lines = ["abc", "", "\rx", "y", "漢字 and more than sixteen bytes", "12345678", "last\r"]
+    assert line_hashes(text).tolist() == [hash_bytes(line.encode()) for line in lines]
+    assert line_hashes("abc\n").tolist() == line_hashes("abc").tolist() == [0x92C11FE0E76812F5]
+    assert line_hashes("").shape == (0,)
 
 
 def test_hashes_seen_in_two_shards_or_twice_in_one_are_repeated():
@@ -77,22 +89,38 @@ def test_hashes_seen_in_two_shards_or_twice_in_one_are_repeated():
     assert repeated_hashes([]).dtype == np.uint64
 
 
-def test_blank_lines_can_be_exempt():
+def without(folder: Path, text: str, repeated: np.ndarray, memory_bytes: int = 1 << 20, **settings) -> str | None:
+    repeated.tofile(folder / "table")
+    config = LineConfig(**{"min_words": 0} | settings)
+    (kept,) = deduplicate_lines([text], SortedHashes(folder / "table", memory_bytes), config)
+    return kept
+
+
+def test_blank_lines_can_be_exempt(tmp_path: Path):
     text = "title\n\nfirst\n \n\nsecond"
     repeated = repeated_hashes([line_hashes(text), line_hashes("first\n ")])
-    assert drop_repeated_lines(text, repeated) == "title\nsecond"
-    assert drop_repeated_lines(text, repeated, exempt_blank=True) == "title\n\n \n\nsecond"
-    assert drop_repeated_lines(text, repeated_hashes([])) == text
+    assert without(tmp_path, text, repeated) == "title\nsecond"
+    assert without(tmp_path, text, repeated, exempt_blank=True) == "title\n\n \n\nsecond"
+    assert without(tmp_path, text, repeated_hashes([])) == text
 
 
-def test_documents_left_too_short_are_dropped():
+def test_documents_left_too_short_are_dropped(tmp_path: Path):
     repeated = repeated_hashes([line_hashes("menu\nmenu")])
     text = "menu\none two three\n"
-    assert deduplicate_lines(text, repeated, LineConfig(min_words=3)) == "one two three\n"
-    assert deduplicate_lines(text, repeated, LineConfig(min_words=4)) is None
-    assert deduplicate_lines("menu\n", repeated, LineConfig(min_words=0)) is None
+    assert without(tmp_path, text, repeated, min_words=3) == "one two three\n"
+    assert without(tmp_path, text, repeated, min_words=4) is None
+    assert without(tmp_path, "menu\n", repeated) is None
 
 
-def test_any_unicode_survives():
+def test_any_unicode_survives(tmp_path: Path):
     text = "naïve 漢字 \u2028 \ud800\nrest"
-    assert drop_repeated_lines(text, line_hashes("rest")) == "naïve 漢字 \u2028 \ud800\n"
+    assert without(tmp_path, text, line_hashes("rest")) == "naïve 漢字 \u2028 \ud800\n"
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 20, 128])
+def test_many_documents_are_looked_up_together_and_stay_apart(tmp_path: Path, memory_bytes: int):
+    texts = ["a\nb", "", "b", "c\nd\n", "a", "e\n\nf"]
+    np.sort(line_hashes("b\nd\na")).tofile(tmp_path / "table")
+    table = SortedHashes(tmp_path / "table", memory_bytes)
+    kept = [None, None, None, "c\n", None, "e\n\nf"]
+    assert list(deduplicate_lines(iter(texts), table, LineConfig(min_words=0))) == kept

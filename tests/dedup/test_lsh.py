@@ -7,7 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cs336.dedup.lsh import EMPTY, MAX_ALL_PAIRS, candidate_pairs, clusters, survivors
+from cs336.dedup.lsh import MAX_ALL_PAIRS, NO_KEY, band_keys, candidate_pairs, clusters, survivors
+from cs336.dedup.reference import EMPTY, band_key
+
+
+def pairs_of(signatures: np.ndarray, num_bands: int) -> np.ndarray:
+    return candidate_pairs(band_keys(signatures, num_bands))
 
 
 def test_documents_that_agree_in_one_whole_band_are_candidates():
@@ -21,13 +26,21 @@ def test_documents_that_agree_in_one_whole_band_are_candidates():
         ],
         dtype=np.uint32,
     )
-    assert candidate_pairs(signatures, 2).tolist() == [[0, 1], [0, 2], [1, 4]]
+    assert pairs_of(signatures, 2).tolist() == [[0, 1], [0, 2], [1, 4]]
+
+
+def test_keys_are_those_of_the_plain_version():
+    signatures = np.random.default_rng(3).integers(0, 2**32 - 1, size=(5, 12), dtype=np.uint32)
+    signatures[2] = EMPTY
+    expected = [[band_key(row[band : band + 4]) for row in signatures] for band in (0, 4, 8)]
+    assert band_keys(signatures, 3).tolist() == expected
+    assert expected[0][2] == NO_KEY
 
 
 def test_empty_documents_never_match():
     signatures = np.full((3, 4), EMPTY, dtype=np.uint32)
-    assert candidate_pairs(signatures, 2).shape == (0, 2)
-    assert candidate_pairs(signatures[:0], 2).shape == (0, 2)
+    assert pairs_of(signatures, 2).shape == (0, 2)
+    assert pairs_of(signatures[:0], 2).shape == (0, 2)
 
 
 def test_small_buckets_are_compared_pair_by_pair_as_all_pairs_would():
@@ -39,18 +52,26 @@ def test_small_buckets_are_compared_pair_by_pair_as_all_pairs_would():
         if any((signatures[i, band : band + 2] == signatures[j, band : band + 2]).all() for band in (0, 2, 4))
     ]
     assert max(Counter(map(tuple, signatures[:, :2].tolist())).values()) <= MAX_ALL_PAIRS
-    assert candidate_pairs(signatures, 3).tolist() == expected
+    assert pairs_of(signatures, 3).tolist() == expected
 
 
 def test_the_work_in_a_large_bucket_is_capped_and_still_links_all_of_it():
-    pairs = candidate_pairs(np.zeros((1000, 4), dtype=np.uint32), 2)
+    pairs = pairs_of(np.zeros((1000, 4), dtype=np.uint32), 2)
     assert len(pairs) < 2 * 1000
     assert (clusters(pairs, 1000) == 0).all()
 
 
+def test_large_buckets_are_linked_by_a_star_and_a_chain():
+    keys = np.array([7] + [5] * 9 + [7] + [1] * 10, np.uint64)
+    expected = {(0, 10)}
+    for members in (range(1, 10), range(11, 21)):
+        expected |= {(members[0], member) for member in members[1:]} | set(itertools.pairwise(members))
+    assert set(map(tuple, candidate_pairs([keys]).tolist())) == expected
+
+
 def test_bands_must_divide_the_signature():
     with pytest.raises(ValueError, match="10 hashes"):
-        candidate_pairs(np.zeros((2, 10), dtype=np.uint32), 3)
+        band_keys(np.zeros((2, 10), dtype=np.uint32), 3)
 
 
 def test_clusters_are_transitive_and_named_by_their_first_member():

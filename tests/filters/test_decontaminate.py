@@ -38,6 +38,14 @@ def test_a_short_question_hits_only_as_a_whole_line_or_document(index: EvalIndex
     assert index.count("What is the boiling point of water at sea level?") == {}
 
 
+def test_a_document_that_is_a_whole_text_is_told_from_one_that_quotes(index: EvalIndex, tmp_path: Path):
+    index.save(tmp_path / "evals.npz")
+    for each in (index, EvalIndex.load(tmp_path / "evals.npz")):
+        assert each.copies(LONG.upper().replace(" ", "\n")) == ("gsm8k", "mmlu")
+        assert each.copies(SHORT) == ("mmlu",)
+        assert each.copies(f"{LONG} Indeed.") == each.copies("Quiz\n" + SHORT) == each.copies("") == ()
+
+
 def test_empty_texts_neither_hit_nor_are_lost_silently(index: EvalIndex):
     assert index.num_empty == 1
     assert index.num_hits("") == index.num_hits("\n ... \n") == 0

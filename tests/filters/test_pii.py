@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs336.files import read_jsonl
-from cs336.filters.pii import EMAIL, IP, PHONE, PiiCounts, mask_emails, mask_ips, mask_phone_numbers, mask_pii
+from cs336.filters.pii import EMAIL, IP, PHONE, PiiCounts, find_pii, mask_emails, mask_ips, mask_phone_numbers, mask_pii
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,14 @@ def test_emails(text: str, expected: str, count: int):
         "+12831823829",
         "1 (283) 182-3829",
         "1-283-182-3829",
+        "1.283.182.3829",
+        "+1 (283) 182 3829",
+        "(283)182-3829",
+        "(283)-182.3829",
+        "(283).182 3829",
+        "001-283-182-3829",  # how a US number is dialled from abroad
+        "283-182-3829x12345",  # with its extension
+        "(283)1823829x7",
     ],
 )
 def test_every_shape_of_a_us_number_is_masked_whole(number: str):
@@ -54,7 +62,18 @@ def test_every_shape_of_a_us_number_is_masked_whole(number: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["12831823829123", "x2831823829", "2831823829x", "3.1415926535", "28-31-82-3829", "283182382", f"{PHONE}"],
+    [
+        "12831823829123",
+        "x2831823829",
+        "2831823829x",
+        "2831823829x12",
+        "283-182-3829x",
+        "283-182-3829x123456",
+        "3.1415926535",
+        "28-31-82-3829",
+        "283182382",
+        f"{PHONE}",
+    ],
 )
 def test_these_are_no_phone_numbers(text: str):
     assert mask_phone_numbers(text) == (text, 0)
@@ -89,6 +108,37 @@ def test_all_together_are_counted_by_kind():
 def test_masking_twice_masks_nothing_more(pieces: list[str]):
     once, _ = mask_pii("".join(pieces))
     assert mask_pii(once) == (once, PiiCounts(0, 0, 0))
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([*"a1@.-+( )|_'x", "283", "1823829", "(283)1823829", "b.com", "1.2.3.4"]), max_size=12))
+def test_the_places_found_are_those_that_are_masked(pieces: list[str]):
+    text = "".join(pieces)
+    masked, done = "", 0
+    for span in find_pii(text):
+        assert span.start >= done
+        masked += text[done : span.start] + span.placeholder
+        done = span.end
+    assert masked + text[done:] == mask_pii(text)[0]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(max_size=200))
+def test_any_text_can_be_masked_and_twice_masks_nothing_more(text: str):
+    once, _ = mask_pii(text)
+    assert mask_pii(once) == (once, PiiCounts(0, 0, 0))
+
+
+@pytest.mark.parametrize("unit", ["1", "a@", "a.", "1.1.1.1", "(283)1823829", "1 (283) 182-3829x1", "+1", "@a.b-"])
+def test_ten_times_the_line_takes_about_ten_times_as_long(unit: str):
+    def seconds(num_bytes: int) -> float:
+        text = unit * (num_bytes // len(unit))
+        start = time.process_time()
+        mask_pii(text)
+        return time.process_time() - start
+
+    small = min(seconds(1_000_000) for _ in range(3))
+    assert seconds(10_000_000) < 30 * small + 0.2  # a quadratic pattern takes 100 times as long
 
 
 @pytest.mark.parametrize(

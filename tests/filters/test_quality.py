@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cs336.files import UserError
-from cs336.filters.quality import QualityConfig, QualityModel, hosts_of, is_reference, normalize, train_quality
+from cs336.filters.quality import QualityConfig, QualityModel, hosts_of, is_reference, train_quality
 
 CONFIG = QualityConfig(min_documents_per_class=20, max_documents_per_class=200, bucket=2_000, epochs=20)
 SCHOLARLY = [
@@ -20,9 +20,9 @@ FORUM = [
 ]
 
 
-def documents(vocabulary: list[str], count: int, *, seed: int) -> list[str]:
+def documents(vocabulary: list[str], count: int, *, seed: int) -> list[tuple[str, str]]:
     generator = random.Random(seed)
-    return [" ".join(generator.choices(vocabulary, k=40)) + f"\n{seed}-{number}" for number in range(count)]
+    return [("", " ".join(generator.choices(vocabulary, k=40)) + f"\n{seed}-{number}") for number in range(count)]
 
 
 POSITIVES, NEGATIVES = documents(SCHOLARLY, 150, seed=1), documents(FORUM, 120, seed=2)
@@ -31,7 +31,7 @@ POSITIVES, NEGATIVES = documents(SCHOLARLY, 150, seed=1), documents(FORUM, 120, 
 def test_the_classes_are_told_apart_and_the_report_says_how_well(tmp_path: Path):
     report = train_quality(POSITIVES, NEGATIVES, tmp_path / "quality.bin", CONFIG)
     assert (report.state, report.num_positives, report.num_negatives) == ("on: fastText", 120, 120)  # balanced
-    assert report.num_held_out == 24
+    assert report.num_held_out == report.num_calibration == 36  # 15 % each
     assert [row.threshold for row in report.thresholds] == [tenths / 10 for tenths in range(1, 10)]
     assert report.thresholds[4].precision == report.thresholds[4].recall == 1.0
     model = QualityModel(tmp_path / "quality.bin")
@@ -61,12 +61,13 @@ def test_the_same_documents_in_any_order_give_the_same_bytes(tmp_path: Path):
     assert first.num_positives == 50
     assert (tmp_path / "a" / "q.bin").read_bytes() == (tmp_path / "b" / "q.bin").read_bytes()
     assert (tmp_path / "a" / "q.bin").read_bytes() != (tmp_path / "c" / "q.bin").read_bytes()
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["q.bin"]  # nothing left beside it
+    # Nothing is left beside them.
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["q.bin", "q.bin.calibration.json"]
 
 
 def test_too_few_documents_make_no_model_and_say_so(tmp_path: Path):
     report = train_quality(POSITIVES[:3] * 50, NEGATIVES, tmp_path / "quality.bin", CONFIG)
-    assert report.state == "off, no model: 3 reference and 120 crawl documents, 20 of each needed"
+    assert report.state == "off, no model: 3 wiki and 120 cc documents, 20 of each needed"
     assert not (tmp_path / "quality.bin").exists()
 
 
@@ -79,10 +80,6 @@ def test_without_a_model_there_is_no_score():
 def test_a_model_of_something_else_is_refused(shared_data: Path):
     with pytest.raises(UserError, match="another model"):
         QualityModel(shared_data / "weights" / "lid.176.ftz")
-
-
-def test_normalized_text_is_one_line_without_fasttexts_own_words():
-    assert normalize("It's __label__wiki\nA_b </s>") == "it ' s _ _ label _ _ wiki a _ b < / s >"
 
 
 def test_reference_pages_are_known_by_pattern_or_by_host():

@@ -1,0 +1,148 @@
+"""What assignment 4's leaderboard asks for: the loss, its curve over wall-clock time, how the data was made (CS336)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from cs336.evals.perplexity import evaluate_perplexity, sampled_loss
+from cs336.files import read_json, replacing, write_json
+from cs336.hardware import pick_device
+from cs336.model.transformer import ModelConfig, load_model
+from cs336.presets import DATA_COURSE
+from cs336.store import MANIFEST
+from cs336.tokens.index import read_index
+from cs336.tokens.shards import concatenate
+from cs336.train.loop import TrainConfig
+from cs336.train.metrics import METRICS_FILE, read_rows
+from cs336_assets import plots
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.crawl import page_table
+
+SUBMISSION_FILE = "submission.json"
+PINNED_FILE = "pinned.json"
+DESCRIPTION_FILE = "description.md"
+SAMPLED_BATCHES, SAMPLED_SEQUENCES = 1_000, 128  # of the course's evaluation: 65.5 M tokens at a context of 512
+# What may differ from the course's settings: how often is looked, and how the same batch is divided.
+FREE_SETTINGS = ("micro_batch_size", "valid_interval", "valid_batches", "checkpoint_interval", "keep_checkpoints")
+
+
+@asset(group="experiments", kinds={"pytorch"}, owner="team:evals", pool="gpu")
+def submission(
+    step: Step,
+    base_model: Path,
+    token_shards: list[Path],
+    validation_tokens: Path,
+    filter_ledger: Path,
+    near_duplicates: Path,
+    train: TrainConfig,
+    seed: int,
+) -> Metadata:
+    """Problem train_model of assignment 4: the bundle that is handed in.
+
+    The best validation loss recorded while training; of the final model the course's sampled estimate (1,000
+    batches of 128 random windows) with its standard error, and the exact mean over every validation token; the
+    learning curve against wall-clock time; the description, from the ledger of the filters on; and a pinned list
+    of every artifact it was made from.
+    """
+    shards = [*token_shards, validation_tokens]
+    curve = [row for row in read_rows(base_model / METRICS_FILE) if "valid_loss" in row]
+    best = min(curve, key=lambda row: row["valid_loss"])
+    losses = _losses(step, base_model, shards, seed)
+    facts = {
+        "best_valid_loss": best["valid_loss"],
+        "best_step": best["step"],
+        "sampled_loss": losses["sampled"]["nats_per_token"],
+        "sampled_standard_error": losses["sampled"]["standard_error"],
+        "exact_loss": losses["exact"]["nats_per_token"],
+        "num_validation_tokens": losses["exact"]["num_predicted"],
+        "num_unique_training_tokens": len(concatenate(shards, "train")),
+        "num_tokens_seen": curve[-1]["num_tokens"],
+        "training_hours": round(curve[-1]["seconds"] / 3_600, 3),
+    }
+    write_json(step.folder / SUBMISSION_FILE, facts)
+    write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
+    plots.loss_curves({"validation": curve}, step.folder / "curve.png")
+    page = _description(facts, filter_ledger, near_duplicates, train)
+    with replacing(step.folder / DESCRIPTION_FILE) as file:
+        file.write(page.encode())
+    return facts | {"curve": {"image": "curve.png"}, "description": {"markdown": page}}
+
+
+@check(asset="submission")
+def the_courses_settings_were_kept(
+    submission: Path, base_model: Path, model: ModelConfig, train: TrainConfig, validation: str
+) -> tuple[bool, Metadata]:
+    """Model, optimizer, schedule and steps are the course's: only the data may differ."""
+    if not validation:
+        return True, {"state": "no validation text of the course's: not a run for its leaderboard"}
+    ours, fixed = dataclasses.asdict(train), dataclasses.asdict(DATA_COURSE.train)
+    changed = [name for name in fixed if name not in FREE_SETTINGS and ours[name] != fixed[name]]
+    changed += [] if model == DATA_COURSE.model else ["model"]
+    return not changed, {"changed": changed}
+
+
+def pinned(preset_folder: Path, *, without: str) -> list[dict[str, object]]:
+    """Every artifact of a preset as it is now: fingerprint, commit, and the checksum of each file."""
+    rows = []
+    for path in sorted(preset_folder.rglob(MANIFEST)):
+        place = path.parent.relative_to(preset_folder)
+        if place.parts[0] in (".work", without):
+            continue
+        manifest = read_json(path)
+        files = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+        rows.append(
+            {"artifact": str(place)} | {key: manifest[key] for key in ("fingerprint", "commit")} | {"files": files}
+        )
+    return rows
+
+
+def _losses(step: Step, base_model: Path, shards: list[Path], seed: int) -> dict[str, dict[str, float]]:
+    device = pick_device(step.device)
+    model = load_model(base_model, device=device)
+    tokens = concatenate(shards, "valid")
+    num_bytes = sum(document.num_text_bytes for folder in shards for document in read_index(folder, "valid"))
+    context_length = model.config.context_length
+    sampled = sampled_loss(
+        model,
+        tokens,
+        context_length=context_length,
+        num_batches=SAMPLED_BATCHES if len(tokens) > 1_000_000 else 8,
+        batch_size=SAMPLED_SEQUENCES,
+        seed=seed,
+        device=device,
+        progress=step.progress,
+    )
+    exact = evaluate_perplexity(
+        model,
+        tokens[: len(tokens)],
+        context_length=context_length,
+        stride=context_length,
+        num_bytes=num_bytes,
+        device=device,
+        progress=step.progress,
+    )
+    return {"sampled": sampled, "exact": exact}
+
+
+def _description(facts: Metadata, filter_ledger: Path, near_duplicates: Path, train: TrainConfig) -> str:
+    rows = read_json(filter_ledger / "ledger.json")
+    removed = sum(map(len, read_json(near_duplicates / "removed.json").values()))
+    columns = ["filter", "state", "seen", "kept", "dropped"]
+    parts = [
+        f"**Loss.** {facts['best_valid_loss']:.4f} nats per token, the best recorded (step {facts['best_step']:,}); of"
+        f" the final model {facts['sampled_loss']:.4f} ± {facts['sampled_standard_error']:.4f} sampled, and"
+        f" {facts['exact_loss']:.4f} over all {facts['num_validation_tokens']:,} validation tokens.",
+        f"**Data.** {facts['num_unique_training_tokens']:,} tokens, of which the training draws"
+        f" {facts['num_tokens_seen']:,}, so {facts['num_tokens_seen'] / facts['num_unique_training_tokens']:.2f} times"
+        f" each. Near-duplicates removed: {removed:,} documents. What each filter saw and dropped:",
+        page_table(columns, [[row[column] for column in columns] for row in rows]),
+        f"**Training.** {facts['training_hours']:,} hours, {train.num_steps:,} steps of {train.batch_size} sequences.",
+    ]
+    if 0 < train.micro_batch_size < train.batch_size:
+        halves = train.batch_size // train.micro_batch_size
+        parts.append(
+            f"**Deviation.** The gradients of {halves} parts of {train.micro_batch_size} sequences are added up on one"
+            " GPU; the batch is the course's."
+        )
+    return "\n\n".join(parts) + "\n"
