@@ -9,15 +9,19 @@ Cases, in records a second, on one core and on all:
   wet-coresN    without; the promise is 1,500 records a second and core
 
 Each row says which share of the time was extraction, how many documents were kept, and the overlap (Jaccard) of
-those that datatrove kept with ours, which is looked at before anything is timed. They differ: trafilatura extracts
-other text, spaCy splits words otherwise, punkt or its sentencizer sentences.
+those that datatrove kept with ours, which is looked at before anything is timed. They differ a little: trafilatura
+extracts other text, and spaCy splits words and sentences otherwise.
 
 Language: where CS336_DATA has no lid.176, ours takes resiliparse's detector, and datatrove is left out. A case
 `...-rank` has that detector anyway, ours alone.
 
+Peers are installed into a folder of their own, which only their processes see:
+  pip install --target PEERS datatrove trafilatura lxml_html_clean spacy warcio faust-cchardet \\
+      python-magic fasteners orjson resiliparse==2.0.1 fasttext-community==0.11.9
+
 Examples:
   python -m benchmarks filters                        200 pages, in some minutes
-  CS336_PEERS=/path/with/datatrove python -m benchmarks filters --full
+  CS336_PEERS=PEERS python -m benchmarks filters --full
 """
 
 from __future__ import annotations

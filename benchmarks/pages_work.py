@@ -1,6 +1,6 @@
-"""What each contender does with a crawl in processes of its own: `python -m benchmarks.pages_work`, a job on input.
+"""What contenders do with a crawl in processes of their own: `python -m benchmarks.pages_work`, a job on its input.
 
-A job is a JSON object: the work ("extract", "score" or "filter"), the contender, files, `workers`. Every worker
+A job is a JSON object: the work ("text", "extract", "score" or "filter"), the contender, files, `workers`. Every worker
 first does the work on a few pages, which loads packages and models, compiles and opens; then all start at once,
 each on its share of the files. The answer, the last line of standard output, has the seconds from there to the end
 of the last one, the peak memory of the largest process, and what is to be compared.
@@ -12,9 +12,11 @@ import contextlib
 import functools
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -70,9 +72,18 @@ def _in_parallel(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": {"": seconds},
         "peak_bytes": max(share["peak_bytes"] or 0 for share in shares) or None,
         "result": [item for share in shares for item in share["result"]],
-        "details": {"cpu_seconds": sum(share["cpu_seconds"] for share in shares)}
+        "details": {"cpu_seconds": sum(share["cpu_seconds"] for share in shares), "peer_versions": _versions()}
         | ({"extraction_share": _share_of(shares, "extraction_seconds")} if job["work"] == "filter" else {}),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the peers as this process sees them: the one that starts it may not."""
+    found = {}
+    for name in ("trafilatura", "datatrove", "spacy", "resiliparse", "fastwarc"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _share_of(shares: list[Share], key: str) -> float | None:
@@ -92,15 +103,21 @@ def _told(run: Callable[[list[str]], Share], files: list[str]) -> Share:
 
     On a machine that others use too, processor time says more than the clock.
     """
-    before = os.times()
+    before = _cpu_seconds()
     share = run(files)
-    after = os.times()
-    return share | {"cpu_seconds": sum(after[:4]) - sum(before[:4]), "peak_bytes": resident_bytes()}
+    return share | {"cpu_seconds": _cpu_seconds() - before, "peak_bytes": resident_bytes()}
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _runner(job: dict[str, Any]) -> Callable[[list[str]], Share]:
     if job["work"] == "extract":
         return functools.partial(_extract, _text_reader(job["contender"]))
+    if job["work"] == "text":
+        return functools.partial(_extract, _text_maker(job))
     if job["contender"] == OURS:
         return functools.partial(_filter, job)
     return _datatrove_runner(job)
@@ -134,6 +151,22 @@ def _text_reader(contender: str) -> Callable[[str], Iterable[str]]:
     from trafilatura import extract
 
     return lambda path: (extract(_decoded(page), include_comments=False) or "" for page in _pages(path))
+
+
+def _text_maker(job: dict[str, Any]) -> Callable[[str], Iterable[str]]:
+    """As `_text_reader`, of pages that are in memory already."""
+    pages = {path: list(_pages(path)) for path in {*job["files"], job["warm_up"]}}
+    if job["contender"] == OURS:
+        from cs336.extract.html import extract_text
+
+        return lambda path: map(extract_text, pages[path])
+    if job["contender"] == RESILIPARSE:
+        from resiliparse.extract.html2text import extract_plain_text
+
+        return lambda path: (extract_plain_text(_decoded(page)) for page in pages[path])
+    from trafilatura import extract
+
+    return lambda path: (extract(_decoded(page), include_comments=False) or "" for page in pages[path])
 
 
 def _pages(path: str) -> Iterator[bytes]:

@@ -78,11 +78,10 @@ def test_every_rule_can_be_switched_off():
     assert cleaned.text == text and failing_c4_rule(cleaned, off) is None
 
 
-@given(
-    st.lists(st.sampled_from([GOOD, "menu", "[1]", "...", "{", "\n", " ", "a b c d e.[2]", "\ud800", "\r"])).map(
-        " ".join
-    )
-)
+PIECES = [GOOD, "menu", "[1]", "...", "{", "\n", " ", "a b c d e.[2]", "\ud800", "\r"]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map(" ".join))
 def test_cleaning_twice_changes_nothing_more(text: str):
     once = clean_lines(text, CONFIG)
     again = clean_lines(once.text, CONFIG)
