@@ -52,9 +52,7 @@ def nltk_words(*, by_sentence: bool = False) -> Callable[[str], list[str]]:
     return lambda text: word_tokenize(text, preserve_line=True)
 
 
-def compare_readings(
-    texts: Iterable[str], words_of: Callable[[str], Sequence[str]], config: GopherConfig
-) -> Agreement:
+def compare_readings(texts: Iterable[str], words_of: Callable[[str], Sequence[str]], config: GopherConfig) -> Agreement:
     """Gopher's verdict on each text with our words and with others.
 
     Args:

@@ -86,7 +86,7 @@ def test_a_site_that_never_answers_costs_one_timeout_and_stops_nothing(tmp_path:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        hosts = {name: ("127.0.0.1", server.server_port) for name in ("slow.test", "fast.test")}
+        hosts = dict.fromkeys(("slow.test", "fast.test"), ("127.0.0.1", server.server_port))
         urls = ["http://slow.test/a", "http://fast.test/a"]
         stats = fetch_pages(urls, tmp_path, date=DATE, num_files=2, politeness=QUICK, hosts=hosts)
     finally:

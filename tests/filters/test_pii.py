@@ -62,7 +62,18 @@ def test_every_shape_of_a_us_number_is_masked_whole(number: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["12831823829123", "x2831823829", "2831823829x", "2831823829x12", "283-182-3829x", "283-182-3829x123456", "3.1415926535", "28-31-82-3829", "283182382", f"{PHONE}"],
+    [
+        "12831823829123",
+        "x2831823829",
+        "2831823829x",
+        "2831823829x12",
+        "283-182-3829x",
+        "283-182-3829x123456",
+        "3.1415926535",
+        "28-31-82-3829",
+        "283182382",
+        f"{PHONE}",
+    ],
 )
 def test_these_are_no_phone_numbers(text: str):
     assert mask_phone_numbers(text) == (text, 0)

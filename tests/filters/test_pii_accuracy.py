@@ -13,7 +13,9 @@ def test_hits_misses_and_false_accepts_by_hand():
         score.kind: score
         for score in pii_scores(
             [
-                labelled("ann@x.com calls 283-182-3829", ("EMAIL_ADDRESS", "ann@x.com"), ("PHONE_NUMBER", "283-182-3829")),
+                labelled(
+                    "ann@x.com calls 283-182-3829", ("EMAIL_ADDRESS", "ann@x.com"), ("PHONE_NUMBER", "283-182-3829")
+                ),
                 labelled("call 283-182-3829 or 5551234567 at 10", ("PHONE_NUMBER", "283-182-3829")),
                 labelled("in Kiel 0431 35 06 90", ("PHONE_NUMBER", "0431 35 06 90")),
                 labelled("a21 232 945 1338", ("PHONE_NUMBER", "21 232 945 1338")),

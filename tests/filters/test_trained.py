@@ -22,8 +22,7 @@ def noisy(count: int, *, seed: int) -> tuple[list[tuple[str, str]], list[tuple[s
         return " ".join([*words, f"n{number}"])
 
     return tuple(
-        [(f"{name}{n % 25}.org", document(own, n)) for n in range(count)]
-        for name, own in (("o", ours), ("t", theirs))
+        [(f"{name}{n % 25}.org", document(own, n)) for n in range(count)] for name, own in (("o", ours), ("t", theirs))
     )
 
 
