@@ -93,17 +93,16 @@ def reference_pages(step: Step, quality: QualityConfig) -> Metadata:
     owner="team:data",
     datasets=("lid176", "dolma-nsfw", "dolma-toxic"),
 )
-def reference_text(
-    step: Step, reference_pages: Path, toxicity_classifier: Path, extract: ExtractConfig, filters: FilterConfig
-) -> Metadata:
+def reference_text(step: Step, reference_pages: Path, toxicity_classifier: Path, extract: ExtractConfig) -> Metadata:
     """What is left of the fetched reference pages: the right language, harmless, prose by Gopher's rules.
 
     The same extractor and filters as the crawl's pages go through, or the quality classifier would
-    learn the extractor. Empty where no pages were fetched.
+    learn the extractor. At the filters' default bounds, not the preset's: trying another threshold
+    must not train another classifier. Empty where no pages were fetched.
     """
     warcs = warc_files(reference_pages)
     kept, reasons = clean_pages(
-        warcs, extract, _models(toxicity_classifier, filters=CLEANING), filters, num_workers=step.num_workers
+        warcs, extract, _models(toxicity_classifier, filters=CLEANING), FilterConfig(), num_workers=step.num_workers
     )
     write_documents(step.folder, kept)
     return {

@@ -33,6 +33,7 @@ class FileServer:
 
     Attributes:
         files: body by path.
+        types: MIME type by path; none by default.
         redirects: target by path.
         knows_ranges: False ignores Range headers, as some servers do.
         etags: False sends no validator at all.
@@ -42,6 +43,7 @@ class FileServer:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Fault]] = {}
+        self.types: dict[str, str] = {}
         self.redirects: dict[str, str] = {}
         self.knows_ranges = True
         self.etags = True
@@ -116,6 +118,8 @@ class FileServer:
             handler.send_response(200)
         if self.etags:
             handler.send_header("ETag", etag)
+        if path in self.types:
+            handler.send_header("Content-Type", self.types[path])
         handler.send_header("Content-Length", str(len(body) - start))
         handler.end_headers()
         if with_body:

@@ -26,7 +26,8 @@ class EvalIndex:
 
     A text shorter than n words has no n-gram: it is remembered whole, and matches only a whole line
     or a whole document, so that a short question does not hit the common phrases inside it. Whole
-    longer texts are remembered too, which tells a copied document from one that quotes.
+    longer texts are remembered too, which tells a copied document from one that quotes. N-grams of
+    numbers alone are left out.
 
     Attributes:
         n: words in an n-gram.
@@ -82,13 +83,14 @@ class EvalIndex:
         num_empty = 0
         for number, name in enumerate(evals):
             for text in texts_by_eval[name]:
-                hashes = word_hashes(_only_words(text).split())
+                words = _only_words(text).split()
+                hashes = word_hashes(words)
                 if not len(hashes):
                     num_empty += 1
                 elif len(hashes) < n:
                     short[number].append(ngram_hashes(hashes, len(hashes)))
                 else:
-                    long[number].append(ngram_hashes(hashes, n))
+                    long[number].append(ngram_hashes(hashes, n)[_holds_a_word(words, n)])
                     whole[number].append(ngram_hashes(hashes, len(hashes)))
         ngrams, ngram_evals = _with_bits(long)
         shorts, short_evals = _with_bits(short)
@@ -190,6 +192,13 @@ def _only_words(text: str) -> str:
     if text.isascii():  # several times faster than the pattern
         return text.encode().translate(_ASCII_WORDS).decode()
     return _NOT_WORD.sub(" ", text.lower())
+
+
+def _holds_a_word(words: list[str], n: int) -> NDArray[np.bool_]:
+    """Of each n-gram, whether it holds more than numbers: page numbers in a row are no copy of a question."""
+    is_word = np.array([not word.isdigit() for word in words])
+    sums = np.concatenate([[0], np.cumsum(is_word)])
+    return sums[n:] > sums[:-n]
 
 
 def _with_bits(hashes_by_eval: list[list[NDArray[np.uint64]]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

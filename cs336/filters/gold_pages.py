@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,15 @@ def gold_examples(
         for document in documents:
             if is_english(document.text):
                 yield Example(CRAWL_PAGE, host_of(document.url), document.url, document.text)
+
+
+def negatives_of(examples: Sequence[Example], count: int) -> list[Example]:
+    """Crawl pages and left-overs, and so many recipes as make up the count: in their number, recipes would be all that
+    the classifier learns to tell."""
+    chosen = [example for example in examples if example.kind in (CRAWL_PAGE, LEFT_OVER)]
+    recipes = [example for example in examples if example.kind == RECIPE]
+    recipes.sort(key=lambda example: blake2b(example.text.encode(errors="replace"), digest_size=8).digest())
+    return chosen + recipes[: max(0, count - len(chosen))]
 
 
 def left_over(text: str, article: str) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from cs336.crawl.local_files import TextFiles
 from cs336.documents import read_documents
+from cs336.files import read_json
 from cs336.presets import TINY
 from cs336.store import MANIFEST, Store, verify
 from cs336.tokenizer.bpe import Tokenizer
@@ -15,13 +16,12 @@ from cs336_assets.crawl import crawl, crawl_plan
 from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
 from cs336_assets.jobs import job_assets
-from cs336_assets.selections import GROUPS
 from cs336_assets.tokenizer import tokenizer
 from tests.assets.conftest import ROOT
 
 
 def test_the_whole_graph_runs_and_scores_are_printed(finished):
-    for name in [name for job in GROUPS for name in job_assets(job)]:
+    for name in job_assets("all"):
         stage = STAGES[name]
         folders = finished.artifacts / name
         manifests = list(folders.glob(f"*/{MANIFEST}" if stage.per_shard else MANIFEST))
@@ -29,6 +29,12 @@ def test_the_whole_graph_runs_and_scores_are_printed(finished):
         assert not [problem for path in manifests for problem in verify(path.parent)]
     scores = finished.python("-m", "cs336", "scores").stdout
     assert "mmlu sample" in scores and "gsm8k sample" in scores and "bits per byte" in scores
+
+
+def test_the_filters_quality_is_a_job_of_its_own_and_off_without_data(copied):
+    copied.run("data_quality")
+    for name in job_assets("data_quality"):
+        assert read_json(copied.artifacts / name / MANIFEST)["metadata"] == {"state": "off, no data"}, name
 
 
 def test_a_second_run_makes_nothing(copied):

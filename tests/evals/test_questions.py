@@ -36,6 +36,7 @@ def test_every_evaluation_of_the_catalogue_is_read(shared_data: Path, monkeypatc
     for name, own in texts.items():
         framed = [text for text in own if text.startswith("Question:") or text.endswith("Answer:")]
         assert not framed, name
+    assert min(len(text.split()) for text in texts["icl piqa"]) >= 5  # a phrase alone is no question
     assert texts["icl winograd_wsc"][0].endswith("because the city councilmen feared violence.")
 
 

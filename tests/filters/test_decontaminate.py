@@ -46,6 +46,13 @@ def test_a_document_that_is_a_whole_text_is_told_from_one_that_quotes(index: Eva
         assert each.copies(f"{LONG} Indeed.") == each.copies("Quiz\n" + SHORT) == each.copies("") == ()
 
 
+def test_numbers_in_a_row_are_no_copy_but_one_word_among_them_is():
+    numbers = " ".join(map(str, range(1, 16)))
+    index = EvalIndex.build({"math": [f"What follows {numbers}"]})
+    assert index.num_hits(f"Pages: {numbers} next") == 0
+    assert index.num_hits(f"Pages follows {numbers} next") == 1
+
+
 def test_empty_texts_neither_hit_nor_are_lost_silently(index: EvalIndex):
     assert index.num_empty == 1
     assert index.num_hits("") == index.num_hits("\n ... \n") == 0

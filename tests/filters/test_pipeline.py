@@ -12,8 +12,10 @@ from cs336.files import UserError
 from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.heuristics import GopherConfig, GopherMeasures, failing_rule
+from cs336.filters.labelled import Comment
 from cs336.filters.pipeline import FILTERS, MEASUREMENTS, FilterConfig, FilterModels, apply, decide, ledger
 from cs336.filters.pipeline import measure_documents as measure
+from cs336.filters.toxicity import ToxicityConfig, train_toxicity
 
 ENGLISH = (
     "The harbour was quiet when the first boats came in, and nobody had expected them before noon. "
@@ -214,3 +216,24 @@ def test_c4_leaves_lines_and_what_comes_after_measures_those(models: FilterModel
     assert [each.text for each in kept] == [
         f"{ENGLISH.strip()}\n{ENGLISH.strip()}\nWrite to |||EMAIL_ADDRESS||| if you can come."
     ]
+
+
+def test_a_toxicity_model_of_our_own_measures_where_dolmas_is_absent(tmp_path: Path):
+    words = {True: ["awful", "moron", "stupid", "trash"], False: ["harbour", "boats", "market", "bell"]}
+    generator = random.Random(0)
+    comments = [
+        Comment(" ".join(generator.choices(words[n % 2 == 0], k=8)) + f" {n}", is_toxic=n % 2 == 0) for n in range(300)
+    ]
+    config = ToxicityConfig(bucket=2_000, min_documents_per_class=20)
+    train_toxicity(comments, ["The market opened at noon."], tmp_path / "own.ftz", config)
+    documents = [document("rude", "stupid trash, you awful moron"), document("calm", "boats at the market bell")]
+    table, _, states = measure(documents, FilterModels(own_toxic=tmp_path / "own.ftz"))
+    assert states["toxic"] == "on: trained here"
+    assert states["nsfw"] == "off, no model"
+    rude, calm = table["toxic_score"]
+    assert rude > 0.5 > calm
+    decisions = decide(table, FilterConfig(languages=(), gopher=GopherConfig(min_words=1)))
+    assert decisions["reason"].to_list() == ["harmful:toxic", None]
+    # One that the preset leaves out is not even opened.
+    _, _, states = measure(documents, FilterModels(filters=("gopher",), own_toxic=tmp_path / "none.ftz"))
+    assert states["toxic"] == "off, by the preset"
