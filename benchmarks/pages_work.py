@@ -263,6 +263,8 @@ def _datatrove_runner(job: dict[str, Any]) -> Callable[[list[str]], Share]:
     datatrove.utils.lid.check_required_dependencies = lambda *arguments: None
     datatrove.utils.lid.cached_asset_path_or_download = lambda url, **options: job["lid"]
 
+    # Its extractors fork a process each; where we were spawned, theirs would be, too, and fail.
+    multiprocessing.set_start_method("fork", force=True)
     extractor = Resiliparse if job["contender"] == DATATROVE_RESILIPARSE else Trafilatura
     is_wet = job["wet"]
 
