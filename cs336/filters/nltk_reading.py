@@ -44,7 +44,7 @@ def nltk_words(*, by_sentence: bool = False) -> Callable[[str], list[str]]:
     try:
         from nltk.tokenize import word_tokenize
     except ImportError:
-        raise UserError('NLTK is not installed: pip install nltk') from None
+        raise UserError("NLTK is not installed: pip install nltk") from None
     if by_sentence:
         return lambda text: [
             word for sentence in _SENTENCE_END.split(text) for word in word_tokenize(sentence, preserve_line=True)
