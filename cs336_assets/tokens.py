@@ -12,6 +12,29 @@ from cs336.tokens.shards import SplitConfig, concatenate, largest_token_id, writ
 from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 
 
+@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", datasets=("paloma-c4-100",), offers=CONTENTS)
+def validation_tokens(step: Step, tokenizer: Path, validation: str) -> Metadata:
+    """Text that is evaluated on and never trained on, such as Paloma's C4 100 domains.
+
+    Empty where the preset holds documents of its own text out, as most do.
+    """
+    texts = catalog.read_paloma(catalog.require(validation)) if validation else ()
+    documents = (Document(place, f"{validation}://{place}", warc="", offset=0, text=text) for place, text in texts)
+    stats = write_shard(
+        step.folder,
+        documents,
+        Tokenizer.load(tokenizer),
+        split=SplitConfig(valid_fraction=1.0),
+        num_workers=step.num_workers,
+        progress=step.progress,
+    )
+    return {
+        "source": validation or "none: the preset holds documents of its own text out",
+        "num_documents": stats.num_documents,
+        "num_tokens": stats.num_tokens,
+    }
+
+
 @asset(group="tokens", kinds={"numpy"}, owner="team:tokens", per_shard=True, offers=CONTENTS)
 def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: SplitConfig) -> Metadata:
     """Training and held-out text as flat arrays of uint16 token ids, one pair per crawl shard.
@@ -35,29 +58,6 @@ def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: Sp
         "num_valid_tokens": stats.num_valid_tokens,
         "num_skipped": sum(stats.num_skipped.values()),
         "bytes_per_token": round(stats.num_text_bytes / max(1, stats.num_tokens), 3),
-    }
-
-
-@asset(group="tokens", kinds={"numpy"}, owner="team:tokens", datasets=("paloma-c4-100",), offers=CONTENTS)
-def validation_tokens(step: Step, tokenizer: Path, validation: str) -> Metadata:
-    """Text that is evaluated on and never trained on, such as Paloma's C4 100 domains.
-
-    Empty where the preset holds documents of its own text out, as most do.
-    """
-    texts = catalog.read_paloma(catalog.require(validation)) if validation else ()
-    documents = (Document(place, f"{validation}://{place}", warc="", offset=0, text=text) for place, text in texts)
-    stats = write_shard(
-        step.folder,
-        documents,
-        Tokenizer.load(tokenizer),
-        split=SplitConfig(valid_fraction=1.0),
-        num_workers=step.num_workers,
-        progress=step.progress,
-    )
-    return {
-        "source": validation or "none: the preset holds documents of its own text out",
-        "num_documents": stats.num_documents,
-        "num_tokens": stats.num_tokens,
     }
 
 
