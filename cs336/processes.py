@@ -38,6 +38,24 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_batches(items: Iterable[A], num_chars: Callable[[A], int], batch_chars: int) -> Iterator[list[A]]:
+    """Items in their order, each batch ended by the first item with which it has `batch_chars` characters.
+
+    Args:
+        num_chars: of an item.
+    """
+    batch: list[A] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += num_chars(item)
+        if size >= batch_chars:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to kill this process when its parent dies, even by `kill -9`.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cs336.dedup import compiled
 from cs336.dedup.reference import hash_functions, without_marks
-from cs336.processes import map_threads
+from cs336.processes import in_batches, map_threads
 
 _BATCH_CHARS = 1_000_000  # of the texts that one thread has at a time
 _BLOCK = 256  # code points that enter the table together
@@ -28,7 +28,9 @@ def signatures_of(
     functions = hash_functions(num_hashes, seed)
     compiled.warm_up()
     return map_threads(
-        functools.partial(_signatures, n=n, functions=functions), _batches(texts), num_threads=num_threads
+        functools.partial(_signatures, n=n, functions=functions),
+        in_batches(texts, len, _BATCH_CHARS),
+        num_threads=num_threads,
     )
 
 
@@ -44,7 +46,9 @@ def shingle_sets(texts: Iterable[str], n: int, *, num_threads: int = 1) -> tuple
     8 bytes a shingle: about one and a half times the texts.
     """
     compiled.warm_up()
-    found = list(map_threads(functools.partial(_sets, n=n), _batches(texts), num_threads=num_threads))
+    found = list(
+        map_threads(functools.partial(_sets, n=n), in_batches(texts, len, _BATCH_CHARS), num_threads=num_threads)
+    )
     begins = np.cumsum([0, *(len(sets) for sets, _ in found)])
     sets = np.concatenate([np.empty(0, np.uint64), *(sets for sets, _ in found)])
     ends = [own + begin for (_, own), begin in zip(found, begins.tolist(), strict=False)]
@@ -70,19 +74,6 @@ def _run(kernel: Callable[..., tuple[int, int]], texts: Sequence[str], *argument
     while number < len(texts):
         _add_block(_characters(), point)
         number, point = kernel(buffer, ends, number, _ascii(), _characters(), *arguments)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 @functools.cache

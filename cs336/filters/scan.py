@@ -10,18 +10,15 @@ space or a digit is what `str.isalpha`, `str.isspace` and `\\w` take for one.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-import sys
-import threading
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cs336.compilation import announced
 from cs336.filters.heuristics import WORD_PART, GopherMeasures
 
 # Bits of a character's class.
@@ -85,19 +82,8 @@ def scan_text(text: str) -> TextCounts:
 @functools.cache
 def warm_up() -> None:
     """Compile the scanner, or load it from Numba's cache; says so if that takes a while."""
-    with _announced():
+    with announced("the filters' inner loops"):
         _scan(np.frombuffer("a".encode("utf-32-le"), "<u4"), classes())
-
-
-@contextlib.contextmanager
-def _announced() -> Iterator[None]:
-    notice = threading.Timer(3.0, print, ("compiling the filters' inner loops: once",), {"file": sys.stderr})
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
 
 
 @functools.cache

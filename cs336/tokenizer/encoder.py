@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cs336.processes import in_batches
 from cs336.tokenizer import compiled
-from cs336.tokenizer.pretokenize import in_batches
 from cs336.tokenizer.segments import PADDING, Segments, cut_segments, file_ranges, read_segments
 
 _MAX_ENTRIES = 1 << 18  # pre-tokens remembered by a thread: 32 MB, nearly all of the words of a crawl's shard

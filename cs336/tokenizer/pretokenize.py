@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 import regex
-
-T = TypeVar("T")
 
 # GPT-2's pattern (Radford et al. 2019): contractions, then words, numbers and runs of other signs, each
 # with the one space before it, then white space. Runs of spaces leave their last one to the next word.
@@ -80,24 +77,6 @@ def cut_stream(chunks: Iterable[str], special_tokens: Iterable[str] = ()) -> Ite
         worth_trying = 0 if cut else 2 * held
     if rest := "".join(parts):
         yield rest
-
-
-def in_batches(items: Iterable[T], num_chars: Callable[[T], int], batch_chars: int) -> Iterator[list[T]]:
-    """Items in their order, each batch ended by the first item with which it has `batch_chars` characters.
-
-    Args:
-        num_chars: of an item.
-    """
-    batch: list[T] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += num_chars(item)
-        if size >= batch_chars:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _windows(chunks: Iterable[str]) -> Iterator[str]:

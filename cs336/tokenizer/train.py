@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cs336.files import UserError
+from cs336.processes import in_batches
 from cs336.progress import Progress, silent
 from cs336.tokenizer import reference
 from cs336.tokenizer.formats import END_OF_TEXT
-from cs336.tokenizer.pretokenize import cut_stream, in_batches
+from cs336.tokenizer.pretokenize import cut_stream
 from cs336.tokenizer.reference import Merges
 from cs336.tokenizer.segments import Segments, cut_segments, file_ranges, read_segments
 

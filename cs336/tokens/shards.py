@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cs336.files import UserError, replacing
+from cs336.processes import in_batches
 from cs336.progress import Progress, silent
 from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
-from cs336.tokenizer.pretokenize import cut_stream, in_batches
+from cs336.tokenizer.pretokenize import cut_stream
 from cs336.tokens.index import IndexedDocument, index_line, index_path
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs336.tokenizer.pretokenize import compile_special_tokens, cut_stream, in_batches, pretokens, split_special_tokens
+from cs336.processes import in_batches
+from cs336.tokenizer.pretokenize import compile_special_tokens, cut_stream, pretokens, split_special_tokens
 
 SPECIALS = ["<|endoftext|>", "<|endoftext|><|endoftext|>", "<|", "|> x", "  "]
 
