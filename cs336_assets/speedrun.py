@@ -38,7 +38,7 @@ def speedrun_model(
 
     Rules, after those of the course's leaderboards: this preset's training text and nothing else; the clock runs
     from the first step, compilation
-    and validation included, to the last one, and no step begins that would end after it; at most
+    and validation included, to the last one, and no step begins that is expected to end after it; at most
     `max_parameters`; the held-out documents are only looked at to report their loss. Everything
     else is free.
     """
@@ -59,11 +59,14 @@ def speedrun_model(
 
 @check(asset="speedrun_model", blocking=True)
 def the_rules_were_kept(speedrun_model: Path, speedrun: SpeedrunConfig) -> tuple[bool, Metadata]:
-    """The training ended within its time, and the model is not larger than allowed."""
-    seconds = list(read_rows(speedrun_model / METRICS_FILE))[-1]["seconds"]
+    """The last step began within the time, and the model is not larger than allowed.
+
+    How long a step takes is known when it is over, so that the last one may end a little late: by less than it took.
+    """
+    seconds = [0.0, *(row["seconds"] for row in read_rows(speedrun_model / METRICS_FILE))]
     size = count_parameters(ModelConfig(**read_json(speedrun_model / "config.json"))).total
-    kept = seconds <= speedrun.train.max_seconds and size <= speedrun.max_parameters
-    return kept, {"training_seconds": seconds, "num_parameters": size}
+    kept = seconds[-2] <= speedrun.train.max_seconds and size <= speedrun.max_parameters
+    return kept, {"last_step_began_seconds": seconds[-2], "training_seconds": seconds[-1], "num_parameters": size}
 
 
 @asset(group="experiments", kinds={"pytorch"}, owner="team:evals", pool="gpu")

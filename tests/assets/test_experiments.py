@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cs336_assets.asset import Step, part_names, version_of
 from cs336_assets.binding import _several_at_once
 from cs336_assets.experiments import LIMIT_FILE, STUDY_FILE, learning_rate_study
 from cs336_assets.flow import STAGES
+from cs336_assets.speedrun import the_rules_were_kept
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,21 @@ def test_studies_show_tables_curves_and_samples(experimented):
 
 def test_the_speedrun_keeps_its_clock_and_is_scored(experimented):
     facts = _metadata(experimented.artifacts / "speedrun_model")
-    assert 0 < facts["training_seconds"] <= 3.0 and facts["num_steps"] < 100_000
+    rows = [json.loads(line) for line in (experimented.artifacts / "speedrun_model" / "metrics.jsonl").open()]
+    assert rows[-2]["seconds"] <= 3.0 and facts["num_steps"] == len(rows) < 100_000
     scores = json.loads((experimented.artifacts / "speedrun_scores" / "scores.json").read_text())
     assert {row["model"] for row in scores} == {"speedrun_model"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"), [([30.0, 59.999, 60.4], True), ([30.0, 60.001, 60.4], False), ([61.0], True)]
+)
+def test_no_step_of_a_speedrun_may_begin_after_its_time(seconds, kept, tmp_path):
+    speedrun = TINY.speedrun
+    (tmp_path / "config.json").write_text(json.dumps(asdict(replace(speedrun.model, vocab_size=512))))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"seconds": each}) + "\n" for each in seconds))
+    assert speedrun.train.max_seconds == 60.0
+    assert the_rules_were_kept(tmp_path, speedrun)[0] == kept
 
 
 def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, tmp_path, capsys):
