@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from resiliparse.parse.encoding import detect_encoding
 from cs336.crawl.warc import Record, Skipped, read_records
 from cs336.documents import Document
 from cs336.extract.records import DOCUMENT, RecordRow, row_of
-from cs336.processes import map_ordered
+from cs336.isolation import map_isolated
 from cs336.progress import Progress, silent
 
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
@@ -62,10 +61,13 @@ class ExtractConfig:
             footers. False is the handout's choice: the filters downstream are meant to do that.
         max_page_bytes: larger pages (decoded) are skipped. Common Crawl's limit is 1 MiB, 5 MiB
             since 2025; above 10 MB are log files and dumps rather than pages.
+        max_page_seconds: CPU time for one page, after which it counts as failed. Real pages of 10 MB take 1.5 s; some
+            markup makes any parser of HTML take time that grows with the square of its length.
     """
 
     main_content: bool = False
     max_page_bytes: int = 10_000_000
+    max_page_seconds: float = 30.0
 
 
 def extract_text(html: bytes, *, main_content: bool = False) -> str:
@@ -138,32 +140,53 @@ def extract_records(
     records = progress(
         read_records(warc_path, max_record_bytes=config.max_page_bytes), unit="records", label=f"extract {name}"
     )
-    waiting: deque[RecordRow] = deque()  # of the records on their way through the workers
+    waiting: deque[tuple[RecordRow, Document | str | None]] = deque()  # what comes after a page that is being parsed
 
-    def noted() -> Iterator[Record | Skipped]:
+    def pages() -> Iterator[Record]:
         for record in records:
-            waiting.append(row_of(record, name))
-            yield record
+            outcome = _outcome_unparsed(record, name)
+            waiting.append((row_of(record, name), outcome))
+            if outcome is None:
+                assert isinstance(record, Record)
+                yield replace(record, http_headers={})
 
     documents: list[Document] = []
     rows: list[RecordRow] = []
-    batches = _batches(_slimmed(noted()))
-    for outcomes in map_ordered(partial(_extract_batch, config, name), batches, num_workers=num_workers):
-        for outcome in outcomes:
-            row = waiting.popleft()
-            if isinstance(outcome, str):
-                rows.append(row._replace(outcome=outcome))
-            else:
-                rows.append(row._replace(id=outcome.id, num_characters=len(outcome.text), outcome=DOCUMENT))
-                documents.append(outcome)
+
+    def note(row: RecordRow, outcome: Document | str) -> None:
+        if isinstance(outcome, str):
+            rows.append(row._replace(outcome=outcome))
+        else:
+            rows.append(row._replace(id=outcome.id, num_characters=len(outcome.text), outcome=DOCUMENT))
+            documents.append(outcome)
+
+    for parsed in map_isolated(
+        partial(_extract_page, config, name),
+        _batches(pages()),
+        cpu_seconds=config.max_page_seconds,
+        lost=_failed,
+        num_workers=num_workers,
+    ):
+        row, outcome = waiting.popleft()
+        while outcome is not None:
+            note(row, outcome)
+            row, outcome = waiting.popleft()
+        note(row, parsed)
+    for row, outcome in waiting:
+        assert outcome is not None
+        note(row, outcome)
     return documents, rows
 
 
-def _slimmed(records: Iterator[Record | Skipped]) -> Iterator[Record | str]:
-    """Decide here what needs no extraction, so that images and requests do not travel to workers."""
-    for record in records:
-        reason = _reason_to_skip(record)
-        yield reason if reason or isinstance(record, Skipped) else replace(record, http_headers={})
+def _outcome_unparsed(record: Record | Skipped, warc_name: str) -> Document | str | None:
+    """The document of a record of plain text, or why a record gives none; None if it is a page to be parsed.
+
+    Decided here, so that images and ready texts do not travel to other processes.
+    """
+    reason = _reason_to_skip(record)
+    if reason or isinstance(record, Skipped):
+        return reason
+    return None if record.mime_type in _HTML_TYPES else _document(record, decode_text(record.payload), warc_name)
 
 
 def _reason_to_skip(record: Record | Skipped) -> str:
@@ -185,33 +208,33 @@ def _reason_to_skip(record: Record | Skipped) -> str:
     return f"not HTML: {record.mime_type if record.mime_type in _NAMED_TYPES else 'other'}"
 
 
-def _batches(records: Iterator[Record | str]) -> Iterator[list[Record | str]]:
-    batch: list[Record | str] = []
+def _batches(pages: Iterator[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
     num_bytes = 0
-    # A sentinel None flushes the last batch.
-    for record in itertools.chain(records, [None]):
-        if record is None or len(batch) >= _BATCH_RECORDS or num_bytes >= _BATCH_BYTES:
-            if batch:
-                yield batch
+    for page in pages:
+        if len(batch) >= _BATCH_RECORDS or (batch and num_bytes + len(page.payload) > _BATCH_BYTES):
+            yield batch
             batch, num_bytes = [], 0
-        if record is not None:
-            batch.append(record)
-            num_bytes += len(record.payload) if isinstance(record, Record) else 0
+        batch.append(page)
+        num_bytes += len(page.payload)
+    if batch:
+        yield batch
 
 
-def _extract_batch(config: ExtractConfig, warc_name: str, batch: list[Record | str]) -> list[Document | str]:
-    return [item if isinstance(item, str) else _extract_record(item, config, warc_name) for item in batch]
+def _extract_page(config: ExtractConfig, warc_name: str, page: Record) -> Document | str:
+    """The page's document, or the reason why there is none."""
+    try:
+        text = extract_text(page.payload, main_content=config.main_content)
+    except Exception as error:  # whatever a strange page makes the parser do must not end the crawl
+        return _failed(type(error).__name__)
+    return _document(page, text, warc_name)
 
 
-def _extract_record(record: Record, config: ExtractConfig, warc_name: str) -> Document | str:
-    """The record's document, or the reason why there is none."""
-    if record.mime_type in _HTML_TYPES:
-        try:
-            text = extract_text(record.payload, main_content=config.main_content)
-        except Exception as error:  # whatever a strange page makes the parser do must not end the crawl
-            return f"extraction failed: {type(error).__name__}"
-    else:
-        text = decode_text(record.payload)
+def _failed(reason: str) -> str:
+    return f"extraction failed: {reason}"
+
+
+def _document(record: Record, text: str, warc_name: str) -> Document | str:
     if not text.strip():
         return "empty text"
     return Document(id=record.id, url=record.url or "", warc=warc_name, offset=record.offset, text=text)

@@ -12,8 +12,8 @@ import pytest
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding
 
-from cs336.crawl.warc import read_records, write_record
-from cs336.extract.html import ExtractConfig, decode_text, extract_shard, extract_text
+from cs336.crawl.warc import Record, read_records, write_record
+from cs336.extract.html import ExtractConfig, _extract_page, decode_text, extract_shard, extract_text
 
 PAGE = (
     "<html><body><h1>Title</h1><p>One  two\n<a href='/x'>three</a>.</p><ul><li>item</li></ul><img src=a></body></html>"
@@ -93,14 +93,26 @@ def test_a_document_points_to_its_record(tmp_path):
         assert document.warc == "a.warc.gz"
 
 
-def test_a_page_that_breaks_the_parser_is_counted(tmp_path, monkeypatch):
+def test_a_page_that_breaks_the_parser_is_counted(monkeypatch):
     def explode(*args, **options):
         raise RuntimeError("too strange")
 
     monkeypatch.setattr("cs336.extract.html.extract_plain_text", explode)
+    page = Record(
+        id="1", kind="response", url="", date="", offset=0, payload=b"<p>one", mime_type="text/html", http_status=200
+    )
+    assert _extract_page(ExtractConfig(), "a.warc.gz", page) == "extraction failed: RuntimeError"
+
+
+def test_a_page_on_which_the_parser_hangs_costs_itself_alone(tmp_path):
+    hostile = b"<p " + b" ".join(b"a%d=1" % number for number in range(200_000)) + b">"  # quadratic in any parser
+    html = OK + "text/html"
+    records = [("response", html, b"<p>one"), ("response", html, hostile), ("response", html, b"<p>two")]
     path = tmp_path / "a.warc.gz"
-    write_shard(path, RECORDS[2:3])
-    assert extract_shard(path, ExtractConfig()) == ([], Counter({"extraction failed: RuntimeError": 1}))
+    write_shard(path, records)
+    documents, skipped = extract_shard(path, ExtractConfig(max_page_seconds=0.5))
+    assert [document.text for document in documents] == ["one", "two"]
+    assert skipped == {"extraction failed: over 0.5 s of CPU time": 1}
 
 
 def test_main_content_leaves_out_the_menu():
