@@ -109,7 +109,7 @@ def extract_shard(
 
     HTML responses are extracted, plain-text responses decoded, `conversion` records (WET) taken as
     they are. Every record of the file is counted once: the documents and the counted reasons add
-    up to the records seen.
+    up to the records seen; a file without any counts as one that is unreadable.
 
     Args:
         warc_name: what documents give as their `warc`; by default the file's name.
@@ -175,6 +175,8 @@ def extract_records(
     for row, outcome in waiting:
         assert outcome is not None
         note(row, outcome)
+    if not rows:
+        note(row_of(Skipped(offset=0, url=None, reason=""), name), "unreadable record: empty file")
     return documents, rows
 
 

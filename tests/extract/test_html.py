@@ -222,7 +222,7 @@ def test_real_warc_files_give_the_documents_that_an_independent_reader_counted(s
         assert num_expected <= len(documents) + skipped["empty text"] <= num_expected + num_plain, path.name
 
 
-def test_an_empty_file_gives_nothing(tmp_path):
+def test_an_empty_file_counts_as_one_unreadable_record(tmp_path):
     path = tmp_path / "empty.warc.gz"
     path.write_bytes(b"")
-    assert extract_shard(path, ExtractConfig()) == ([], Counter())
+    assert extract_shard(path, ExtractConfig()) == ([], Counter({"unreadable record: empty file": 1}))
