@@ -141,7 +141,7 @@ def _extract(texts: Callable[[str], Iterable[str]], files: list[str]) -> Share:
 
 def _text_reader(contender: str) -> Callable[[str], Iterable[str]]:
     if contender == OURS:
-        from cs336.extract.html import ExtractConfig, extract_shard
+        from cs336.extract.shard import ExtractConfig, extract_shard
 
         return lambda path: (document.text for document in extract_shard(Path(path), ExtractConfig())[0])
     if contender == RESILIPARSE:
@@ -204,7 +204,7 @@ def _score(job: dict[str, Any]) -> dict[str, Any]:
 def _filter(job: dict[str, Any], files: list[str]) -> Share:
     """Our pipeline over files: ids of the kept documents, seconds in all and of extraction."""
     from cs336.documents import write_documents
-    from cs336.extract.html import ExtractConfig, extract_shard
+    from cs336.extract.shard import ExtractConfig, extract_shard
     from cs336.filters.c4 import C4Config
     from cs336.filters.heuristics import GopherConfig
     from cs336.filters.pipeline import FilterConfig, FilterModels, apply, decide, measure_documents

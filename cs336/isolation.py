@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -36,17 +35,16 @@ def map_isolated(
     lost: Callable[[str], B],
     num_workers: int = 1,
 ) -> Iterator[B]:
-    """The function's result for each item of the batches, in order; what hangs or crashes costs itself alone.
+    """The function's result for each item of the batches, in order; one that it fails on costs itself alone.
 
     Args:
         function: importable from its module, and pure: it runs in other processes.
         batches: items that are sent to a worker together, none of them empty. They are taken when a worker is free.
         cpu_seconds: for one item.
-        lost: the result of an item that used more, or ended its process, from the reason.
+        lost: reason -> the result of an item on which the function raised, used more time, or ended its process.
         num_workers: processes; never changes the result. None is started before there is a batch.
 
     Raises:
-        Exception: what `function` raised.
         RuntimeError: a worker could not start, or was killed from outside.
     """
     source = iter(batches)
@@ -76,7 +74,7 @@ def map_isolated(
             ready = set(wait(list(busy)))
             for worker in [worker for connection, worker in busy.items() if connection in ready]:
                 del busy[worker.connection]
-                if not worker.receive():
+                if not worker.receive(lost):
                     worker = worker.successor(lost)
                 if len(worker.results) < len(worker.items):
                     busy[worker.connection] = worker
@@ -116,15 +114,13 @@ class _Worker(Generic[A, B]):
         self.number, self.items, self.results = number, items, []
         self._send(items)
 
-    def receive(self) -> bool:
+    def receive(self, lost: Callable[[str], B]) -> bool:
         """Take one result; False if the process is dead instead."""
         try:
             result, error = self.connection.recv()
         except (EOFError, ConnectionError):
             return False
-        if error is not None:
-            raise error
-        self.results.append(result)
+        self.results.append(lost(error) if error else result)
         return True
 
     def successor(self, lost: Callable[[str], B]) -> _Worker[A, B]:
@@ -168,12 +164,8 @@ def serve(file_descriptor: int, parent: int) -> None:
                 connection.send(answer)
 
 
-def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, Exception | None]:
+def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
     try:
-        return function(item), None
+        return function(item), ""
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # one that does not survive the way back
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
-        return None, error
+        return None, type(error).__name__

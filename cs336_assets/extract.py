@@ -9,8 +9,8 @@ from pathlib import Path
 from cs336 import catalog
 from cs336.documents import DOCUMENTS_FILE, Document, read_table, write_documents
 from cs336.extract.gold import read_gold, score_extractors
-from cs336.extract.html import ExtractConfig, extract_records
 from cs336.extract.records import DOCUMENT, RecordRow, write_records
+from cs336.extract.shard import ExtractConfig, extract_records
 from cs336.files import read_json, write_json
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table, warc_files

@@ -16,8 +16,8 @@ from cs336.crawl.references import fetch_pages, sample_urls
 from cs336.documents import Document, read_documents, read_table, write_documents, write_table
 from cs336.evals.questions import READERS, eval_texts
 from cs336.evals.task import sample_path
-from cs336.extract.html import ExtractConfig
 from cs336.extract.records import count_outcomes
+from cs336.extract.shard import ExtractConfig
 from cs336.files import read_json, write_json
 from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from cs336.crawl.warc import write_record
-from cs336.extract.html import ExtractConfig, extract_records, extract_shard
 from cs336.extract.records import RECORDS_FILE, count_outcomes, write_records
+from cs336.extract.shard import ExtractConfig, extract_records, extract_shard
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
 BLOCKS = {
