@@ -65,7 +65,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 if name not in _OF_PARAMETERS:
                     group.setdefault(name, value)
 
-    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Update what this rank owns, then exchange: afterwards all ranks hold all updated parameters.
 
         Args:
@@ -79,7 +79,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             # Whatever has no gradient here may have one at its owner; frozen parameters have none anywhere.
             sent = [
-                start_broadcast(parameter, owner) for parameter, owner in self._owners.items() if parameter.requires_grad
+                start_broadcast(parameter, owner)
+                for parameter, owner in self._owners.items()
+                if parameter.requires_grad
             ]
             for transfer in sent:
                 transfer.wait()

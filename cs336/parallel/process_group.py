@@ -147,7 +147,7 @@ def run_ranks(
     if start_method == "forkserver":
         multiprocessing.set_forkserver_preload(["torch", "torch.distributed", __name__])
     with tempfile.TemporaryDirectory(prefix="cs336-ranks-") as folder:
-        job = _Job(str(Path(folder) / "store"), world_size, device, timeout_seconds, os.getpid())
+        job = _Job(str(Path(folder) / "store"), world_size, device, timeout_seconds)
         processes, pipes = [], []
         try:
             for place in range(world_size):
@@ -176,7 +176,6 @@ class _Job:
     world_size: int
     device: str
     timeout_seconds: float
-    parent: int
 
 
 @dataclass(frozen=True)
@@ -189,26 +188,41 @@ class _Report:
     failed_at: float = 0.0
 
 
-def _run_rank(job: _Job, place: int, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    if multiprocessing.get_start_method() != "forkserver":  # there the server is the parent, and ends with its own
-        die_with_parent()
+def _run_rank(
+    job: _Job, place: int, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    die_with_parent()
     os.environ |= {"RANK": str(place), "WORLD_SIZE": str(job.world_size), "LOCAL_RANK": str(place)}
     os.environ["LOCAL_WORLD_SIZE"] = str(job.world_size)
     if sys.platform == "linux":  # all ranks are here; a host name need not resolve to an address that works
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(max(1, available_cores() // job.world_size))
+    reported = False
     try:
         with process_group(
             device=job.device, timeout_seconds=job.timeout_seconds, init_method=f"file://{job.store}"
         ) as this:
-            report = _Report(value=function(this, *arguments))
-        # Plain pickling copies tensors into the message; PyTorch's own would share memory that ends with us.
-        message = pickle.dumps(report)
+            message = _message(function, this, arguments)
+            # Before the group is left: the others' errors that we are gone must not come first.
+            pipe.send_bytes(message)
+            reported = True
     except BaseException as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        message = pickle.dumps(_Report(error=line, details=traceback.format_exc(), failed_at=time.monotonic()))
-    pipe.send_bytes(message)
+        if not reported:
+            pipe.send_bytes(pickle.dumps(_failure(error)))
     pipe.close()
+
+
+def _message(function: Callable[..., Any], this: Rank, arguments: tuple[Any, ...]) -> bytes:
+    try:
+        # Plain pickling copies tensors into the message; PyTorch's own would share memory that ends with us.
+        return pickle.dumps(_Report(value=function(this, *arguments)))
+    except BaseException as error:
+        return pickle.dumps(_failure(error))
+
+
+def _failure(error: BaseException) -> _Report:
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return _Report(error=line, details="".join(traceback.format_exception(error)), failed_at=time.monotonic())
 
 
 def _gather_reports(processes: list[BaseProcess], pipes: list[Connection], timeout_seconds: float) -> list[_Report]:

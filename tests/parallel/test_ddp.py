@@ -21,6 +21,7 @@ FORMS = {
     "small buckets": lambda module: DDPBucketed(module, 1e-3),
     "one bucket": lambda module: DDPBucketed(module, None),
 }
+REPEATED = ("overlapped", "small buckets")  # what races could disturb
 
 
 def sgd(parameters):
@@ -59,13 +60,14 @@ def everyones(tensor):
 
 
 def check_equal_to_one_process(place):
+    atol = 1e-8 if place.world_size == 2 else 1e-7  # four slices are summed in yet another order
     for name in MODELS:
         states = reference(made(name), sgd, NUM_STEPS)
         for form in FORMS:
-            for _ in range(5 if form in ("overlapped", "small buckets") else 1):
+            for _ in range(5 if form in REPEATED and place.world_size == 2 else 1):
                 for model, state in zip(train(place, name, form, sgd), states, strict=True):
                     for n, value in model.state_dict().items():
-                        torch.testing.assert_close(value, state[n], rtol=1e-5, atol=1e-8 if place.world_size == 2 else 1e-7)
+                        torch.testing.assert_close(value, state[n], rtol=1e-5, atol=atol)
                 flat = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
                 assert all(torch.equal(flat, other) for other in everyones(flat)), "gradients differ between ranks"
                 if "mixed" in name:
@@ -170,7 +172,7 @@ def all_checks(place):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_all_forms_equal_one_process_after_every_step(world_size):
-    run_ranks(all_checks, world_size)
+    run_ranks(all_checks, world_size, start_method="forkserver")
 
 
 def test_buckets_fill_in_reverse_order_up_to_the_limit():

