@@ -77,7 +77,7 @@ class FSDP(nn.Module):
         self.max_whole_weights = 0
         broadcast([*module.parameters(), *module.buffers()])
         self._weights: list[_Weight] = []
-        for parameter, layers in _sharded_layers(module).items():
+        for parameter, layers in sharded_layers(module).items():
             weight = _Weight(parameter, layers, compute_dtype)
             self._weights.append(weight)
             if weight.shard.requires_grad:
@@ -236,7 +236,7 @@ class _Weight:
         self.travel_dtype = compute_dtype or parameter.dtype
         for layer in layers:
             layer._parameters["weight"] = self.shard
-        self.is_lookup = all(_kind(layer) == "Embedding" for layer in layers)
+        self.is_lookup = all(layer_kind(layer) == "Embedding" for layer in layers)
         self._padded = self._empty(self.travel_dtype)
         self.whole = self._padded[: self.rows].detach().requires_grad_(parameter.requires_grad)
         self._num_bytes = self._padded.untyped_storage().nbytes()
@@ -295,7 +295,7 @@ class _Reduction:
         shard.grad = mean if shard.grad is None else shard.grad + mean
 
 
-def _sharded_layers(module: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
+def sharded_layers(module: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
     """The weights to shard, each with the layers that share it, in the order of `parameters()`."""
     layers: dict[nn.Parameter, list[nn.Module]] = {}
     whole = set()
@@ -303,14 +303,15 @@ def _sharded_layers(module: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
         for name, parameter in layer._parameters.items():
             if parameter is None:
                 continue
-            if name == "weight" and parameter.ndim == 2 and parameter.is_floating_point() and _kind(layer):
+            if name == "weight" and parameter.ndim == 2 and parameter.is_floating_point() and layer_kind(layer):
                 layers.setdefault(parameter, []).append(layer)
             else:
                 whole.add(parameter)
     return {parameter: users for parameter, users in layers.items() if parameter not in whole}
 
 
-def _kind(layer: nn.Module) -> str | None:
+def layer_kind(layer: nn.Module) -> str | None:
+    """ "Linear" or "Embedding" for a layer of that name or one derived from it; else None."""
     names = [base.__name__ for base in type(layer).__mro__]
     return next((name for name in names if name in _SHARDED_LAYERS), None)
 

@@ -9,7 +9,7 @@ Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -55,10 +55,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for parameter in sorted(group["params"], key=Tensor.numel, reverse=True):
-            owner = self._loads.index(min(self._loads))
-            self._owners[parameter] = owner
-            self._loads[owner] += parameter.numel()
+        owners = assign_owners([parameter.numel() for parameter in group["params"]], self._loads)
+        self._owners |= dict(zip(group["params"], owners, strict=True))
         if self._inner is not None:
             self._inner.add_param_group(self._owned(group))
             for name, value in self._inner.param_groups[-1].items():
@@ -132,6 +130,20 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """The group with only the parameters whose state lives here; it may be empty."""
         settings = {name: value for name, value in group.items() if name not in _OF_PARAMETERS}
         return settings | {"params": [p for p in group["params"] if self._owners[p] == self._rank]}
+
+
+def assign_owners(sizes: Sequence[int], loads: list[int]) -> list[int]:
+    """The rank that owns each parameter: the largest first, each to the rank with the fewest elements so far.
+
+    Args:
+        sizes: elements of each parameter.
+        loads: elements that each rank owns already; brought up to date.
+    """
+    owners = [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += sizes[number]
+    return owners
 
 
 _OF_PARAMETERS = ("params", "param_names")  # of a group: what is not a setting
