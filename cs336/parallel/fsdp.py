@@ -15,8 +15,9 @@ Source: Zhao et al. 2023, arXiv:2304.11277; Rajbhandari et al. 2020, arXiv:1910.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class FSDP(nn.Module):
 
     Construction gives every rank the values of rank 0. All ranks must run the same layers in the same order;
     gradients of several backward passes add up. Frozen weights are sharded too, tied ones once. A weight that
-    is also a parameter of another kind of layer stays whole.
+    is also a parameter of another kind of layer stays whole. For products in 16 bits use `compute_dtype`, not
+    autocast, which would keep a cast of every whole weight.
 
     The gather of the i-th layer that runs starts once layer i-2 has finished its forward, so that at most two
     whole weights exist at once; the order is learned in the first forward pass. The backward pass does the
@@ -84,24 +86,42 @@ class FSDP(nn.Module):
                 weight.whole.register_post_accumulate_grad_hook(self._reducer(weight))
             for layer in layers:
                 layer.register_forward_pre_hook(self._before(weight), with_kwargs=True)
-                layer.register_forward_hook(self._after(weight), always_call=True)
+                layer.register_forward_hook(self._after(weight), with_kwargs=True, always_call=True)
         sharded = {weight.shard for weight in self._weights}
         self._replicated = [p for p in module.parameters() if p.requires_grad and p not in sharded]
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own."""
+        with self.forward_pass():
+            return self.module(*inputs, **kwargs)
+
+    @contextlib.contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Around a forward pass that does not call the module itself, but other functions of it: gathers ahead."""
         self._in_forward, self._seen, self.max_whole_weights = True, [], 0
         try:
-            if self._prefetch:  # layer 1 waits for no layer; layer 0 is gathered by its own hook, first
+            if self._prefetch:  # layer 1 waits for no layer
                 for weight in self._order[:2]:
                     weight.start_gather()
-            return self.module(*inputs, **kwargs)
+            yield
         finally:
             self._in_forward = False
             self._order = self._seen
             self._position = {weight: place for place, weight in enumerate(self._order)}
             for weight in self._weights:  # gathered in vain: the pass took another way than the one before
                 weight.free()
+
+    def with_whole_weight(self, layer: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
+        """`function(*inputs)` in place of the layer's forward, with `layer.weight` whole while it runs.
+
+        For losses that take the output head's weight instead of its logits. Gradients reach the weight as they
+        do through the layer, if the result is a tensor or a tuple of tensors.
+        """
+        layer.__dict__["forward"] = function
+        try:
+            return layer(*inputs)
+        finally:
+            del layer.__dict__["forward"]
 
     @torch.no_grad()
     def finish_gradient_synchronization(self) -> None:
@@ -146,18 +166,21 @@ class FSDP(nn.Module):
         return hook
 
     def _after(self, weight: _Weight) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             weight.users -= 1
             for name in ("weight", *layer._parameters):
                 layer.__dict__.pop(name, None)
-            if isinstance(output, Tensor) and output.requires_grad:
-                looked_up = not any(isinstance(value, Tensor) and value.is_floating_point() for value in inputs)
-                if not looked_up:  # the gradient of a table of rows does not depend on the table
-                    output.register_hook(lambda _: self._before_backward(weight))
-                if not weight.shard.requires_grad:  # no gradient of its own will say that it has served
-                    for value in inputs:
-                        if isinstance(value, Tensor) and value.requires_grad:
-                            value.register_hook(lambda _: self._after_backward(weight))
+            values = [value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor)]
+            outputs = output if isinstance(output, tuple) else (output,)
+            results = [value for value in outputs if isinstance(value, Tensor) and value.requires_grad]
+            # The gradient of a table of rows does not depend on the table.
+            looked_up = not any(value.is_floating_point() for value in values)
+            for result in results if not looked_up else ():
+                result.register_hook(lambda _: self._before_backward(weight))
+            if results and not weight.shard.requires_grad:  # no gradient of its own will say that it has served
+                for value in values:
+                    if value.requires_grad:
+                        value.register_hook(lambda _: self._after_backward(weight))
             weight.free()
             if self._in_forward and self._prefetch:
                 place = len(self._seen) + 1  # of layer i + 2, now that layer i is done
@@ -224,14 +247,12 @@ class _Weight:
     """
 
     def __init__(self, parameter: nn.Parameter, layers: list[nn.Module], compute_dtype: torch.dtype | None) -> None:
-        self.rows, columns = parameter.shape
+        self.rows = parameter.shape[0]
         self.shard_rows = -(-self.rows // world_size())
-        start = rank() * self.shard_rows
-        own = parameter.detach()[start : start + self.shard_rows]
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        shard = torch.zeros(self.shard_rows, columns, dtype=wide, device=parameter.device)
-        shard[: len(own)] = own
-        self.shard = nn.Parameter(shard, requires_grad=parameter.requires_grad)
+        self.shard = nn.Parameter(
+            self.slice_of(parameter.detach()).to(wide, copy=True), requires_grad=parameter.requires_grad
+        )
         self.compute_dtype = compute_dtype
         self.travel_dtype = compute_dtype or parameter.dtype
         for layer in layers:
@@ -265,6 +286,12 @@ class _Weight:
             self._pending.wait()
             self._padded.untyped_storage().resize_(0)
             self.is_whole = False
+
+    def slice_of(self, whole: Tensor) -> Tensor:
+        """This rank's rows of a whole tensor, with zeros in the padding."""
+        own = whole[rank() * self.shard_rows :][: self.shard_rows]
+        padding = whole.new_zeros(self.shard_rows - len(own), *whole.shape[1:])
+        return torch.cat([own, padding])
 
     def gathered(self, slices: Tensor) -> Tensor:
         """The whole of a tensor that every rank holds a slice of, in the slices' dtype."""

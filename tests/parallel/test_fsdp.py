@@ -1,17 +1,20 @@
 """FSDP against one process on whole batches, weights and names after every step."""
 
+import contextlib
 import copy
 import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cs336.parallel import collectives
 from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import run_ranks
+from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
-from tests.parallel.models import MODELS, batches, loss_of, made, reference, slice_of
+from tests.parallel.models import MODELS, VOCAB, batches, loss_of, made, reference, slice_of
 
 NUM_STEPS = 3
 
@@ -198,6 +201,53 @@ def check_prefetch_rule(place):
             assert events.index(("done", number - 2)) - 1 <= place_of < events.index(("done", number - 1))
 
 
+def check_a_loss_that_takes_the_heads_weight(place):
+    """`linear_cross_entropy` instead of logits, with gradients of the tied and untied head's weight."""
+    for name in ("transformer", "transformer, tied"):
+        for attempt in range(2):
+            fsdp = FSDP(made(name))
+            optimizer, model = sgd(fsdp.parameters()), fsdp.module
+            for batch, state in zip(batches(NUM_STEPS), reference(made(name), sgd, NUM_STEPS), strict=True):
+                inputs, targets = slice_of(batch, place.rank, place.world_size)
+                optimizer.zero_grad()
+
+                def loss_of_hidden(hidden, model=model, targets=targets):
+                    assert model.lm_head.weight.shape == (VOCAB, 16)
+                    return linear_cross_entropy(hidden, model.lm_head.weight, targets)
+
+                with fsdp.forward_pass() if attempt else contextlib.nullcontext():
+                    hidden = model.hidden_states(inputs)
+                    loss = fsdp.with_whole_weight(model.lm_head, loss_of_hidden, hidden)
+                loss.total.backward()
+                fsdp.finish_gradient_synchronization()
+                optimizer.step()
+                full = gather_full_params(fsdp)
+                for n in full:
+                    torch.testing.assert_close(full[n], state[n], rtol=1e-5, atol=1e-6)
+
+
+def check_keyword_inputs(place):
+    """A layer called by keyword gets its weight back in the backward pass, too."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(input=torch.tanh(self.a(input=x)))
+
+    torch.manual_seed(1)
+    net = Net()
+    fsdp = FSDP(copy.deepcopy(net))
+    for model in (net, fsdp):
+        model(torch.ones(2, 4)).square().sum().backward()
+    fsdp.finish_gradient_synchronization()
+    rows = 4 // place.world_size
+    mine = slice(place.rank * rows, (place.rank + 1) * rows)
+    torch.testing.assert_close(fsdp.module.a.weight.grad, net.a.weight.grad[mine])
+
+
 def all_checks(place):
     warnings.simplefilter("error")
     check_equal_to_one_process(place)
@@ -208,6 +258,8 @@ def all_checks(place):
     check_prefetch_rule(place)
     check_without_reduce_scatter(place)
     check_mixed_precision(place)
+    check_a_loss_that_takes_the_heads_weight(place)
+    check_keyword_inputs(place)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
