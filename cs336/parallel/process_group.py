@@ -114,10 +114,10 @@ def process_group(
     )
     try:
         yield Rank(place, size, chosen)
-    except BaseException:
-        # No clean leave-taking after an error: NCCL would wait for collectives that nobody joins any more.
-        if not on_gpu:
-            dist.destroy_process_group()
+    except BaseException as error:
+        # No leave-taking after an error: NCCL would wait for collectives that nobody joins any more, and the
+        # others' complaints that this rank is gone would come before its own. The process's end frees all.
+        error.add_note(f"on rank {place} of {size}")
         raise
     dist.destroy_process_group()
 

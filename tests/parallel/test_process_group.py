@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,30 @@ def test_a_rank_that_fails_ends_the_job_within_seconds(how, said):
 def test_a_rank_that_hangs_is_named_after_the_time_limit():
     with pytest.raises(RankError, match=r"^no result of rank .* of 2 after 6 s"):
         run_ranks(behave, 2, "hang", timeout_seconds=6, start_method="forkserver")
+
+
+SCRIPT = """
+import torch
+import torch.distributed as dist
+from cs336.parallel.process_group import process_group
+with process_group(device="cpu") as place:
+    total = torch.ones(1) * (place.rank + 1)
+    dist.all_reduce(total)
+    print(f"the sum is {total.item():g}", flush=True)
+    if place.rank == 1:
+        raise ValueError("this rank has had enough")
+    dist.all_reduce(total)
+"""
+
+
+def test_torchrun_starts_the_ranks_and_ends_all_when_one_fails(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and done.stdout.count("the sum is 3") == 2
+    assert "ValueError: this rank has had enough" in done.stderr and "on rank 1 of 2" in done.stderr
 
 
 def test_without_a_job_it_says_how_to_start_one(monkeypatch):
