@@ -54,6 +54,11 @@ MODELS = {
 }
 
 
+def names_for(world_size: int) -> list[str]:
+    """All models on two ranks; on more, one of each kind, of which one is tied."""
+    return list(MODELS) if world_size == 2 else ["mixed", "transformer, tied"]
+
+
 def made(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return MODELS[name]()

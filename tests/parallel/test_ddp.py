@@ -10,7 +10,7 @@ from torch import nn
 from cs336.parallel.ddp import DDP, DDPBucketed, average_gradients
 from cs336.parallel.process_group import run_ranks
 from cs336.train.optimizer import AdamW
-from tests.parallel.models import MODELS, VOCAB, batches, loss_of, made, reference, slice_of
+from tests.parallel.models import VOCAB, batches, loss_of, made, names_for, reference, slice_of
 
 NUM_STEPS = 4
 FORMS = {
@@ -61,7 +61,7 @@ def everyones(tensor):
 
 def check_equal_to_one_process(place):
     atol = 1e-8 if place.world_size == 2 else 1e-7  # four slices are summed in yet another order
-    for name in MODELS:
+    for name in names_for(place.world_size):
         states = reference(made(name), sgd, NUM_STEPS)
         for form in FORMS:
             for _ in range(5 if form in REPEATED and place.world_size == 2 else 1):

@@ -14,7 +14,7 @@ from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import run_ranks
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
-from tests.parallel.models import MODELS, VOCAB, batches, loss_of, made, reference, slice_of
+from tests.parallel.models import VOCAB, batches, loss_of, made, names_for, reference, slice_of
 
 NUM_STEPS = 3
 
@@ -40,7 +40,7 @@ def train(place, model, make_optimizer, *, num_steps=NUM_STEPS, **options):
 
 def check_equal_to_one_process(place):
     """The batch's sum is split over the ranks, so that the last bit may differ, and no more."""
-    for name in MODELS:
+    for name in names_for(place.world_size):
         names = [n for n, _ in made(name).named_parameters()]
         both = [n for n, _ in made(name).named_parameters(remove_duplicate=False)]
         states = reference(made(name), sgd, NUM_STEPS)

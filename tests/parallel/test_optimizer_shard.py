@@ -12,7 +12,7 @@ from cs336.parallel.ddp import DDP
 from cs336.parallel.optimizer_shard import ShardedOptimizer
 from cs336.parallel.process_group import run_ranks
 from cs336.train.optimizer import AdamW, Muon
-from tests.parallel.models import MODELS, batches, loss_of, made, reference, slice_of
+from tests.parallel.models import batches, loss_of, made, names_for, reference, slice_of
 
 NUM_STEPS = 10
 SETTINGS = {"lr": 0.01, "weight_decay": 0.1}
@@ -33,7 +33,7 @@ def assert_same(model, expected, **tolerances):
 def check_equal_to_the_unsharded_optimizer(place):
     """Each rank computes the same gradients, so that nothing but the sharding can differ."""
     for optimizer_cls in (AdamW, torch.optim.AdamW):
-        for name in MODELS:
+        for name in names_for(place.world_size):
             expected = reference(made(name), lambda p, cls=optimizer_cls: cls(p, **SETTINGS), NUM_STEPS)[-1]
             for _ in range(5 if name == "mixed" and place.world_size == 2 else 1):
                 model = made(name)
