@@ -51,6 +51,13 @@ def test_stages_import_only_what_stands_above_them():
             assert above or (parts[0], words[1]) in TURNS, f"{path}: {parts[0]} imports {name}, which stands below it"
 
 
+def test_the_parallel_forms_import_no_stage():
+    """They carry any model, ours or not."""
+    for path in (ROOT / "cs336" / "parallel").glob("*.py"):
+        stages = {name.split(".")[1] for name in _imports(path) if name.startswith("cs336.")} & set(STAGES)
+        assert stages <= {"parallel"}, path
+
+
 @pytest.mark.parametrize("stage", NO_TORCH)
 def test_stages_up_to_the_tokenizer_never_import_torch(stage):
     for path in (ROOT / "cs336" / stage).rglob("*.py"):

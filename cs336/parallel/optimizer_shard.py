@@ -1,0 +1,177 @@
+"""Optimizer state split over ranks: each rank keeps the states of its share of the parameters.
+
+Every rank holds all weights and gradients, updates the parameters that it owns, and sends them to the others:
+what ZeRO calls stage 1. The stage there reduces each gradient to its owner alone; here the gradients arrive
+averaged on all ranks, from any form of data parallelism, so a step moves 3/2 of stage 1's bytes.
+
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cs336.parallel.collectives import start_broadcast
+from cs336.parallel.process_group import rank, world_size
+
+
+class ShardedOptimizer(torch.optim.Optimizer):
+    """Any optimizer, its state split over the ranks; steps give the weights that it gives alone.
+
+    `param_groups` hold all parameters on every rank, and the settings that schedules change; `state` holds
+    what this rank owns.
+
+    Args:
+        params: parameters or groups, the same on all ranks in the same order.
+        optimizer_cls: made over the owned parameters of each group; it must treat parameters one by one.
+        kwargs: its settings.
+
+    Source: see the module.
+    """
+
+    def __init__(self, params: Iterable[Any], optimizer_cls: type[torch.optim.Optimizer], **kwargs: Any) -> None:
+        # The base class adds the groups, and adding needs these.
+        self._rank, self._world_size = rank(), world_size()
+        self._owners: dict[Tensor, int] = {}
+        self._loads = [0] * self._world_size  # elements owned by each rank
+        self._inner: torch.optim.Optimizer | None = None
+        super().__init__(params, dict(kwargs))
+        self._inner = optimizer_cls([self._owned(group) for group in self.param_groups], **kwargs)
+        self.state = self._inner.state
+        for ours, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            for name, value in inner.items():  # defaults that only the inner class knows
+                if name not in _OF_PARAMETERS:
+                    ours.setdefault(name, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, each owned by the rank that has the fewest elements so far; also during training.
+
+        All ranks add the same group. The largest parameters are given out first, for an even split.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        owners = assign_owners([parameter.numel() for parameter in group["params"]], self._loads)
+        self._owners |= dict(zip(group["params"], owners, strict=True))
+        if self._inner is not None:
+            self._inner.add_param_group(self._owned(group))
+            for name, value in self._inner.param_groups[-1].items():
+                if name not in _OF_PARAMETERS:
+                    group.setdefault(name, value)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Update what this rank owns, then exchange: afterwards all ranks hold all updated parameters.
+
+        Args:
+            closure: called on every rank; what it returns is returned.
+            kwargs: for the inner optimizer's step.
+        """
+        assert self._inner is not None
+        for ours, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner.update({name: value for name, value in ours.items() if name not in _OF_PARAMETERS})
+        result = self._inner.step(**kwargs) if closure is None else self._inner.step(closure, **kwargs)
+        with torch.no_grad():
+            # Whatever has no gradient here may have one at its owner; frozen parameters have none anywhere.
+            sent = [
+                start_broadcast(parameter, owner)
+                for parameter, owner in self._owners.items()
+                if parameter.requires_grad
+            ]
+            for transfer in sent:
+                transfer.wait()
+        return result
+
+    def owner(self, parameter: Tensor) -> int:
+        """The rank that keeps a parameter's state."""
+        return self._owners[parameter]
+
+    def full_state_dict(self) -> dict[str, Any] | None:
+        """The state that the unsharded optimizer would save: on rank 0, in main memory; None on the others.
+
+        All ranks call it. States travel one tensor at a time.
+        """
+        own = self.state_dict()
+        if self._world_size == 1:
+            return own
+        device = next(iter(self._owners)).device
+        outlines = [None] * self._world_size if self._rank == 0 else None
+        dist.gather_object(_outline(own["state"]), outlines, dst=0)
+        if outlines is None:
+            for values in own["state"].values():
+                for value in values.values():
+                    if isinstance(value, Tensor):
+                        dist.send(value.to(device).contiguous(), dst=0)
+            return None
+        full = {index: _on_cpu(values) for index, values in own["state"].items()}
+        for source, outline in enumerate(outlines[1:], start=1):
+            assert outline is not None
+            for index, values in outline.items():
+                full[index] = {name: _received(value, source, device) for name, value in values.items()}
+        return own | {"state": dict(sorted(full.items()))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take this rank's part of an unsharded optimizer's state, or of what `full_state_dict` gave.
+
+        All ranks load the same. The number of ranks may differ from the one it was saved with.
+        """
+        assert self._inner is not None
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        mine = {index for index, p in zip(indices, parameters, strict=False) if self._owners[p] == self._rank}
+        state = {index: values for index, values in state_dict["state"].items() if index in mine}
+        super().load_state_dict(state_dict | {"state": state})
+        self._inner.state = self.state
+
+    def _owned(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group with only the parameters whose state lives here; it may be empty."""
+        settings = {name: value for name, value in group.items() if name not in _OF_PARAMETERS}
+        return settings | {"params": [p for p in group["params"] if self._owners[p] == self._rank]}
+
+
+def assign_owners(sizes: Sequence[int], loads: list[int]) -> list[int]:
+    """The rank that owns each parameter: the largest first, each to the rank with the fewest elements so far.
+
+    Args:
+        sizes: elements of each parameter.
+        loads: elements that each rank owns already; brought up to date.
+    """
+    owners = [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += sizes[number]
+    return owners
+
+
+_OF_PARAMETERS = ("params", "param_names")  # of a group: what is not a setting
+
+
+class _Shape(tuple[Any, ...]):
+    """A tensor's shape and dtype, sent ahead of it."""
+
+
+def _outline(state: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """States with a shape and dtype in place of each tensor."""
+    return {
+        index: {
+            name: _Shape((tuple(value.shape), value.dtype)) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for index, values in state.items()
+    }
+
+
+def _received(value: Any, source: int, device: torch.device) -> Any:
+    if not isinstance(value, _Shape):
+        return value
+    shape, dtype = value
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    dist.recv(tensor, src=source)
+    return tensor.cpu()
+
+
+def _on_cpu(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}

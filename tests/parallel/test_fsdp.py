@@ -1,0 +1,267 @@
+"""FSDP against one process on whole batches, weights and names after every step."""
+
+import contextlib
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cs336.parallel import collectives
+from cs336.parallel.fsdp import FSDP, gather_full_params
+from cs336.parallel.process_group import run_ranks
+from cs336.train.loss import linear_cross_entropy
+from cs336.train.optimizer import AdamW
+from tests.parallel.models import VOCAB, batches, loss_of, made, names_for, reference, slice_of
+
+NUM_STEPS = 3
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def train(place, model, make_optimizer, *, num_steps=NUM_STEPS, **options):
+    """Yields the gathered weights after each step."""
+    fsdp = FSDP(model, **options)
+    optimizer = make_optimizer(fsdp.parameters())
+    for batch in batches(num_steps):
+        optimizer.zero_grad()
+        loss_of(fsdp, slice_of(batch, place.rank, place.world_size)).backward()
+        fsdp.finish_gradient_synchronization()
+        for parameter in fsdp.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad.shape == parameter.shape and parameter.grad.dtype == torch.float32
+        optimizer.step()
+        yield fsdp, gather_full_params(fsdp)
+
+
+def check_equal_to_one_process(place):
+    """The batch's sum is split over the ranks, so that the last bit may differ, and no more."""
+    for name in names_for(place.world_size):
+        names = [n for n, _ in made(name).named_parameters()]
+        both = [n for n, _ in made(name).named_parameters(remove_duplicate=False)]
+        states = reference(made(name), sgd, NUM_STEPS)
+        for attempt in range(5 if place.world_size == 2 else 2):
+            mine = made(name, seed=0 if place.rank == 0 else 99)
+            steps = train(place, mine, sgd, prefetch=attempt != 1)
+            for (fsdp, full), state in zip(steps, states, strict=True):
+                assert [n for n, _ in fsdp.module.named_parameters()] == names
+                assert list(full) == both
+                for n in full:
+                    torch.testing.assert_close(full[n], state[n], rtol=2**-23, atol=1e-7)
+                assert fsdp.max_whole_weights <= 2
+
+
+def check_slices(place):
+    """What a rank holds: its padded slice of matrices, zeros in the padding, and all of the rest."""
+    model = made("mixed")
+    for fsdp, full in train(place, made("mixed"), sgd):
+        sizes = {n: p.shape[0] for n, p in fsdp.module.named_parameters() if p.ndim == 2}
+        assert sizes == {n: -(-p.shape[0] // place.world_size) for n, p in model.named_parameters() if p.ndim == 2}
+        shard, rows = fsdp.module.embed.weight, model.embed.weight.shape[0]
+        start = place.rank * shard.shape[0]
+        own = full["embed.weight"][start : start + shard.shape[0]]
+        assert torch.equal(shard[: len(own)], own) and not shard[len(own) :].any()
+        assert full["embed.weight"].shape[0] == rows
+        assert fsdp.module.unused.weight.grad is not None and not fsdp.module.unused.weight.grad.any()
+        assert fsdp.module.frozen.weight.grad is None
+        assert torch.equal(full["frozen.weight"], model.frozen.weight)
+        whole = [weight._padded.untyped_storage().nbytes() for weight in fsdp._weights]
+        assert not any(whole), "whole weights outlive the step"
+
+
+def check_replicated_gradients_are_bit_identical(place):
+    fsdp = FSDP(made("transformer"))
+    loss_of(fsdp, slice_of(batches(1)[0], place.rank, place.world_size)).backward()
+    fsdp.finish_gradient_synchronization()
+    flat = torch.cat([p.grad for p in fsdp.parameters() if p.ndim == 1])
+    everyone = [torch.empty_like(flat) for _ in range(place.world_size)]
+    torch.distributed.all_gather(everyone, flat)
+    assert flat.abs().sum() > 0 and all(torch.equal(flat, other) for other in everyone)
+
+
+def check_adamw(place):
+    def make(parameters):
+        return AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+    steps = zip(train(place, made("transformer"), make), reference(made("transformer"), make, NUM_STEPS), strict=True)
+    for (_, full), state in steps:
+        for name in full:
+            torch.testing.assert_close(full[name], state[name], rtol=1e-4, atol=1e-5)
+
+
+def cast_reference(name, dtype):
+    """One process in mixed precision: weights of the large layers cast at each step, fp32 masters."""
+    master = made(name)
+    optimizer = sgd(master.parameters())
+    for batch in batches(NUM_STEPS):
+        working = copy.deepcopy(master)
+        for layer in working.modules():
+            if type(layer).__name__ in ("Linear", "Embedding"):
+                layer.to(dtype)
+                layer.register_forward_pre_hook(
+                    lambda _, inputs: tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+                )
+        loss_of(working, batch).backward()
+        for parameter, worked in zip(master.parameters(), working.parameters(), strict=True):
+            parameter.grad = None if worked.grad is None else worked.grad.float()
+        optimizer.step()
+        yield copy.deepcopy(master.state_dict())
+
+
+def check_mixed_precision(place):
+    """Near one process that casts the same weights; tied weights add up larger gradients, with larger roundings."""
+    for dtype, tolerance in ((torch.float16, 1e-4), (torch.bfloat16, 1e-3)):
+        for name in ("transformer", "mixed", "transformer, tied"):
+            tolerance *= 5 if "tied" in name else 1
+            steps = train(place, made(name), sgd, compute_dtype=dtype)
+            seen = []
+            for (fsdp, full), state in zip(steps, cast_reference(name, dtype), strict=True):
+                seen.append(fsdp)
+                for n in full:
+                    assert full[n].dtype == torch.float32
+                    torch.testing.assert_close(full[n], state[n], rtol=tolerance, atol=tolerance)
+            with torch.no_grad():
+                assert made(name)(batches(1)[0][0]).dtype == torch.float32
+                assert seen[0](batches(1)[0][0]).dtype == dtype
+
+
+def check_recomputation_and_accumulation(place):
+    """Blocks that run again in the backward pass, and two backward passes for one step."""
+    state = reference(made("transformer"), sgd, 1)[0]
+    for attempt in ("recompute", "accumulate", "evaluate between"):
+        model = made("transformer")
+        if attempt == "recompute":
+            for layer in model.layers:
+                layer.forward = _recomputed(layer.forward)
+        fsdp = FSDP(model)
+        optimizer = sgd(fsdp.parameters())
+        batch = slice_of(batches(1)[0], place.rank, place.world_size)
+        parts = [slice_of(batch, part, 2) for part in range(2)] if attempt == "accumulate" else [batch]
+        for part in parts:
+            loss = loss_of(fsdp, part) / len(parts)
+            if attempt == "evaluate between":
+                with torch.no_grad():
+                    fsdp(batch[0])
+            loss.backward()
+        fsdp.finish_gradient_synchronization()
+        optimizer.step()
+        full = gather_full_params(fsdp)
+        for n in full:
+            torch.testing.assert_close(full[n], state[n], rtol=1e-6, atol=1e-7)
+
+
+def _recomputed(forward):
+    return lambda *inputs, **kwargs: checkpoint(forward, *inputs, use_reentrant=False, **kwargs)
+
+
+def check_without_reduce_scatter(place):
+    kept, collectives._probed["gloo"] = collectives._probed["gloo"], False
+    try:
+        check_slices(place)
+        full = [full for _, full in train(place, made("mixed"), sgd)][-1]
+    finally:
+        collectives._probed["gloo"] = kept
+    state = reference(made("mixed"), sgd, NUM_STEPS)[-1]
+    for n in full:
+        torch.testing.assert_close(full[n], state[n], rtol=1e-6, atol=1e-7)
+
+
+def check_prefetch_rule(place):
+    """The gather for layer i starts once layer i - 2 is done, never sooner."""
+    fsdp = FSDP(made("transformer"))
+    batch = slice_of(batches(1)[0], place.rank, place.world_size)
+    fsdp(batch[0])  # learns the order
+    events = []
+    for number, weight in enumerate(fsdp._order):
+        start = weight.start_gather
+
+        def started(start=start, weight=weight, number=number):
+            if not weight.is_whole:
+                events.append(("gather", number))
+            start()
+
+        weight.start_gather = started
+    layers = [layer for layer in fsdp.module.modules() if "weight" in layer._parameters and layer.weight.ndim == 2]
+    number_of = {id(weight.shard): number for number, weight in enumerate(fsdp._order)}
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda layer, *_: events.append(("done", number_of[id(layer._parameters["weight"])]))
+        )
+    with torch.no_grad():
+        fsdp(batch[0])
+    num_layers = len(fsdp._order)
+    assert sorted(number for what, number in events if what == "gather") == list(range(num_layers))
+    for number in range(num_layers):
+        place_of = events.index(("gather", number))
+        if number >= 2:
+            assert events.index(("done", number - 2)) - 1 <= place_of < events.index(("done", number - 1))
+
+
+def check_a_loss_that_takes_the_heads_weight(place):
+    """`linear_cross_entropy` instead of logits, with gradients of the tied and untied head's weight."""
+    for name in ("transformer", "transformer, tied"):
+        for attempt in range(2):
+            fsdp = FSDP(made(name))
+            optimizer, model = sgd(fsdp.parameters()), fsdp.module
+            for batch, state in zip(batches(NUM_STEPS), reference(made(name), sgd, NUM_STEPS), strict=True):
+                inputs, targets = slice_of(batch, place.rank, place.world_size)
+                optimizer.zero_grad()
+
+                def loss_of_hidden(hidden, model=model, targets=targets):
+                    assert model.lm_head.weight.shape == (VOCAB, 16)
+                    return linear_cross_entropy(hidden, model.lm_head.weight, targets)
+
+                with fsdp.forward_pass() if attempt else contextlib.nullcontext():
+                    hidden = model.hidden_states(inputs)
+                    loss = fsdp.with_whole_weight(model.lm_head, loss_of_hidden, hidden)
+                loss.total.backward()
+                fsdp.finish_gradient_synchronization()
+                optimizer.step()
+                full = gather_full_params(fsdp)
+                for n in full:
+                    torch.testing.assert_close(full[n], state[n], rtol=1e-5, atol=1e-6)
+
+
+def check_keyword_inputs(place):
+    """A layer called by keyword gets its weight back in the backward pass, too."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(input=torch.tanh(self.a(input=x)))
+
+    torch.manual_seed(1)
+    net = Net()
+    fsdp = FSDP(copy.deepcopy(net))
+    for model in (net, fsdp):
+        model(torch.ones(2, 4)).square().sum().backward()
+    fsdp.finish_gradient_synchronization()
+    rows = 4 // place.world_size
+    mine = slice(place.rank * rows, (place.rank + 1) * rows)
+    torch.testing.assert_close(fsdp.module.a.weight.grad, net.a.weight.grad[mine])
+
+
+def all_checks(place):
+    warnings.simplefilter("error")
+    check_equal_to_one_process(place)
+    check_slices(place)
+    check_replicated_gradients_are_bit_identical(place)
+    check_adamw(place)
+    check_recomputation_and_accumulation(place)
+    check_prefetch_rule(place)
+    check_without_reduce_scatter(place)
+    check_mixed_precision(place)
+    check_a_loss_that_takes_the_heads_weight(place)
+    check_keyword_inputs(place)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_weights_equal_one_processs_after_every_step(world_size):
+    run_ranks(all_checks, world_size, start_method="forkserver")
