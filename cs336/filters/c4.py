@@ -15,10 +15,12 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cs336.filters.scan import find_lines
+
 _END_MARKS = (".", "?", "!", '"', "”")
 _ELLIPSES = ("...", "…")
 _CITATION = re.compile(r"\[[0-9]*\]|\[edit\]|\[citation needed\]")
-_LAST_CHARACTERS = frozenset("".join(_END_MARKS) + "]")  # a citation may stand after the full stop
+_LAST_CHARACTERS = "".join(_END_MARKS) + "]"  # a citation may stand after the full stop
 _BOILERPLATE = (
     "javascript",
     "terms of use",
@@ -76,23 +78,20 @@ class CleanedText(NamedTuple):
 
 def clean_lines(text: str, config: C4Config) -> CleanedText:
     """Keep the lines that pass the rules on lines. Takes time linear in the text."""
-    num_lines = 0
+    # Most lines end in another character or have fewer words, which no citation adds.
+    num_lines, candidates = find_lines(
+        text,
+        min_words=config.min_words_per_line,
+        last_characters=_LAST_CHARACTERS if config.need_end_mark else "",
+    )
     kept: list[str] = []
-    for line in text.splitlines():
-        line = line.strip()
-        if not line:
-            continue
-        num_lines += 1
-        if config.need_end_mark and line[-1] not in _LAST_CHARACTERS:  # most lines end here
-            continue
+    for start, end in candidates:
+        line = text[start:end]
         if config.remove_citations and "[" in line:
             line = _CITATION.sub("", line).strip()
+            if len(line.split()) < config.min_words_per_line:
+                continue
         if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
-            continue
-        if (
-            config.min_words_per_line > 0
-            and len(line.split(None, config.min_words_per_line)) < config.min_words_per_line
-        ):
             continue
         if len(line) > config.max_word_length and max(map(len, line.split()), default=0) > config.max_word_length:
             continue

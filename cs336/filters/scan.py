@@ -1,4 +1,4 @@
-"""One pass over a text's characters for everything that Gopher's rules count, compiled by Numba.
+"""One pass over a text's characters for everything that Gopher's rules count, or for its lines; compiled by Numba.
 
 `heuristics.measure_gopher` is the plain twin and says what is counted; tests hold the two equal. It splits a
 text into words twice, with and without punctuation marks, as Python strings; here no object is made for a word.
@@ -79,11 +79,31 @@ def scan_text(text: str) -> TextCounts:
     return TextCounts(*_scan(points, classes()))
 
 
+def find_lines(text: str, *, min_words: int = 0, last_characters: str = "") -> tuple[int, list[tuple[int, int]]]:
+    """Lines of `str.splitlines` that are not blank, without the white space around them.
+
+    Args:
+        min_words: between white space; lines with fewer are only counted.
+        last_characters: lines that end in another are only counted; "" takes all.
+
+    Returns:
+        how many there are, and where each that passes begins and ends.
+    """
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    if not len(points):
+        return 0, []
+    warm_up()
+    num_lines, spans = _lines(points, classes(), min_words, np.frombuffer(last_characters.encode("utf-32-le"), "<u4"))
+    return num_lines, spans.tolist()
+
+
 @functools.cache
 def warm_up() -> None:
-    """Compile the scanner, or load it from Numba's cache; says so if that takes a while."""
+    """Compile the scanners, or load them from Numba's cache; says so if that takes a while."""
     with announced("the filters' inner loops"):
-        _scan(np.frombuffer("a".encode("utf-32-le"), "<u4"), classes())
+        points = np.frombuffer("a".encode("utf-32-le"), "<u4")
+        _scan(points, classes())
+        _lines(points, classes(), 0, points)
 
 
 @functools.cache
@@ -201,3 +221,40 @@ def _contraction(points, quote, classes):
     if length and quote + 1 + length < num_points and classes[points[quote + 1 + length]] & _WORD:
         return 0
     return length
+
+
+@njit(cache=True, nogil=True)
+def _lines(points, classes, min_words, last_characters):
+    spans = np.empty((16, 2), np.int64)
+    num_lines = num_spans = 0
+    num_points = len(points)
+    start = end = words = 0  # of a line: its first character, what follows its last; start == end while it is blank
+    in_word = False
+    for place in range(num_points + 1):
+        kind = classes[points[place]] if place < num_points else np.uint8(_SPACE | _BREAK)
+        if not kind & _SPACE:
+            if not in_word:
+                words += 1
+                in_word = True
+                if start == end:
+                    start = place
+            end = place + 1
+            continue
+        in_word = False
+        if kind & _BREAK:
+            if start < end:
+                num_lines += 1
+                passes = words >= min_words
+                if passes and len(last_characters):
+                    passes = False
+                    for mark in last_characters:
+                        passes = passes or points[end - 1] == mark
+                if passes:
+                    if num_spans == len(spans):
+                        grown = np.empty((4 * num_spans, 2), np.int64)
+                        grown[:num_spans] = spans
+                        spans = grown
+                    spans[num_spans, 0], spans[num_spans, 1] = start, end
+                    num_spans += 1
+            start = end = words = 0
+    return num_lines, spans[:num_spans]

@@ -39,6 +39,17 @@ def test_lines_are_kept_or_not(line: str, kept: bool):
     assert (cleaned.num_lines, cleaned.num_kept_lines) == (1, int(kept))
 
 
+def test_many_lines_are_all_looked_at():
+    cleaned = clean_lines(f"{GOOD}\nmenu\n\n" * 1_000, CONFIG)
+    assert cleaned.text == "\n".join([GOOD] * 1_000)
+    assert (cleaned.num_lines, cleaned.num_kept_lines) == (2_000, 1_000)
+
+
+def test_words_are_counted_without_citations():
+    assert clean_lines("Four words are here [1] [2].", CONFIG).text == "Four words are here  ."
+    assert clean_lines("Only three [1] words[2].", CONFIG).text == ""
+
+
 def test_citations_go_also_after_the_full_stop():
     text = "The town[1] has a harbour [citation needed]. [23]\nThe [sic] old man was there."
     assert clean_lines(text, CONFIG).text == "The town has a harbour .\nThe [sic] old man was there."
