@@ -24,7 +24,7 @@ from cs336.filters.heuristics import WORD_PART, GopherMeasures
 # Bits of a character's class.
 _SPACE, _BREAK, _ALPHA, _WORD, _PART = 1, 2, 4, 8, 16
 _DOT, _HYPHEN, _QUOTE, _ELLIPSIS = ord("."), ord("-"), ord("'"), ord("…")
-_COMMA, _COLON, _ZERO, _NINE = ord(","), ord(":"), ord("0"), ord("9")
+_COMMA, _COLON, _ZERO, _NINE, _BRACKET = ord(","), ord(":"), ord("0"), ord("9"), ord("[")
 _LONG_S = 0x17F  # lower-case form of S too, so the pattern takes it for one
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 
@@ -79,22 +79,35 @@ def scan_text(text: str) -> TextCounts:
     return TextCounts(*_scan(points, classes()))
 
 
-def find_lines(text: str, *, min_words: int = 0, last_characters: str = "") -> tuple[int, list[tuple[int, int]]]:
-    """Lines of `str.splitlines` that are not blank, without the white space around them.
+class FoundLines(NamedTuple):
+    """Lines of `str.splitlines`, without the white space around them.
+
+    Attributes:
+        num_lines: that are not blank.
+        spans: where each of those that were asked for begins and ends.
+        has_bracket: of each of these, whether it holds "[".
+    """
+
+    num_lines: int
+    spans: list[tuple[int, int]]
+    has_bracket: list[bool]
+
+
+def find_lines(text: str, *, min_words: int, max_word_length: int, end_marks: str) -> FoundLines:
+    """Lines of at least so many words, none of them longer, that end in one of some marks, but not in "...".
+
+    And all lines with "[", whatever they hold otherwise.
 
     Args:
-        min_words: between white space; lines with fewer are only counted.
-        last_characters: lines that end in another are only counted; "" takes all.
-
-    Returns:
-        how many there are, and where each that passes begins and ends.
+        end_marks: "" takes lines of any end.
     """
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     if not len(points):
-        return 0, []
+        return FoundLines(0, [], [])
     warm_up()
-    num_lines, spans = _lines(points, classes(), min_words, np.frombuffer(last_characters.encode("utf-32-le"), "<u4"))
-    return num_lines, spans.tolist()
+    marks = np.frombuffer(end_marks.encode("utf-32-le"), "<u4")
+    num_lines, spans, has_bracket = _lines(points, classes(), min_words, max_word_length, marks)
+    return FoundLines(num_lines, spans.tolist(), has_bracket.tolist())
 
 
 @functools.cache
@@ -103,7 +116,7 @@ def warm_up() -> None:
     with announced("the filters' inner loops"):
         points = np.frombuffer("a".encode("utf-32-le"), "<u4")
         _scan(points, classes())
-        _lines(points, classes(), 0, points)
+        _lines(points, classes(), 0, 1, points)
 
 
 @functools.cache
@@ -224,37 +237,46 @@ def _contraction(points, quote, classes):
 
 
 @njit(cache=True, nogil=True)
-def _lines(points, classes, min_words, last_characters):
-    spans = np.empty((16, 2), np.int64)
-    num_lines = num_spans = 0
+def _lines(points, classes, min_words, max_word_length, end_marks):
     num_points = len(points)
-    start = end = words = 0  # of a line: its first character, what follows its last; start == end while it is blank
-    in_word = False
+    num_breaks = 1
+    for place in range(num_points):
+        num_breaks += classes[points[place]] & _BREAK != 0
+    spans = np.empty((num_breaks, 2), np.int64)
+    has_bracket = np.empty(num_breaks, np.bool_)
+    num_lines = num_found = 0
+    start = end = words = longest = 0  # of a line: its first character, what follows its last; equal while it is blank
+    word_start = -1
+    bracket = False
     for place in range(num_points + 1):
         kind = classes[points[place]] if place < num_points else np.uint8(_SPACE | _BREAK)
         if not kind & _SPACE:
-            if not in_word:
+            if word_start < 0:
                 words += 1
-                in_word = True
+                word_start = place
                 if start == end:
                     start = place
             end = place + 1
+            bracket = bracket or points[place] == _BRACKET
             continue
-        in_word = False
+        if word_start >= 0:
+            longest = max(longest, place - word_start)
+            word_start = -1
         if kind & _BREAK:
             if start < end:
                 num_lines += 1
-                passes = words >= min_words
-                if passes and len(last_characters):
+                passes = words >= min_words and longest <= max_word_length
+                if passes and not bracket and len(end_marks):
+                    last = points[end - 1]
                     passes = False
-                    for mark in last_characters:
-                        passes = passes or points[end - 1] == mark
-                if passes:
-                    if num_spans == len(spans):
-                        grown = np.empty((4 * num_spans, 2), np.int64)
-                        grown[:num_spans] = spans
-                        spans = grown
-                    spans[num_spans, 0], spans[num_spans, 1] = start, end
-                    num_spans += 1
-            start = end = words = 0
-    return num_lines, spans[:num_spans]
+                    for mark in end_marks:
+                        passes = passes or mark == last
+                    if last == _DOT and end - start >= 3 and points[end - 2] == _DOT and points[end - 3] == _DOT:
+                        passes = False
+                if passes or bracket:
+                    spans[num_found, 0], spans[num_found, 1] = start, end
+                    has_bracket[num_found] = bracket
+                    num_found += 1
+            start = end = words = longest = 0
+            bracket = False
+    return num_lines, spans[:num_found], has_bracket[:num_found]

@@ -34,17 +34,24 @@ def test_equals_the_plain_rules_on_any_text(text: str):
 
 
 @settings(max_examples=2_000, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.integers(0, 3), st.sampled_from(["", ".]”"]))
-def test_lines_are_those_that_python_splits_and_strips(text: str, min_words: int, last_characters: str):
+@given(
+    st.lists(st.sampled_from([*PIECES, *"[]..  \n"]), max_size=30).map("".join),
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.sampled_from(["", ".]”"]),
+)
+def test_lines_are_those_that_python_splits_and_strips(text: str, min_words: int, max_length: int, marks: str):
+    def passes(line: str) -> bool:
+        ends = not marks or (line[-1] in marks and not line.endswith("..."))
+        words = line.split()
+        return "[" in line or (ends and len(words) >= min_words and max(map(len, words)) <= max_length)
+
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    passing = [
-        line
-        for line in lines
-        if len(line.split()) >= min_words and (not last_characters or line[-1] in last_characters)
-    ]
-    num_lines, spans = find_lines(text, min_words=min_words, last_characters=last_characters)
-    assert num_lines == len(lines)
-    assert [text[start:end] for start, end in spans] == passing
+    found = find_lines(text, min_words=min_words, max_word_length=max_length, end_marks=marks)
+    assert found.num_lines == len(lines)
+    passing = [line for line in lines if passes(line)]
+    assert [text[start:end] for start, end in found.spans] == passing
+    assert found.has_bracket == ["[" in line for line in passing]
 
 
 def test_counts_by_hand():
@@ -78,7 +85,8 @@ def test_equals_the_plain_rules_on_real_pages(shared_data):
                 text = extract_text(file.read())
                 assert_equal(text)
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
-                assert [text[start:end] for start, end in find_lines(text)[1]] == lines
+                spans = find_lines(text, min_words=0, max_word_length=len(text), end_marks="").spans
+                assert [text[start:end] for start, end in spans] == lines
                 num_pages += 1
     assert num_pages > 2_000
 
