@@ -125,7 +125,8 @@ def text_rows(buffer, vocabulary, settings, buckets, seen, rows):
         buffer: UTF-8, a space before and three after it; changed on the way, and restored.
         vocabulary: words in one buffer, where each ends, and the table; words come before labels.
         settings: number of words, of buckets; shortest and longest character n-gram; longest word n-gram.
-        buckets: of a pruned model, one bit each, whether it is left; and its row. Empty where nothing was pruned.
+        buckets: of a pruned model, one bit each, whether it is left; and how many are left before each 32 of them,
+            which gives its row. Empty where nothing was pruned.
         seen: hashes of words met before; how many rows and which each has. What it says depends on the word alone,
             so it changes no result. Two words with one 64-bit hash would be taken for one.
         rows: room for them.
@@ -201,14 +202,29 @@ def text_rows(buffer, vocabulary, settings, buckets, seen, rows):
 
 
 @njit(cache=True)
+def _row_left(bucket, buckets):
+    """Row of a bucket of a pruned model, counted from the first bucket; -1 where it was pruned, as most are."""
+    kept, before = buckets
+    bits = kept[bucket >> np.uint64(5)]
+    place = np.uint32(bucket & np.uint64(31))
+    if not (bits >> place) & np.uint32(1):
+        return -1
+    bits &= np.uint32((np.uint64(1) << np.uint64(place)) - np.uint64(1))  # of those before it, how many are set
+    bits -= (bits >> np.uint32(1)) & np.uint32(0x55555555)
+    bits = (bits & np.uint32(0x33333333)) + ((bits >> np.uint32(2)) & np.uint32(0x33333333))
+    bits = (bits + (bits >> np.uint32(4))) & np.uint32(0x0F0F0F0F)
+    count = np.uint32(bits * np.uint32(0x01010101)) >> np.uint32(24)
+    return np.int64(before[bucket >> np.uint64(5)]) + np.int64(count)
+
+
+@njit(cache=True)
 def _character_rows(buffer, start, end, settings, buckets, rows, num_rows):
     """Append the rows of a word's character n-grams; its brackets are the first byte and the last.
 
     A bracket alone is none. Returns the number of rows then.
     """
     num_words, num_buckets, min_chars, max_chars, _ = settings
-    kept, bucket_rows = buckets
-    is_pruned = len(bucket_rows) > 0
+    is_pruned = len(buckets[0]) > 0
     # The rest of dividing a 32-bit number by the number of buckets, by a multiplication.
     divisor, shift = np.uint64(num_buckets), np.uint64(32)
     while (np.uint64(2) << (shift - np.uint64(32))) <= divisor:
@@ -232,13 +248,10 @@ def _character_rows(buffer, start, end, settings, buckets, rows, num_rows):
             bucket = np.uint64(value) - ((np.uint64(value) * reciprocal) >> shift) * divisor
             if bucket >= divisor:  # the reciprocal is rounded down: the quotient is one too low at most
                 bucket -= divisor
-            row = np.int32(bucket)
-            if is_pruned:  # most are, and the bits fit in a cache
-                if not (kept[bucket >> np.uint64(5)] >> np.uint32(bucket & np.uint64(31))) & np.uint32(1):
-                    continue
-                row = bucket_rows[bucket]
-            rows[num_rows] = num_words + row
-            num_rows += 1
+            row = _row_left(bucket, buckets) if is_pruned else np.int64(bucket)
+            if row >= 0:
+                rows[num_rows] = num_words + row
+                num_rows += 1
     return num_rows
 
 
@@ -246,13 +259,12 @@ def _character_rows(buffer, start, end, settings, buckets, rows, num_rows):
 def _word_ngram_rows(hashes, settings, buckets, rows, num_rows):
     """Append the rows of runs of two words and more; returns the number of rows then."""
     num_words, num_buckets, _, _, word_ngrams = settings
-    _, bucket_rows = buckets
     for first in range(len(hashes)):
         value = np.uint64(np.int64(hashes[first]))
         for second in range(first + 1, min(first + word_ngrams, len(hashes))):
             value = value * _WORDS_PRIME + np.uint64(np.int64(hashes[second]))
             bucket = value % np.uint64(num_buckets)
-            row = bucket_rows[bucket] if len(bucket_rows) else np.int32(bucket)
+            row = _row_left(bucket, buckets) if len(buckets[0]) else np.int64(bucket)
             if row >= 0:
                 rows[num_rows] = num_words + row
                 num_rows += 1

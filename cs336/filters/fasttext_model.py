@@ -42,11 +42,11 @@ class FastTextModel:
         has_buckets = file.bucket_rows is None or bool((file.bucket_rows >= 0).any())
         max_chars, word_ngrams = (file.max_chars, file.word_ngrams) if has_buckets else (0, 1)
         self._settings = len(file.words), file.num_buckets, file.min_chars, max_chars, word_ngrams
-        bucket_rows = np.zeros(0, np.int32) if file.bucket_rows is None else file.bucket_rows
-        kept = np.packbits(np.pad(bucket_rows >= 0, (0, -len(bucket_rows) % 32)), bitorder="little")
-        self._buckets = kept.view(np.uint32), bucket_rows
+        self._weights, self._buckets = file.input, (np.zeros(0, np.uint32), np.zeros(0, np.int32))
+        if file.bucket_rows is not None:
+            self._weights, self._buckets = _by_bucket(file.input, len(file.words), file.bucket_rows)
         self._seen = np.zeros(_NUM_SEEN, np.uint64), np.zeros((_NUM_SEEN, 1 + _ROWS_OF_A_WORD), np.int32)
-        self._file = file._replace(words=[])
+        self._output = file.output
         self._tree = huffman_tree(file.label_counts) if file.loss == "hs" else None
 
     def log_probabilities(self, text: str) -> NDArray[np.float32] | None:
@@ -63,12 +63,12 @@ class FastTextModel:
         num_rows = kernels.text_rows(buffer, self._vocabulary, self._settings, self._buckets, self._seen, rows)
         if not num_rows:
             return None
-        hidden = kernels.mean_row(self._file.input, rows[:num_rows])
+        hidden = kernels.mean_row(self._weights, rows[:num_rows])
         scores = np.empty(len(self.labels), np.float32)
         if self._tree is not None:
-            kernels.tree_scores(hidden, self._file.output, self._tree, scores)
+            kernels.tree_scores(hidden, self._output, self._tree, scores)
         else:
-            kernels.softmax_scores(hidden, self._file.output, scores)
+            kernels.softmax_scores(hidden, self._output, scores)
         return scores
 
     def _num_rows_at_most(self, num_bytes: int) -> int:
@@ -77,6 +77,20 @@ class FastTextModel:
         num_words = num_bytes // 2 + 2  # a space stands between two; the line's end
         num_chars = num_bytes + 2 * num_words  # with brackets
         return num_words * max(1, word_ngrams) + num_chars * max(0, max_chars - max(1, min_chars) + 1)
+
+
+def _by_bucket(
+    weights: NDArray[np.float32], num_words: int, bucket_rows: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], tuple[NDArray[np.uint32], NDArray[np.int32]]]:
+    """A pruned model's matrix, its rows in the order of their buckets; and the `buckets` of the kernels.
+
+    A bit for each bucket fits in a processor's cache, where a number for each of two million would not.
+    """
+    is_left = np.pad(bucket_rows >= 0, (0, -len(bucket_rows) % 32))
+    before = np.cumsum(is_left.reshape(-1, 32).sum(1)) - is_left.reshape(-1, 32).sum(1)
+    rows = num_words + bucket_rows[bucket_rows >= 0]
+    ordered = np.concatenate([weights[:num_words], weights[rows]])
+    return ordered, (np.packbits(is_left, bitorder="little").view(np.uint32), before.astype(np.int32))
 
 
 def utf8(text: str) -> bytes:

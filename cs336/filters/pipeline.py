@@ -133,11 +133,11 @@ def measure_documents(
     seconds = dict.fromkeys(FILTERS, 0.0)
     rows = []
     watched = progress(documents, unit="documents", label="filter")
-    # Eight documents a task: a task costs about as much to send as to measure one small page.
-    for row, spent in map_ordered(functools.partial(_measure, models), watched, num_workers=num_workers, per_task=8):
-        rows.append(row)
-        for name, value in zip(FILTERS, spent, strict=True):
-            seconds[name] += value
+    for measured in map_ordered(functools.partial(_measure, models), _batches(watched), num_workers=num_workers):
+        for row, spent in measured:
+            rows.append(row)
+            for name, value in zip(FILTERS, spent, strict=True):
+                seconds[name] += value
     table = pl.DataFrame(rows, schema=MEASUREMENTS, orient="row")
     return table, seconds, states
 
@@ -280,9 +280,21 @@ def _open(models: FilterModels) -> _Opened:
     return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
-def _measure(models: FilterModels, document: Document) -> tuple[tuple[Any, ...], list[float]]:
-    """One row of the table, and the CPU seconds each filter took, in the order of FILTERS."""
-    opened, text = _open(models), document.text
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Eight at a time: a task costs about as much to send as to measure one small page."""
+    iterator = iter(documents)
+    while batch := list(itertools.islice(iterator, 8)):
+        yield batch
+
+
+def _measure(models: FilterModels, documents: list[Document]) -> list[tuple[tuple[Any, ...], list[float]]]:
+    """Of each document its row of the table, and the CPU seconds each filter took, in the order of FILTERS."""
+    opened = _open(models)
+    return [_measure_one(opened, models, document) for document in documents]
+
+
+def _measure_one(opened: _Opened, models: FilterModels, document: Document) -> tuple[tuple[Any, ...], list[float]]:
+    text = document.text
     times = [time.process_time()]
     row: list[Any] = [*document[:4], len(text.encode("utf-8", "surrogatepass"))]
     for name, (num_columns, measure) in _MEASURES.items():
