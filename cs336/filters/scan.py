@@ -239,11 +239,11 @@ def _contraction(points, quote, classes):
 @njit(cache=True, nogil=True)
 def _lines(points, classes, min_words, max_word_length, end_marks):
     num_points = len(points)
-    num_breaks = 1
-    for place in range(num_points):
-        num_breaks += classes[points[place]] & _BREAK != 0
-    spans = np.empty((num_breaks, 2), np.int64)
-    has_bracket = np.empty(num_breaks, np.bool_)
+    most = (
+        num_points + 1
+    ) // 2  # a line has a character, and a break before the next; what is not written costs little
+    spans = np.empty((most, 2), np.int64)
+    has_bracket = np.empty(most, np.bool_)
     num_lines = num_found = 0
     start = end = words = longest = 0  # of a line: its first character, what follows its last; equal while it is blank
     word_start = -1
@@ -279,4 +279,4 @@ def _lines(points, classes, min_words, max_word_length, end_marks):
                     num_found += 1
             start = end = words = longest = 0
             bracket = False
-    return num_lines, spans[:num_found], has_bracket[:num_found]
+    return num_lines, spans[:num_found].copy(), has_bracket[:num_found].copy()
