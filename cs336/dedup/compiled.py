@@ -4,7 +4,7 @@
 Each kernel has a plain twin in `reference` or `lsh`, which says what it computes; tests hold them equal.
 
 Texts come as one buffer of UTF-8 bytes, one after the other, and the place where each ends. Normalization is a
-table from code points to the bytes that stand for them (`Characters`), filled as code points turn up: a kernel
+table from code points to the bytes that stand for them (`CharacterTable`), filled as code points turn up: a kernel
 that meets one that the table lacks stops and says which, and goes on from that text once it is there.
 """
 
@@ -16,9 +16,8 @@ import numpy as np
 from numba import njit
 
 from cs336.compilation import announced
+from cs336.filters.character_table import CHARACTER_BYTES, DROPPED
 
-DROPPED = 0xFF  # in the table of ASCII; no UTF-8 text has this byte
-CHARACTER_BYTES = 15  # that stand for one code point, at most: three letters of a Hangul syllable are 9
 _SPACE, _LINE_FEED, _CARRIAGE_RETURN = 0x20, 0x0A, 0x0D
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: base of the polynomial over words
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
@@ -55,7 +54,7 @@ def _mix(value):
     return value ^ (value >> np.uint64(31))
 
 
-# ---- words and shingles: the twins of reference.normalize, hash_bytes, shingle_hashes ---------------
+# ---- words and shingles: the twins of reference.normalize, ngrams.hash_bytes, reference.shingle_hashes --
 
 
 @njit(cache=True, nogil=True)

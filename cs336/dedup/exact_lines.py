@@ -1,7 +1,7 @@
 """Drop every line that the corpus holds more than once, all its copies.
 
 Two passes: hash all lines and keep the hashes seen twice, then rewrite without those lines. With
-64-bit hashes, 1.3e9 lines have about 0.05 expected collisions. A line's hash is `reference.hash_bytes` of what
+64-bit hashes, 1.3e9 lines have about 0.05 expected collisions. A line's hash is `ngrams.hash_bytes` of what
 stands before its terminator.
 """
 

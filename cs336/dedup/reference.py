@@ -11,11 +11,10 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from cs336.filters.ngrams import mix64, ngram_hashes
+from cs336.filters.ngrams import mix64, ngram_hashes, word_hashes
 
 EMPTY = np.uint32(0xFFFFFFFF)  # every entry of the signature of a text without words
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
 _MODULUS = 1 << 64
 _DROPPED = regex.compile(r"[\p{M}\p{P}\p{S}]+")
 
@@ -33,26 +32,13 @@ def without_marks(text: str) -> str:
     return _DROPPED.sub("", unicodedata.normalize("NFD", text))
 
 
-def hash_bytes(data: bytes) -> int:
-    """64-bit hash of a word's UTF-8 or of a line: each 8 bytes are mixed in, then the length is added.
-
-    Bytes of one length up to 8 never collide, since each step is one to one. Not for adversaries: whoever
-    wants two texts of one hash can make them.
-    """
-    value = 0
-    for start in range(0, len(data), 8):
-        chunk = int.from_bytes(data[start : start + 8], "little")
-        value = int(mix64(np.array([value ^ chunk], np.uint64))[0])
-    return (value + len(data) * _GOLDEN) % _MODULUS
-
-
 def shingle_hashes(text: str, n: int) -> NDArray[np.uint64]:
     """Hash of each word n-gram of the normalized text, in order, with repeats.
 
     Fewer than n words make one shingle; no word makes none.
     """
     words = normalize(text).split()
-    hashes = np.array([hash_bytes(word.encode("utf-8", "surrogatepass")) for word in words], np.uint64)
+    hashes = word_hashes(words)
     return ngram_hashes(hashes, min(n, len(hashes))) if len(hashes) else hashes
 
 

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from cs336.dedup import compiled
 from cs336.dedup.reference import hash_functions, without_marks
+from cs336.filters.character_table import FINAL_SIGMA, CharacterTable
 from cs336.processes import in_batches, map_threads
 
 _BATCH_CHARS = 1_000_000  # of the texts that one thread has at a time
-_BLOCK = 256  # code points that enter the table together
-_FINAL_SIGMA = "\u03a3"  # the one letter whose lower case depends on its neighbours
 
 
 def signatures_of(
@@ -65,46 +64,21 @@ def _sets(texts: Sequence[str], *, n: int) -> tuple[NDArray[np.uint64], NDArray[
 def _run(kernel: Callable[..., tuple[int, int]], texts: Sequence[str], *arguments: Any) -> None:
     """Have a kernel work on texts, and fill the table of characters as far as it asks for that."""
     parts = [
-        (text.lower() if _FINAL_SIGMA in text else text).encode("utf-8", "surrogatepass") for text in texts
+        (text.lower() if FINAL_SIGMA in text else text).encode("utf-8", "surrogatepass") for text in texts
     ]  # lower case of lower case is the same
     ends = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))
     # A bytearray, since the kernels are compiled for arrays that can be written.
     buffer = np.frombuffer(bytearray().join([*parts, b"\0"]), np.uint8)
-    number, point = kernel(buffer, ends, 0, _ascii(), _characters(), *arguments)
+    table = _characters()
+    number, point = kernel(buffer, ends, 0, table.ascii, table.rows, *arguments)
     while number < len(texts):
-        _add_block(_characters(), point)
-        number, point = kernel(buffer, ends, number, _ascii(), _characters(), *arguments)
+        table.add(point)
+        number, point = kernel(buffer, ends, number, table.ascii, table.rows, *arguments)
 
 
 @functools.cache
-def _ascii() -> NDArray[np.uint8]:
-    """What stands for each ASCII character after normalization: one, a space, or nothing."""
-    table = np.empty(128, np.uint8)
-    for point in range(128):
-        kept = _normalized(chr(point))
-        table[point] = kept[0] if kept else compiled.DROPPED
-    return table
-
-
-@functools.cache
-def _characters() -> NDArray[np.uint8]:
-    """A row for each code point: the bytes that stand for it, and one more than their number at the end (0: unknown).
-
-    Rows are written by blocks, when needed; threads that write the same block write the same. Memory that no
-    block has touched is not there yet.
-    """
-    return np.zeros((0x110000, compiled.CHARACTER_BYTES + 1), np.uint8)
-
-
-def _add_block(table: NDArray[np.uint8], point: int) -> None:
-    first = point - point % _BLOCK
-    rows = np.zeros((_BLOCK, compiled.CHARACTER_BYTES + 1), np.uint8)
-    for offset in range(_BLOCK):
-        kept = _normalized(chr(first + offset))
-        rows[offset, : len(kept)] = np.frombuffer(kept, np.uint8)
-        rows[offset, compiled.CHARACTER_BYTES] = 1 + len(kept)
-    table[first : first + _BLOCK, :-1] = rows[:, :-1]
-    table[first : first + _BLOCK, -1] = rows[:, -1]  # last: from here on other threads read the row
+def _characters() -> CharacterTable:
+    return CharacterTable(_normalized)
 
 
 def _normalized(character: str) -> bytes:

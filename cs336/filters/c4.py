@@ -15,10 +15,11 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cs336.filters.scan import find_lines
+
 _END_MARKS = (".", "?", "!", '"', "”")
 _ELLIPSES = ("...", "…")
 _CITATION = re.compile(r"\[[0-9]*\]|\[edit\]|\[citation needed\]")
-_LAST_CHARACTERS = frozenset("".join(_END_MARKS) + "]")  # a citation may stand after the full stop
 _BOILERPLATE = (
     "javascript",
     "terms of use",
@@ -76,31 +77,24 @@ class CleanedText(NamedTuple):
 
 def clean_lines(text: str, config: C4Config) -> CleanedText:
     """Keep the lines that pass the rules on lines. Takes time linear in the text."""
-    num_lines = 0
-    kept: list[str] = []
-    for line in text.splitlines():
-        line = line.strip()
-        if not line:
-            continue
-        num_lines += 1
-        if config.need_end_mark and line[-1] not in _LAST_CHARACTERS:  # most lines end here
-            continue
-        if config.remove_citations and "[" in line:
-            line = _CITATION.sub("", line).strip()
-        if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
-            continue
-        if (
-            config.min_words_per_line > 0
-            and len(line.split(None, config.min_words_per_line)) < config.min_words_per_line
-        ):
-            continue
-        if len(line) > config.max_word_length and max(map(len, line.split()), default=0) > config.max_word_length:
-            continue
-        kept.append(line)
+    num_lines, spans, has_bracket = find_lines(
+        text,
+        min_words=config.min_words_per_line,
+        max_word_length=config.max_word_length,
+        end_marks="".join(_END_MARKS) if config.need_end_mark else "",
+    )
+    kept = [text[start:end] for start, end in spans]
+    if any(has_bracket):  # of such lines the scan says nothing
+        cleaned_lines = (clean_line(line, config) if odd else line for line, odd in zip(kept, has_bracket, strict=True))
+        kept = [line for line in cleaned_lines if line is not None]
     cleaned = "\n".join(kept)
     lower = cleaned.lower()
-    if config.ban_boilerplate and _is_boilerplate(lower):  # of most texts, no line is
-        kept = [line for line in kept if not _is_boilerplate(line.lower())]
+    boilerplate = [phrase for phrase in _BOILERPLATE if phrase in lower] if config.ban_boilerplate else []
+    if boilerplate:  # of most texts, no line is
+        lines = list(zip(kept, lower.split("\n"), strict=True))
+        for phrase in boilerplate:
+            lines = [(line, lower_line) for line, lower_line in lines if phrase not in lower_line]
+        kept = [line for line, _ in lines]
         cleaned = "\n".join(kept)
         lower = cleaned.lower()
     return CleanedText(
@@ -110,6 +104,21 @@ def clean_lines(text: str, config: C4Config) -> CleanedText:
         has_curly_bracket="{" in cleaned,
         has_lorem_ipsum="lorem ipsum" in lower,
     )
+
+
+def clean_line(line: str, config: C4Config) -> str | None:
+    """A line without white space around it, as it stays, or None where it goes; but for boilerplate.
+
+    The plain rules on a line: for those with a bracket, and for the tests.
+    """
+    if config.remove_citations and "[" in line:
+        line = _CITATION.sub("", line).strip()
+    if config.need_end_mark and (not line.endswith(_END_MARKS) or line.endswith(_ELLIPSES)):
+        return None
+    words = line.split()
+    if len(words) < config.min_words_per_line or max(map(len, words), default=0) > config.max_word_length:
+        return None
+    return line
 
 
 def count_sentences(cleaned: CleanedText) -> int:
@@ -127,7 +136,3 @@ def failing_c4_rule(cleaned: CleanedText, config: C4Config) -> str | None:
     if cleaned.num_kept_lines < config.min_sentences and count_sentences(cleaned) < config.min_sentences:
         return "too_few_sentences"
     return None
-
-
-def _is_boilerplate(lower: str) -> bool:
-    return any(phrase in lower for phrase in _BOILERPLATE)

@@ -5,6 +5,7 @@ n = 13 is GPT-3's choice (Brown et al. 2020, arXiv:2005.14165, appendix C), sinc
 
 from __future__ import annotations
 
+import functools
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -14,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cs336.files import UserError, replacing
+from cs336.filters.character_table import CharacterTable
 from cs336.filters.ngrams import ngram_hashes, span_hashes, word_hashes
+from cs336.filters.overlap import overlaps, table_of, words_and_lines
 
 _NOT_WORD = re.compile(r"(?:[^\w\n]|_)+")
 _ASCII_WORDS = bytes(ord(c.lower()) if c.isalnum() or c == "\n" else 32 for c in map(chr, range(128))) + bytes(128)
 _MAX_EVALS = 64  # one bit each
+_FORMAT = 2  # of the file: 1 had other hashes
 
 
 class EvalIndex:
@@ -53,17 +57,17 @@ class EvalIndex:
         self.n = n
         self.evals = evals
         self.num_empty = num_empty
-        self._ngrams, self._ngram_evals = ngrams, ngram_evals
-        self._short, self._short_evals = short, short_evals
+        self._ngrams = table_of(ngrams, ngram_evals)
+        self._short = table_of(short, short_evals)
         self._whole, self._whole_evals = whole, whole_evals
 
     @property
     def num_ngrams(self) -> int:
-        return len(self._ngrams)
+        return len(self._ngrams.hashes)
 
     @property
     def num_short(self) -> int:
-        return len(self._short)
+        return len(self._short.hashes)
 
     @classmethod
     def build(cls, texts_by_eval: Mapping[str, Iterable[str]], n: int = 13) -> EvalIndex:
@@ -109,13 +113,7 @@ class EvalIndex:
 
     def count(self, text: str) -> dict[str, int]:
         """For each evaluation that the text overlaps with, how many of its n-grams, lines or wholes match."""
-        hits = self._hits(text)
-        if not len(hits):
-            return {}
-        counts = {
-            name: int(np.count_nonzero(hits >> np.uint64(bit) & np.uint64(1))) for bit, name in enumerate(self.evals)
-        }
-        return {name: count for name, count in counts.items() if count}
+        return self._by_eval(self._hits(text))
 
     def num_hits(self, text: str) -> int:
         """How many n-grams (by position), short lines or wholes match any evaluation."""
@@ -123,39 +121,50 @@ class EvalIndex:
 
     def copies(self, text: str) -> tuple[str, ...]:
         """Evaluations of which this whole document is one text, word for word; most often none."""
-        hashes = word_hashes(_only_words(text).split())
+        hashes, _ = words_and_lines(text, _words())
         if not len(hashes):
             return ()
-        tables = (self._short, self._short_evals) if len(hashes) < self.n else (self._whole, self._whole_evals)
+        tables = self._short[:2] if len(hashes) < self.n else (self._whole, self._whole_evals)
         found = _look_up(ngram_hashes(hashes, len(hashes)), *tables)
         return tuple(name for bit, name in enumerate(self.evals) if len(found) and int(found[0]) >> bit & 1)
 
-    def _hits(self, text: str) -> NDArray[np.uint64]:
-        """Bits of the evaluations, for each place of the text that matches any."""
+    def plain_count(self, text: str) -> dict[str, int]:
+        """What `count` gives, plainly: for reading, and for the tests."""
         words = _only_words(text)
         hashes = word_hashes(words.split())
-        found = [_look_up(ngram_hashes(hashes, self.n), self._ngrams, self._ngram_evals)]
-        if len(self._short):
-            lengths = np.array([len(line.split()) for line in words.split("\n")])
-            ends = np.cumsum(lengths)
-            is_short = lengths < self.n  # an empty line matches nothing: no question is empty
-            spans = span_hashes(hashes, (ends - lengths)[is_short], ends[is_short])
-            if 0 < len(hashes) < self.n and np.count_nonzero(lengths) > 1:  # a short whole, over several lines
-                spans = np.append(spans, ngram_hashes(hashes, len(hashes)))
-            found.append(_look_up(spans, self._short, self._short_evals))
-        return np.concatenate(found)
+        lengths = np.array([len(line.split()) for line in words.split("\n")])
+        ends = np.cumsum(lengths)
+        is_short = (lengths > 0) & (lengths < self.n)
+        spans = span_hashes(hashes, (ends - lengths)[is_short], ends[is_short])
+        if 0 < len(hashes) < self.n and np.count_nonzero(lengths) > 1:  # a short whole, over several lines
+            spans = np.append(spans, ngram_hashes(hashes, len(hashes)))
+        found = [_look_up(ngram_hashes(hashes, self.n), *self._ngrams[:2]), _look_up(spans, *self._short[:2])]
+        return self._by_eval(np.concatenate(found))
+
+    def _hits(self, text: str) -> NDArray[np.uint64]:
+        """Bits of the evaluations, for each place of the text that matches any."""
+        return overlaps(*words_and_lines(text, _words()), self.n, self._ngrams, self._short)
+
+    def _by_eval(self, hits: NDArray[np.uint64]) -> dict[str, int]:
+        if not len(hits):
+            return {}
+        counts = {
+            name: int(np.count_nonzero(hits >> np.uint64(bit) & np.uint64(1))) for bit, name in enumerate(self.evals)
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def save(self, path: Path) -> None:
         """Write one .npz file, whole or not at all; the same index gives the same bytes."""
         with replacing(path) as file:
             np.savez(
                 file,
+                format=np.array(_FORMAT),
                 n=np.array(self.n),
                 evals=np.array(self.evals, dtype=np.str_),
-                ngrams=self._ngrams,
-                ngram_evals=self._ngram_evals,
-                short=self._short,
-                short_evals=self._short_evals,
+                ngrams=self._ngrams.hashes,
+                ngram_evals=self._ngrams.bits,
+                short=self._short.hashes,
+                short_evals=self._short.bits,
                 whole=self._whole,
                 whole_evals=self._whole_evals,
                 num_empty=np.array(self.num_empty),
@@ -170,6 +179,8 @@ class EvalIndex:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
+                if int(arrays["format"]) != _FORMAT:
+                    raise ValueError(f"of format {arrays['format']}, not {_FORMAT}")
                 return cls(
                     n=int(arrays["n"]),
                     evals=tuple(map(str, arrays["evals"])),
@@ -185,6 +196,11 @@ class EvalIndex:
             raise UserError(f"{path}: not found; build the evaluation index first") from None
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: not an evaluation index ({error}); delete it and build it again") from None
+
+
+@functools.cache
+def _words() -> CharacterTable:
+    return CharacterTable(lambda character: _only_words(character).encode())
 
 
 def _only_words(text: str) -> str:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from cs336.filters.pii_hints import SEPARATOR, number_hints
+
 EMAIL = "|||EMAIL_ADDRESS|||"
 PHONE = "|||PHONE_NUMBER|||"
 IP = "|||IP_ADDRESS|||"
@@ -34,9 +36,10 @@ class PiiSpan(NamedTuple):
 
 def mask_pii(text: str) -> tuple[str, PiiCounts]:
     """Mask e-mail addresses, then IP addresses, then phone numbers; also how many of each."""
+    hints = number_hints(text)  # placeholders bring no digit, so what is not there now is not there later
     text, emails = mask_emails(text)
-    text, ips = mask_ips(text)
-    text, phones = mask_phone_numbers(text)
+    text, ips = mask_ips(text) if hints.ip else (text, 0)
+    text, phones = mask_phone_numbers(text) if hints.phone else (text, 0)
     return text, PiiCounts(emails, ips, phones)
 
 
@@ -90,7 +93,6 @@ def _leading_run(text: str, floor: int, at: int) -> int:
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9]?[0-9])"
 _IP = re.compile(rf"(?<![0-9A-Za-z])(?<![0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}(?![0-9A-Za-z])(?!\.[0-9])")
-_IP_HINT = re.compile(r"[0-9]\.[0-9]+\.[0-9]+\.[0-9]")
 
 
 def mask_ips(text: str) -> tuple[str, int]:
@@ -102,22 +104,20 @@ def mask_ips(text: str) -> tuple[str, int]:
 
 
 def _ip_spans(text: str) -> list[tuple[int, int]]:
-    return [match.span() for match in _IP.finditer(text)] if _IP_HINT.search(text) else []
+    return [match.span() for match in _IP.finditer(text)]
 
 
-_SEPARATOR = "[-. \u00a0\u2010\u2011\u2013]?"
 # "x" and an extension, after a number that is written as one; bare digits and an x may be anything.
-_EXTENSION = rf"(?:(?:(?<={_SEPARATOR[:-1]}[0-9]{{4}})|(?<=\)[0-9]{{7}}))x[0-9]{{1,5}})?"
+_EXTENSION = rf"(?:(?:(?<={SEPARATOR}[0-9]{{4}})|(?<=\)[0-9]{{7}}))x[0-9]{{1,5}})?"
 _NUMBER = (
-    rf"(?:\+?1{_SEPARATOR}|001{_SEPARATOR[:-1]})?"
-    rf"(?:\([0-9]{{3}}\)|[0-9]{{3}}){_SEPARATOR}[0-9]{{3}}{_SEPARATOR}[0-9]{{4}}"
+    rf"(?:\+?1{SEPARATOR}?|001{SEPARATOR})?"
+    rf"(?:\([0-9]{{3}}\)|[0-9]{{3}}){SEPARATOR}?[0-9]{{3}}{SEPARATOR}?[0-9]{{4}}"
     rf"{_EXTENSION}(?!\w)(?!\.[0-9])"
 )
 # Numbers glued to one another by a plus or a bracket are taken together: else masking the first
 # would free the second for the next time.
 _PHONES = re.compile(rf"(?<![\w+])(?<![0-9]\.){_NUMBER}(?:(?=[+(]){_NUMBER})*")
 _PHONE = re.compile(_NUMBER)
-_PHONE_HINT = re.compile(rf"[0-9]{{3}}{_SEPARATOR}[0-9]{{4}}")
 
 
 def mask_phone_numbers(text: str) -> tuple[str, int]:
@@ -131,8 +131,6 @@ def mask_phone_numbers(text: str) -> tuple[str, int]:
 
 
 def _phone_spans(text: str) -> list[tuple[int, int]]:
-    if not _PHONE_HINT.search(text):
-        return []
     return [
         (match.start() + number.start(), match.start() + number.end())
         for match in _PHONES.finditer(text)

@@ -1,4 +1,4 @@
-"""One pass over a text's characters for everything that Gopher's rules count, compiled by Numba.
+"""One pass over a text's characters for everything that Gopher's rules count, or for its lines; compiled by Numba.
 
 `heuristics.measure_gopher` is the plain twin and says what is counted; tests hold the two equal. It splits a
 text into words twice, with and without punctuation marks, as Python strings; here no object is made for a word.
@@ -24,7 +24,7 @@ from cs336.filters.heuristics import WORD_PART, GopherMeasures
 # Bits of a character's class.
 _SPACE, _BREAK, _ALPHA, _WORD, _PART = 1, 2, 4, 8, 16
 _DOT, _HYPHEN, _QUOTE, _ELLIPSIS = ord("."), ord("-"), ord("'"), ord("…")
-_COMMA, _COLON, _ZERO, _NINE = ord(","), ord(":"), ord("0"), ord("9")
+_COMMA, _COLON, _ZERO, _NINE, _BRACKET = ord(","), ord(":"), ord("0"), ord("9"), ord("[")
 _LONG_S = 0x17F  # lower-case form of S too, so the pattern takes it for one
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 
@@ -79,11 +79,44 @@ def scan_text(text: str) -> TextCounts:
     return TextCounts(*_scan(points, classes()))
 
 
+class FoundLines(NamedTuple):
+    """Lines of `str.splitlines`, without the white space around them.
+
+    Attributes:
+        num_lines: that are not blank.
+        spans: where each of those that were asked for begins and ends.
+        has_bracket: of each of these, whether it holds "[".
+    """
+
+    num_lines: int
+    spans: list[tuple[int, int]]
+    has_bracket: list[bool]
+
+
+def find_lines(text: str, *, min_words: int, max_word_length: int, end_marks: str) -> FoundLines:
+    """Lines of at least so many words, none of them longer, that end in one of some marks, but not in "...".
+
+    And all lines with "[", whatever they hold otherwise.
+
+    Args:
+        end_marks: "" takes lines of any end.
+    """
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    if not len(points):
+        return FoundLines(0, [], [])
+    warm_up()
+    marks = np.frombuffer(end_marks.encode("utf-32-le"), "<u4")
+    num_lines, spans, has_bracket = _lines(points, classes(), min_words, max_word_length, marks)
+    return FoundLines(num_lines, spans.tolist(), has_bracket.tolist())
+
+
 @functools.cache
 def warm_up() -> None:
-    """Compile the scanner, or load it from Numba's cache; says so if that takes a while."""
+    """Compile the scanners, or load them from Numba's cache; says so if that takes a while."""
     with announced("the filters' inner loops"):
-        _scan(np.frombuffer("a".encode("utf-32-le"), "<u4"), classes())
+        points = np.frombuffer("a".encode("utf-32-le"), "<u4")
+        _scan(points, classes())
+        _lines(points, classes(), 0, 1, points)
 
 
 @functools.cache
@@ -201,3 +234,49 @@ def _contraction(points, quote, classes):
     if length and quote + 1 + length < num_points and classes[points[quote + 1 + length]] & _WORD:
         return 0
     return length
+
+
+@njit(cache=True, nogil=True)
+def _lines(points, classes, min_words, max_word_length, end_marks):
+    num_points = len(points)
+    most = (
+        num_points + 1
+    ) // 2  # a line has a character, and a break before the next; what is not written costs little
+    spans = np.empty((most, 2), np.int64)
+    has_bracket = np.empty(most, np.bool_)
+    num_lines = num_found = 0
+    start = end = words = longest = 0  # of a line: its first character, what follows its last; equal while it is blank
+    word_start = -1
+    bracket = False
+    for place in range(num_points + 1):
+        kind = classes[points[place]] if place < num_points else np.uint8(_SPACE | _BREAK)
+        if not kind & _SPACE:
+            if word_start < 0:
+                words += 1
+                word_start = place
+                if start == end:
+                    start = place
+            end = place + 1
+            bracket = bracket or points[place] == _BRACKET
+            continue
+        if word_start >= 0:
+            longest = max(longest, place - word_start)
+            word_start = -1
+        if kind & _BREAK:
+            if start < end:
+                num_lines += 1
+                passes = words >= min_words and longest <= max_word_length
+                if passes and not bracket and len(end_marks):
+                    last = points[end - 1]
+                    passes = False
+                    for mark in end_marks:
+                        passes = passes or mark == last
+                    if last == _DOT and end - start >= 3 and points[end - 2] == _DOT and points[end - 3] == _DOT:
+                        passes = False
+                if passes or bracket:
+                    spans[num_found, 0], spans[num_found, 1] = start, end
+                    has_bracket[num_found] = bracket
+                    num_found += 1
+            start = end = words = longest = 0
+            bracket = False
+    return num_lines, spans[:num_found].copy(), has_bracket[:num_found].copy()

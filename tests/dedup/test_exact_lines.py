@@ -15,8 +15,8 @@ from cs336.dedup.exact_lines import (
     line_hashes,
     repeated_hashes,
 )
-from cs336.dedup.reference import hash_bytes
 from cs336.dedup.repeated import SortedHashes
+from cs336.filters.ngrams import hash_bytes
 
 
 def run(tmp_path: Path, contents: dict[str, bytes], **options) -> dict[str, bytes]:

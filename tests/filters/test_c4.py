@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cs336.filters.c4 import C4Config, clean_lines, count_sentences, failing_c4_rule
+from cs336.filters.c4 import C4Config, clean_line, clean_lines, count_sentences, failing_c4_rule
 
 CONFIG = C4Config(enabled=True)
 GOOD = "This line has five words."
@@ -37,6 +37,17 @@ def test_lines_are_kept_or_not(line: str, kept: bool):
     cleaned = clean_lines(f"{line}\n\n", CONFIG)
     assert cleaned.text == (line.strip() if kept else "")
     assert (cleaned.num_lines, cleaned.num_kept_lines) == (1, int(kept))
+
+
+def test_many_lines_are_all_looked_at():
+    cleaned = clean_lines(f"{GOOD}\nmenu\n\n" * 1_000, CONFIG)
+    assert cleaned.text == "\n".join([GOOD] * 1_000)
+    assert (cleaned.num_lines, cleaned.num_kept_lines) == (2_000, 1_000)
+
+
+def test_words_are_counted_without_citations():
+    assert clean_lines("Four words are here [1] [2].", CONFIG).text == "Four words are here  ."
+    assert clean_lines("Only three [1] words[2].", CONFIG).text == ""
 
 
 def test_citations_go_also_after_the_full_stop():
@@ -79,6 +90,18 @@ def test_every_rule_can_be_switched_off():
 
 
 PIECES = [GOOD, "menu", "[1]", "...", "{", "\n", " ", "a b c d e.[2]", "\ud800", "\r"]
+
+
+@given(st.lists(st.sampled_from([*PIECES, "read our privacy policy now.", "“x”", "."])).map(" ".join), st.data())
+def test_the_scan_keeps_the_lines_that_the_plain_rules_keep(text: str, data: st.DataObject):
+    switches = {name: data.draw(st.booleans()) for name in ("need_end_mark", "remove_citations", "ban_boilerplate")}
+    config = replace(CONFIG, max_word_length=data.draw(st.integers(1, 9)), min_words_per_line=2, **switches)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    expected = [line for line in (clean_line(line, config) for line in lines) if line is not None]
+    expected = [line for line in expected if not (config.ban_boilerplate and "privacy policy" in line.lower())]
+    cleaned = clean_lines(text, config)
+    assert cleaned.text == "\n".join(expected)
+    assert (cleaned.num_lines, cleaned.num_kept_lines) == (len(lines), len(expected))
 
 
 @given(st.lists(st.sampled_from(PIECES)).map(" ".join))

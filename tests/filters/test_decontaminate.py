@@ -3,10 +3,13 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cs336.files import UserError
-from cs336.filters.decontaminate import EvalIndex
+from cs336.files import UserError, read_jsonl
+from cs336.filters.decontaminate import EvalIndex, _only_words, _words
+from cs336.filters.ngrams import word_hashes
+from cs336.filters.overlap import words_and_lines
 
 LONG = "Natalia sold clips to forty eight of her friends in April and then half as many in May, how many clips?"
 SHORT = "What is the boiling point of water?"
@@ -76,6 +79,88 @@ def test_counts_agree_with_sets_of_words_on_random_texts():
             expected += tuple(words) in short
         assert index.num_hits("\n".join(lines)) == expected
         assert index.num_hits("\n".join(lines) + "\n") == expected
+
+
+def random_texts(seed: int, count: int) -> list[str]:
+    """Words of many scripts and cases, numbers and marks, between spaces, line breaks and what looks like them."""
+    generator = random.Random(seed)
+    words = [
+        "the",
+        "THE",
+        "Straße",
+        "STRASSE",
+        "ΣΟΦΟΣ",
+        "σοφός",
+        "İstanbul",
+        "ı",
+        "мост",
+        "МОСТ",
+        "桥",
+        "สะพาน",
+        "क्षेत्र",
+    ]
+    words += [
+        "क्षेत्र",
+        "12",
+        "٣",
+        "x²",
+        "e\u0301",
+        "don't",
+        "snake_case",
+        "ﬁ",
+        "ǅ",
+        "𝔘",
+        "🌉",
+        "\ud800",
+        "a" * 8,
+        "b" * 17,
+    ]
+    gaps = [" "] * 8 + ["\n", "\n\n", "\r\n", "\t", ", ", "\u00a0", "\u2028", "\x85", "\x1c", "\0", "", "-"]
+    return [
+        "".join(generator.choice(words) + generator.choice(gaps) for _ in range(generator.randrange(60)))
+        for _ in range(count)
+    ]
+
+
+def test_the_compiled_count_is_the_plain_one_on_text_of_any_kind():
+    questions = random_texts(1, 300)
+    index = EvalIndex.build({"even": questions[::2], "odd": questions[1::2]}, n=3)
+    assert 0 < index.num_short < index.num_ngrams
+    hits = 0
+    for text in [*questions[:50], *random_texts(2, 500), "", "\n", "Σ", "ΑΣ ΑΣ.", "the", "\nthe\n"]:
+        assert index.count(text) == index.plain_count(text), text
+        hits += index.num_hits(text)
+    assert hits > 1_000
+
+
+def test_the_compiled_count_is_the_plain_one_on_sentences_of_many_languages(shared_data: Path):
+    rows = list(read_jsonl(shared_data / "labelled" / "langid" / "dev" / "lingua_sentences.jsonl.gz"))
+    texts = [row["text"] for row in rows]
+    index = EvalIndex.build({"some": texts[::3], "others": texts[1::3]})
+    pages = ["\n".join(texts[start : start + 20]) for start in range(0, len(texts), 20)]
+    for text in [*pages, *texts[::11], "\n".join(texts).upper()]:
+        assert index.count(text) == index.plain_count(text), text[:80]
+    assert len({row["lang"] for row in rows}) > 60
+
+
+def test_a_word_hashes_in_the_compiled_scan_as_in_the_index():
+    for text in random_texts(3, 200):
+        hashes, line_ends = words_and_lines(text, _words())
+        plain = _only_words(text)
+        assert hashes.tolist() == word_hashes(plain.split()).tolist()
+        assert np.diff(line_ends, prepend=0).tolist() == [len(line.split()) for line in plain.split("\n")]
+
+
+def test_an_index_of_an_earlier_format_is_built_again_rather_than_never_matching(tmp_path: Path, index: EvalIndex):
+    index.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        old = dict(arrays)
+    np.savez(tmp_path / "other.npz", **(old | {"format": np.array(1)}))
+    del old["format"]
+    np.savez(tmp_path / "first.npz", **old)
+    for name in ("other", "first"):
+        with pytest.raises(UserError, match="build it again"):
+            EvalIndex.load(tmp_path / f"{name}.npz")
 
 
 def test_a_saved_index_gives_the_same_answers_and_the_same_bytes(tmp_path: Path, index: EvalIndex):

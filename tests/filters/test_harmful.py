@@ -6,7 +6,6 @@ import fasttext
 import pytest
 
 from cs336.files import UserError, read_jsonl
-from cs336.filters.classifier import one_line
 from cs336.filters.harmful import HarmfulModels, harm_score
 
 
@@ -19,7 +18,9 @@ def labelled_comments(shared_data: Path) -> list[tuple[str, bool]]:
 @pytest.fixture(scope="session")
 def toxic_path(labelled_comments: list[tuple[str, bool]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toxic")
-    lines = [f"__label__{'toxic' if toxic else 'non-toxic'} {one_line(text)}" for text, toxic in labelled_comments]
+    lines = [
+        f"__label__{'toxic' if toxic else 'non-toxic'} {' '.join(text.split())}" for text, toxic in labelled_comments
+    ]
     (folder / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     model = fasttext.train_supervised(
         input=str(folder / "train.txt"), dim=8, bucket=1000, epoch=60, lr=0.5, thread=1, verbose=0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cs336.documents import Document
 from cs336.extract.html import extract_text
 from cs336.filters.heuristics import measure_gopher, split_words
-from cs336.filters.scan import classes, scan_gopher, scan_text
+from cs336.filters.scan import classes, find_lines, scan_gopher, scan_text
 
 ALPHABET = [*"aZsSmdtlrev'’..--…,:09_ \n\r\t\x0b\x1c\x85\u2028\xa0()[]\"é²Ⅷ中ſK٣́\ud800\U0001f600"]
 PIECES = [*ALPHABET, "'s ", "'ll", "'RE", "'ve\n", "...", "....", "--", "1,000", "3.14", "e.g.", "isn't", "'ſ"]
@@ -31,6 +31,27 @@ def test_equals_the_plain_rules_on_what_they_are_made_of(text: str):
 @given(st.text())
 def test_equals_the_plain_rules_on_any_text(text: str):
     assert_equal(text)
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(
+    st.lists(st.sampled_from([*PIECES, *"[]..  \n"]), max_size=30).map("".join),
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.sampled_from(["", ".]”"]),
+)
+def test_lines_are_those_that_python_splits_and_strips(text: str, min_words: int, max_length: int, marks: str):
+    def passes(line: str) -> bool:
+        ends = not marks or (line[-1] in marks and not line.endswith("..."))
+        words = line.split()
+        return "[" in line or (ends and len(words) >= min_words and max(map(len, words)) <= max_length)
+
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = find_lines(text, min_words=min_words, max_word_length=max_length, end_marks=marks)
+    assert found.num_lines == len(lines)
+    passing = [line for line in lines if passes(line)]
+    assert [text[start:end] for start, end in found.spans] == passing
+    assert found.has_bracket == ["[" in line for line in passing]
 
 
 def test_counts_by_hand():
@@ -61,7 +82,11 @@ def test_equals_the_plain_rules_on_real_pages(shared_data):
         for member in archive:
             file = archive.extractfile(member) if member.isfile() else None
             if file is not None:
-                assert_equal(extract_text(file.read()))
+                text = extract_text(file.read())
+                assert_equal(text)
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
+                spans = find_lines(text, min_words=0, max_word_length=len(text), end_marks="").spans
+                assert [text[start:end] for start, end in spans] == lines
                 num_pages += 1
     assert num_pages > 2_000
 
