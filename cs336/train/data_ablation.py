@@ -104,7 +104,8 @@ def paired_difference(before: Mapping[int, float], after: Mapping[int, float]) -
 def _t_95(freedom: int) -> float:
     if freedom <= len(_T_95):
         return _T_95[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)  # and the first terms of its expansion: right to three digits from here
+    # The normal quantile and the first terms of the expansion around it: 0.1 % too low at 11, less beyond.
+    z = statistics.NormalDist().inv_cdf(0.975)
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
