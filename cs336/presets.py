@@ -213,6 +213,14 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     fetch=True,
     max_training_seconds=3_600,
 )
+MIXTURE_LARGE = replace(  # the same for a GPU: the course's model, which reads every variant several times
+    MIXTURE,
+    name="mixture_large",
+    bpe=COURSE.bpe,
+    model=COURSE.model,
+    train=replace(COURSE.train, batch_size=64),
+    data_ablation=DataAblationConfig(num_tokens=41_943_040),
+)
 RAW = replace(  # text taken as it is: no filter and no deduplication changes it; overlap with evaluations is told
     COURSE,
     name="raw",
@@ -316,7 +324,7 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
 )
 PRESETS = {
     preset.name: preset
-    for preset in (TINY, MIXTURE, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
+    for preset in (TINY, MIXTURE, MIXTURE_LARGE, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
 }
 
 

@@ -91,8 +91,6 @@ def variant_tokens(
     deduplicated_text: list[Path],
     clean_text: Path,
     tokenizer: Path,
-    split: SplitConfig,
-    held_out: TextFiles | None,
     cell: str,
 ) -> Metadata:
     """The text before filtering, after it, and after deduplication, as token arrays of the same vocabulary.
@@ -102,11 +100,12 @@ def variant_tokens(
     """
     folders = {UNFILTERED: extracted_text, FILTERED: filtered_text, DEDUPLICATED: deduplicated_text}[cell]
     index = EvalIndex.load(clean_text / HELD_OUT_INDEX)
+    held_out = {document_key(document.url, document.id) for document in read_documents(clean_text)}
     left_out: Counter[str] = Counter()
 
     def documents() -> Iterator[Document]:
         for document in step.progress(_documents(folders), unit="documents", label=cell):
-            if held_out is None and is_held_out(document_key(document.url, document.id), split):
+            if document_key(document.url, document.id) in held_out:
                 left_out["held out"] += 1
             elif index.num_hits(document.text):
                 left_out["shares an n-gram with the held-out text"] += 1
