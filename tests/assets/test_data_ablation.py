@@ -5,11 +5,12 @@ import shutil
 import statistics
 
 import numpy as np
+import polars as pl
 import pytest
 
 from benchmarks import experiments
 from cs336.crawl.local_files import TextFiles
-from cs336.documents import read_documents
+from cs336.documents import Document, read_documents, write_documents, write_table
 from cs336.presets import find_preset
 from cs336.store import Store
 from cs336.tokenizer.bpe import Tokenizer
@@ -17,7 +18,13 @@ from cs336.tokens.index import read_index
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import VARIANTS
 from cs336_assets.asset import Step, version_of
-from cs336_assets.data_ablation import clean_text, no_variant_holds_held_out_text, the_pipeline_lowers_the_loss
+from cs336_assets.data_ablation import (
+    clean_text,
+    no_variant_holds_held_out_text,
+    the_pipeline_lowers_the_loss,
+    variant_tokens,
+)
+from cs336_assets.filters import DECISIONS_FILE
 from cs336_assets.flow import STAGES
 
 STAGE_OF = dict(zip(VARIANTS, ("extracted_text", "filtered_text", "deduplicated_text"), strict=True))
@@ -120,11 +127,14 @@ def test_runs_become_rows_and_folders_that_are_adopted(ablated, finished, tmp_pa
     cases = [row["case"] for row in map(json.loads, results.open())]
     assert sum(case.startswith("data_ablation/") for case in cases) == 6
     assert {path.name for path in (runs / "micro").iterdir()} >= {"data_ablation", "data_ablation_study"}
+    for folder in (runs / "micro").iterdir():
+        if not folder.name.startswith("data_ablation"):
+            shutil.rmtree(folder)
     other = finished.copy(tmp_path / "other")
-    done = other.python("-m", "cs336", "adopt", "--replace", str(runs / "micro" / "data_ablation_study"))
-    assert done.returncode == 0 and "micro/data_ablation_study: adopted" in done.stdout, done.stderr
-    done = other.python("-m", "cs336", "adopt", str(runs / "micro" / "data_ablation" / "filtered-seed-1"))
-    assert done.returncode == 0 and "micro/data_ablation[filtered-seed-1]: adopted" in done.stdout, done.stderr
+    done = other.python("-m", "cs336", "adopt", str(runs))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert {"micro/data_ablation_study", "micro/data_ablation[filtered-seed-1]"} <= set(said) and len(said) == 9
 
 
 def test_other_variants_seeds_and_settings_are_other_versions(ablated, monkeypatch):
@@ -151,3 +161,27 @@ def test_held_out_files_are_read_whatever_the_preset_splits_off(ablated, tmp_pat
         "text://held.jsonl/1",
     ]
     assert not list(read_index(tmp_path / "out", "train"))
+
+
+def test_a_document_that_quotes_the_held_out_text_is_left_out_of_every_variant(ablated, tmp_path):
+    words = [f"word{number}" for number in range(30)]
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text(json.dumps({"text": " ".join(words)}) + "\n")
+    texts = {"quotes": "so: " + " ".join(words[5:18]), "near": " ".join(words[5:17]), "own": "nothing of it"}
+    documents = [Document(f"<{name}>", f"http://x.org/{name}", "a.warc", 0, text) for name, text in texts.items()]
+    for name in ("clean", "shard", *VARIANTS):
+        (tmp_path / name).mkdir()
+    tokenizer = ablated.artifacts / "tokenizer"
+    source = TextFiles(paths=(str(held_out),))
+    clean_text(Step(tmp_path / "clean"), [], tokenizer, SplitConfig(), source)
+    write_documents(tmp_path / "shard", documents)
+    decisions = pl.DataFrame({"id": [each.id for each in documents], "language": ["en", "de", None]})
+    write_table(tmp_path / "shard" / DECISIONS_FILE, decisions)
+    shards = [tmp_path / "shard"]
+    for name in VARIANTS:
+        told = variant_tokens(Step(tmp_path / name), shards, shards, shards, tmp_path / "clean", tokenizer, name)
+        assert told["num_documents"] == 2 and "| 1 |" in told["left_out"]["markdown"]
+        facts = json.loads((tmp_path / name / "variant.json").read_text())
+        assert facts["bytes_by_language"] == {"de": len(texts["near"])}
+    folders = [tmp_path / name for name in VARIANTS]
+    assert no_variant_holds_held_out_text(folders, tmp_path / "clean", tokenizer)[0]
