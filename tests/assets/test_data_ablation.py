@@ -34,7 +34,12 @@ STAGE_OF = dict(zip(VARIANTS, ("extracted_text", "filtered_text", "deduplicated_
 def ablated(finished, tmp_path_factory):
     """The finished project with its data ablation, two runs at a time."""
     project = finished.copy(tmp_path_factory.mktemp("ablation"), CS336_RUNS_AT_ONCE="2", CS336_WORKERS="2")
-    project.run("data_ablation")
+    printed = project.run("data_ablation", "micro", "--cells", "filtered-seed-0")
+    for made in ("clean_text", "variant_tokens[deduplicated]", "data_ablation[filtered-seed-0]"):
+        assert f"micro/{made}: made" in printed  # one run needs the arrays of all variants, and no other run
+    assert "filtered-seed-1" not in printed and "study" not in printed
+    printed = project.run("data_ablation")
+    assert "data_ablation[filtered-seed-0]: unchanged" in printed and "data_ablation_study: made" in printed
     return project
 
 
