@@ -128,8 +128,8 @@ def comment_on_data(
     """What the comparison says, in sentences made from its numbers.
 
     Args:
-        variants: name -> `num_tokens`, `epochs`, `share_of_english` (of documents, None where no language is
-            known), `num_languages`.
+        variants: name -> `num_tokens`, `epochs`, `share_of_english` (of the bytes whose language is known; None
+            where none is), `num_languages`.
         differences: of pairs (before, after).
         num_tokens: each run trained on.
     """
@@ -138,9 +138,9 @@ def comment_on_data(
     first = variants[UNFILTERED]
     if first["share_of_english"] is not None:
         lines.append(
-            f"The held-out text is English; of the unfiltered documents {first['share_of_english']:.0%} are, the rest"
-            f" is in {first['num_languages'] - 1} other languages (as the filter tells them), which no English loss"
-            " rewards: much of what filtering gains here is the language."
+            f"The held-out text is English. Of the unfiltered text {first['share_of_english']:.0%} is, by bytes; the rest"
+            f" is in {first['num_languages'] - 1} other languages, as the filter tells them. They teach little English and"
+            " fill part of the same number of tokens, so part of what filtering gains is the language."
         )
     lines += [_of_pair(before, after, each) for (before, after), each in differences.items()]
     lines.append(
