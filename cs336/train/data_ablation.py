@@ -139,9 +139,9 @@ def comment_on_data(
     if first["share_of_english"] is not None:
         share, others = first["share_of_english"], first["num_languages"] - 1
         lines.append(
-            f"The held-out text is English. Of the unfiltered text {share:.0%} is, by bytes; the rest is in {others} other"
-            " languages, as the filter tells them. They teach little English and fill part of the same number of tokens,"
-            " so part of what filtering gains is the language."
+            f"The held-out text is English. Of the unfiltered text {share:.0%} is, by bytes; the rest is in {others}"
+            " other languages, as the filter tells them. They teach little English and fill part of the same number of"
+            " tokens, so part of what filtering gains is the language."
         )
     lines += [_of_pair(before, after, each) for (before, after), each in differences.items()]
     lines.append(
