@@ -234,7 +234,17 @@ def the_pipeline_lowers_the_loss(data_ablation_study: Path) -> tuple[bool, Metad
     return half_width is not None and mean < -half_width, {"difference": mean, "half_width": half_width}
 
 
-_COLUMNS = ["variant", "documents", "tokens", "MB", "bytes per token", "English", "repeats", "loss", "std over seeds"]
+_COLUMNS = [
+    "variant",
+    "documents",
+    "tokens",
+    "MB",
+    "bytes per token",
+    "English",
+    "times read",
+    "loss",
+    "std over seeds",
+]
 _DIFFERENCE_COLUMNS = ["from", "to", "loss changes by", "95 % interval, plus or minus", "seeds"]
 
 

@@ -133,7 +133,7 @@ def comment_on_data(
         differences: of pairs (before, after).
         num_tokens: each run trained on.
     """
-    lines = [f"Every run trains on {num_tokens:,} tokens, so a smaller variant is repeated more often:"]
+    lines = [f"Every run trains on {num_tokens:,} tokens, so a smaller variant is read more often:"]
     lines.append(", ".join(f"{name} {each['epochs']:.2f} times" for name, each in variants.items()) + ".")
     first = variants[UNFILTERED]
     if first["share_of_english"] is not None:
