@@ -34,6 +34,7 @@ from typing import Any
 
 from benchmarks import dedup_corpus
 from benchmarks.dedup_work import DATASKETCH, DATATROVE, RENSA
+from benchmarks.growth_plots import draw_growth
 from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, in_fresh_process
 from cs336.processes import available_cores
 
@@ -111,7 +112,7 @@ def finish(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         chosen = [row for row in rows if row["case"].startswith(work + "-") and "figure" in row]
         if len({row["case"] for row in chosen}) > 1:
             path = options.results / f"dedup_{work}.png"
-            _draw(path, work, over, chosen)
+            draw_growth(path, work, over, chosen)
             print(f"\nplot: {path}")
 
 
@@ -235,27 +236,3 @@ def _worse_clusters(ours: list[float], theirs: list[float]) -> str | None:
     if recall >= MIN_RECALL and precision >= MIN_PRECISION:
         return None
     return f"recall {recall:.3f}, precision {precision:.3f}; ours {ours[0]:.3f}, {ours[1]:.3f}"
-
-
-def _draw(path: Path, work: str, over: str, rows: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure  # no global state, no display
-
-    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
-    speed, memory = figure.subplots(1, 2)
-    for contender in dict.fromkeys(row["contender"] for row in rows):
-        own = sorted(
-            (row["input"][over], row["figure"], row["peak_bytes"] / 1e6)
-            for row in rows
-            if row["contender"] == contender
-        )
-        places, figures, peaks = zip(*own, strict=True)
-        speed.plot(places, figures, marker="o", label=contender)
-        memory.plot(places, peaks, marker="o", label=contender)
-    unit = rows[0]["unit"]
-    speed.set(title=f"{work}: {unit}", xlabel=over, ylabel=unit, xscale="log", yscale="log")
-    memory.set(title=f"{work}: peak memory", xlabel=over, ylabel="MB", xscale="log", yscale="log")
-    for axes in (speed, memory):
-        axes.grid(True, which="major", alpha=0.3)
-        axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)

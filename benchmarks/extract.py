@@ -2,8 +2,8 @@
 
 Cases, in pages a second, on one core and on all:
   text-coresN   pages in memory: decode and extract; the promise is 0.9 of resiliparse alone
-  warc-coresN   files: read, inflate and parse records, too; ours survives damage and accounts for every record,
-                and inflates with Python's zlib, which takes twice as long as FastWARC's
+  warc-coresN   files: read, inflate and parse records, too; ours survives damage, accounts for every record, and parses
+                pages in a process that a hostile one may hang or crash; on one core, both processes share it
 
 Before anything is timed, ours must give resiliparse's texts byte for byte; trafilatura extracts something else,
 so only the number of its texts is kept. With the environment variable CS336_DATA the pages are real, and each row
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
+from benchmarks.growth_plots import draw_growth_of
 from benchmarks.measure import OURS, Case, Contender, Observation, in_fresh_process
 from benchmarks.pages_work import RESILIPARSE, TRAFILATURA
 from cs336 import catalog
@@ -39,7 +40,7 @@ PACKAGES = {
     RESILIPARSE: ("resiliparse", "fastwarc"),
     TRAFILATURA: ("trafilatura", "fastwarc"),
 }
-FULL_PAGES = [300, 1_000, 2_858]
+FULL_PAGES = [300, 1_000, 2_858, 10_000]
 ONLY_FAST_FROM = 5_000  # pages; trafilatura would take minutes
 BUDGET_SECONDS = 60.0
 
@@ -89,6 +90,14 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
                     input=crawl.description() | {"cores": cores},
                     budget_seconds=BUDGET_SECONDS,
                 )
+
+
+def finish(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Draw how figures grow with the number of pages, if there were several sizes."""
+    cores = available_cores()
+    draw_growth_of(
+        rows, {f"extract_{kind}": f"{kind}-cores{cores}-" for kind in ("text", "warc")}, "pages", options.results
+    )
 
 
 def data_folder() -> Path | None:

@@ -29,10 +29,12 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import pages
 from benchmarks.extract import add_common_arguments, data_folder, environment_with
+from benchmarks.growth_plots import draw_growth_of
 from benchmarks.measure import OURS, Case, Contender, Observation, in_fresh_process
 from benchmarks.pages_work import DATATROVE, DATATROVE_RESILIPARSE
 from cs336 import catalog
@@ -44,16 +46,19 @@ PACKAGES = {
     DATATROVE_RESILIPARSE: ("datatrove", "resiliparse", "spacy"),
 }
 FULL_PAGES = [300, 1_000, 2_858]
+GROWTH_PAGES = {"warc": [10_000], "wet": [10_000, 100_000, 1_000_000]}  # ours alone, on all cores, once
 WET_RECORDS_PER_SECOND = 1_500.0  # and core, without a quality model: what the project promises of itself
 LEAST_OVERLAP = {DATATROVE: 0.3, DATATROVE_RESILIPARSE: 0.7}  # below it, the work is not the same
-BUDGET_SECONDS = 60.0
+BUDGET_SECONDS, GROWTH_SECONDS = 60.0, 1_800.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --pages, --cores, --cache, --peers, --cases and --full."""
     add_common_arguments(parser, "200")
     parser.add_argument("--cases", nargs="+", choices=("warc", "wet"), default=("warc", "wet"), help="(default: both)")
-    parser.add_argument("--full", action="store_true", help=f"{', '.join(map(str, FULL_PAGES))} pages")
+    parser.add_argument(
+        "--full", action="store_true", help=f"{', '.join(map(str, FULL_PAGES))} pages; ours to 1,000,000"
+    )
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -67,6 +72,18 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
                 yield _case(f"{kind}-cores{cores}-{crawl.num_pages}", crawl, cores, [OURS, *peers], lid, options)
                 if lid is not None:
                     yield _case(f"{kind}-cores{cores}-{crawl.num_pages}-rank", crawl, cores, [OURS], None, options)
+        for num_pages in GROWTH_PAGES[kind] if options.full else []:
+            crawl, cores = pages.crawl(options.cache, data_folder(), num_pages, wet=kind == "wet"), available_cores()
+            case = _case(f"{kind}-cores{cores}-{crawl.num_pages}", crawl, cores, [OURS], lid, options)
+            yield replace(case, repeats=1, budget_seconds=GROWTH_SECONDS)
+
+
+def finish(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Draw how figures grow with the number of pages, if there were several sizes."""
+    cores = available_cores()
+    draw_growth_of(
+        rows, {f"filters_{kind}": f"{kind}-cores{cores}-" for kind in ("warc", "wet")}, "pages", options.results
+    )
 
 
 def _case(name: str, crawl: pages.Crawl, cores: int, contenders: list[str], lid: Any, options: Any) -> Case:
@@ -91,7 +108,8 @@ def _case(name: str, crawl: pages.Crawl, cores: int, contenders: list[str], lid:
                     _prepare, job | {"contender": each}, environment_with(options.peers, each), kept
                 ),
                 packages=PACKAGES[each],
-                # The whole input, as the overlap of a few documents says nothing.
+                # Compared on the whole input, as the overlap of a few documents says nothing.
+                check=None if len(contenders) > 1 else lambda: None,
             )
             for each in contenders
         ],

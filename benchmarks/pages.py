@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.corpus import generated_text, sha256_of
 from cs336.crawl.warc import read_records, write_record
-from cs336.extract.html import ExtractConfig, extract_shard
+from cs336.extract.shard import ExtractConfig, extract_shard
 from cs336.files import UserError, replacing
 
 NUM_FILES = 8

@@ -242,10 +242,20 @@ def _show(options: argparse.Namespace) -> None:
     print(folder)
     _print_facts(
         {key: manifest[key] for key in ("fingerprint", "finished", "seconds", "inputs", "machine", "versions")}
+        | _measured_elsewhere(manifest)
     )
     for name, facts in manifest["files"].items():
         print(f"  {facts['bytes']:>14,} bytes  {name}  sha256 {facts['sha256'][:12]}")
     _print_facts(manifest["metadata"])
+
+
+def _measured_elsewhere(manifest: dict[str, Any]) -> dict[str, str]:
+    """Of an adopted artifact the machine that made it, and the files that did not come along."""
+    adopted = manifest.get("measured_elsewhere")
+    if not adopted:
+        return {}
+    without = f", without {', '.join(adopted['left_behind'])}" if adopted["left_behind"] else ""
+    return {"adopted": f"measured elsewhere, on {adopted['hardware']}{without}"}
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
 from cs336.evals.task import EvalConfig
-from cs336.extract.html import ExtractConfig
+from cs336.extract.shard import ExtractConfig
 from cs336.files import UserError
 from cs336.filters.c4 import C4Config
 from cs336.filters.pipeline import FILTERS, FilterConfig

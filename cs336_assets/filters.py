@@ -16,7 +16,8 @@ from cs336.crawl.references import fetch_pages, sample_urls
 from cs336.documents import Document, read_documents, read_table, write_documents, write_table
 from cs336.evals.questions import READERS, eval_texts
 from cs336.evals.task import sample_path
-from cs336.extract.html import ExtractConfig
+from cs336.extract.records import count_outcomes
+from cs336.extract.shard import ExtractConfig
 from cs336.files import read_json, write_json
 from cs336.filters.c4 import C4Config
 from cs336.filters.contamination import missing_texts
@@ -253,8 +254,15 @@ def filters_leave_text(filtered_text: list[Path]) -> tuple[bool, Metadata]:
 
 
 @asset(group="filters", kinds={"polars"}, owner="team:data")
-def filter_ledger(step: Step, filtered_text: list[Path], document_scores: list[Path]) -> Metadata:
-    """For each filter, over all shards: seen, kept, dropped, its share of all drops, seconds."""
+def filter_ledger(
+    step: Step, extracted_text: list[Path], filtered_text: list[Path], document_scores: list[Path]
+) -> Metadata:
+    """What became of everything that entered, over all shards.
+
+    Of records: how many gave a document, and why the others did not, broken and hostile ones among them. For each
+    filter: documents seen, kept, dropped, its share of all drops, seconds.
+    """
+    records = count_outcomes(extracted_text)
     decisions = pl.concat([read_table(folder / DECISIONS_FILE) for folder in filtered_text])
     states = read_json(document_scores[0] / "states.json")
     seconds: Counter[str] = Counter()
@@ -263,11 +271,14 @@ def filter_ledger(step: Step, filtered_text: list[Path], document_scores: list[P
     rows = ledger(decisions, states, seconds)
     # Seconds vary from run to run: they are shown, but are no part of the artifact.
     write_json(step.folder / "ledger.json", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    write_json(step.folder / "records.json", records)
     plots.ledger_bars(rows, step.folder / "ledger.png")
     columns = ["filter", "state", "seen", "kept", "dropped", "share_of_discards", "would_drop", "num_masked", "seconds"]
     return {
+        "num_records": sum(records.values()),
         "num_seen": decisions.height,
         "num_kept": int(decisions["kept"].sum()),
+        "records": table(["outcome", "records"], list(records.items())),
         "ledger": table(columns, [[_cell(row[column]) for column in columns] for row in rows]),
         "dropped": {"image": "ledger.png"},
     }

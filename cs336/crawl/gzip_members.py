@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Callable
 from typing import Any
 
+from isal import isal_zlib  # zlib's interface, at more than twice its speed
+
 _MAGIC = b"\x1f\x8b\x08"  # RFC 1952: two bytes of identification, then method 8, deflate
+_INFLATE_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub declares an instance
 _GZIP_WINDOW = 31  # zlib's way to say: gzip header and checksum, window of 32 KiB
 
 
@@ -29,7 +31,7 @@ class MemberReader(io.RawIOBase):
         file.seek(offset)
         self.end: int | None = None
         self._file = file
-        self._inflater = zlib.decompressobj(_GZIP_WINDOW)
+        self._inflater = isal_zlib.decompressobj(_GZIP_WINDOW)
         self._compressed = b""
 
     def readable(self) -> bool:
@@ -48,7 +50,7 @@ class MemberReader(io.RawIOBase):
                     raise BadGzipError("truncated gzip member")
             try:
                 data = self._inflater.decompress(self._compressed, len(buffer))
-            except zlib.error:
+            except _INFLATE_ERROR:
                 raise BadGzipError("damaged gzip member") from None
             self._compressed = self._inflater.unconsumed_tail
             if self._inflater.eof:
@@ -92,6 +94,6 @@ def find_member(file: io.BufferedReader, start: int, starts_well: Callable[[byte
 def _first_bytes(file: io.BufferedReader, offset: int) -> bytes:
     file.seek(offset)
     try:
-        return zlib.decompressobj(_GZIP_WINDOW).decompress(file.read(2**13), 1024)
-    except zlib.error:
+        return isal_zlib.decompressobj(_GZIP_WINDOW).decompress(file.read(2**13), 1024)
+    except _INFLATE_ERROR:
         return b""

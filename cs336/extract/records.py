@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -67,3 +68,12 @@ def row_of(record: Record | Skipped, warc: str) -> RecordRow:
 def write_records(folder: Path, rows: Iterable[RecordRow]) -> int:
     """Write `folder/records.parquet`, whole or not at all; returns the number of records."""
     return write_table(folder / RECORDS_FILE, pl.DataFrame(list(rows), schema=SCHEMA, orient="row"))
+
+
+def count_outcomes(folders: Iterable[Path]) -> dict[str, int]:
+    """How many records of all the shards had each outcome, the commonest first; equally common ones by name."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        outcomes = pl.scan_parquet(folder / RECORDS_FILE).group_by("outcome").len().collect()
+        counts.update(dict(outcomes.iter_rows()))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

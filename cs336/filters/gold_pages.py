@@ -14,7 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from cs336.extract.html import ExtractConfig, extract_shard, extract_text
+from cs336.extract.html import extract_text
+from cs336.extract.shard import ExtractConfig, extract_shard
 from cs336.filters.labelled import GoldPage, read_gold_pages
 from cs336.filters.language import LanguageModel
 from cs336.filters.quality import host_of

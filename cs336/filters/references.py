@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cs336.documents import Document
-from cs336.extract.html import ExtractConfig, extract_shard
+from cs336.extract.shard import ExtractConfig, extract_shard
 from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
 
 CLEANING = ("language", "nsfw", "toxic", "gopher")

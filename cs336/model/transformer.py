@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -365,6 +366,7 @@ def save_model(model: TransformerLM, folder: Path) -> None:
     partial = folder / ".model.safetensors.partial"
     with name_full_disk(partial):
         save_safetensors(model, str(partial))
+    shutil.copymode(folder / "config.json", partial)  # safetensors lets nobody else read what it writes
     os.replace(partial, folder / "model.safetensors")
 
 

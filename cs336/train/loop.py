@@ -248,7 +248,10 @@ def train(
 
     def validate(max_batches: int | None) -> None:
         log.settle()
-        loss, num_tokens = evaluate(model, valid_tokens, config, device=torch_device, max_batches=max_batches)
+        watched = progress if max_batches is None else silent  # all of the held-out text takes its time
+        loss, num_tokens = evaluate(
+            model, valid_tokens, config, device=torch_device, max_batches=max_batches, progress=watched
+        )
         log.add(valid_loss=loss, num_valid_tokens=num_tokens)
 
     def write_samples(done: int) -> None:
@@ -267,12 +270,13 @@ def train(
         report=report,
     )
     steps = range(start, start if finished else config.num_steps)
+    label = f"train, from step {start:,}" if start else "train"
     with (
         contextlib.closing(log),
         CheckpointWriter(folder / CHECKPOINTS_FOLDER, keep=config.keep_checkpoints) as writer,
         contextlib.closing(batches.in_order(steps)) as data,
     ):
-        for step, (inputs, targets) in zip(progress(steps, unit="steps", label="train"), data, strict=False):
+        for step, (inputs, targets) in zip(progress(steps, unit="steps", label=label), data, strict=False):
             writer.raise_failure()
             done = step + 1
             learning_rate = config.learning_rate_at(done, clock.seconds())
@@ -376,6 +380,7 @@ def evaluate(
     *,
     device: torch.device,
     max_batches: int | None = None,
+    progress: Progress = silent,
 ) -> tuple[float, int]:
     """Mean loss in nats over held-out text in the run's precision, and the number of tokens predicted.
 
@@ -385,13 +390,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     nats, counts = [], []
-    for batch in every_token_once(
+    batches = every_token_once(
         tokens,
         batch_size=config.micro_batch_size or config.batch_size,
         context_length=model.config.context_length,
         device=device,
         max_batches=max_batches and max_batches * (config.batch_size // (config.micro_batch_size or config.batch_size)),
-    ):
+    )
+    for batch in progress(batches, unit="batches", label="score held-out text"):
         with _autocast(device, config.precision):
             losses = linear_token_losses(model.hidden_states(batch.inputs), model.lm_head.weight, batch.targets)
         nats.append(torch.where(batch.counted, losses, 0.0).sum())

@@ -1,5 +1,6 @@
 """What `kill -9`, a full disk and another number of workers do to the graph: nothing."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,8 @@ def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
     done = copied.python("-m", "cs336", "adopt", str(run))
     assert done.returncode == 0, done.stderr
     assert "same code, settings and inputs as here" in done.stdout
+    shown = copied.python("-m", "cs336", "show", "base_model", "--preset", "micro").stdout
+    assert re.search(r"^ *adopted: +measured elsewhere, on .+, without model.safetensors$", shown, re.MULTILINE), shown
     shutil.rmtree(copied.artifacts / "perplexity")
     again = copied.python("-m", "cs336", "run", "--preset", "micro", "--job", "evals")
     assert again.returncode == 1

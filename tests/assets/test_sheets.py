@@ -7,8 +7,8 @@ import pytest
 
 from cs336.crawl.warc import write_record
 from cs336.documents import Document, write_documents, write_table
-from cs336.extract.html import ExtractConfig, extract_records
 from cs336.extract.records import write_records
+from cs336.extract.shard import ExtractConfig, extract_records
 from cs336.files import read_json, write_json
 from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
 from cs336.store import MANIFEST

@@ -12,7 +12,7 @@ import pytest
 
 from cs336.crawl.local_docs import LocalDocs
 from cs336.crawl.warc import Record, read_records
-from cs336.extract.html import ExtractConfig, extract_shard
+from cs336.extract.shard import ExtractConfig, extract_shard
 from cs336.files import UserError
 
 

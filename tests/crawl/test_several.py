@@ -6,7 +6,7 @@ import pytest
 
 from cs336.crawl.local_files import TextFiles, WarcFiles
 from cs336.crawl.several import Several
-from cs336.extract.html import ExtractConfig, extract_records
+from cs336.extract.shard import ExtractConfig, extract_records
 
 
 def _texts(folder: Path, name: str, *texts: str) -> TextFiles:

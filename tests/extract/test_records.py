@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from cs336.crawl.warc import write_record
-from cs336.extract.html import ExtractConfig, extract_records, extract_shard
-from cs336.extract.records import RECORDS_FILE, write_records
+from cs336.extract.records import RECORDS_FILE, count_outcomes, write_records
+from cs336.extract.shard import ExtractConfig, extract_records, extract_shard
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
 BLOCKS = {
@@ -62,3 +62,6 @@ def test_rows_are_stored_beside_the_documents(warc, tmp_path):
     rows = extract_records(warc, ExtractConfig())[1]
     assert write_records(tmp_path, rows) == len(rows)
     assert pl.read_parquet(tmp_path / RECORDS_FILE).rows() == [tuple(row) for row in rows]
+    counts = count_outcomes([tmp_path, tmp_path])
+    assert counts.pop("document") == 6 and sum(counts.values()) + 6 == 2 * len(rows)
+    assert list(counts.items()) == sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cs336.crawl.crawler import Politeness
 from cs336.crawl.references import fetch_pages, sample_urls
-from cs336.extract.html import ExtractConfig
+from cs336.extract.shard import ExtractConfig
 from cs336.filters.pipeline import FilterConfig, FilterModels
 from cs336.filters.quality import QualityConfig, QualityModel, host_of, read_url_list, train_quality
 from cs336.filters.references import clean_pages

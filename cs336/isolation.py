@@ -1,0 +1,171 @@
+"""Work on items that may hang or crash their process, such as pages for a parser in C: the loss is that item alone.
+
+A parser that does not come back cannot be interrupted from Python. So it works in a process of its own, which the
+kernel ends when an item has used up its CPU time; the item gets the reason as its result, and a new process goes on
+with the next. Time of the CPU, not of the clock: a busy machine does not change what comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Generic, TypeVar
+
+from cs336.processes import die_with_parent
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_BATCHES_AHEAD = 4  # a worker: finished ones that wait for an earlier one
+# How native code dies. Any other end, such as SIGKILL when memory runs out, says nothing of the item.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
+
+def map_isolated(
+    function: Callable[[A], B],
+    batches: Iterable[Sequence[A]],
+    *,
+    cpu_seconds: float,
+    lost: Callable[[str], B],
+    num_workers: int = 1,
+) -> Iterator[B]:
+    """The function's result for each item of the batches, in order; one that it fails on costs itself alone.
+
+    Args:
+        function: importable from its module, and pure: it runs in other processes.
+        batches: items that are sent to a worker together, none of them empty. They are taken when a worker is free.
+        cpu_seconds: for one item.
+        lost: reason -> the result of an item on which the function raised, used more time, or ended its process.
+        num_workers: processes; never changes the result. None is started before there is a batch.
+
+    Raises:
+        RuntimeError: a worker could not start, or was killed from outside.
+    """
+    source = iter(batches)
+    idle: list[_Worker[A, B]] = []
+    busy: dict[Connection, _Worker[A, B]] = {}
+    finished: dict[int, list[B]] = {}
+    num_sent = num_out = 0
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(busy) < num_workers and num_sent - num_out < _BATCHES_AHEAD * num_workers:
+                batch = next(source, None)
+                if batch is None:
+                    exhausted = True
+                    break
+                worker = idle.pop() if idle else _Worker(function, cpu_seconds)
+                worker.take(num_sent, batch)
+                busy[worker.connection] = worker
+                num_sent += 1
+            while num_out in finished:
+                yield from finished.pop(num_out)
+                num_out += 1
+            if not busy:
+                if exhausted:
+                    return
+                continue  # what was handed out makes room
+            ready = set(wait(list(busy)))
+            for worker in [worker for connection, worker in busy.items() if connection in ready]:
+                del busy[worker.connection]
+                if not worker.receive(lost):
+                    worker = worker.successor(lost)
+                if len(worker.results) < len(worker.items):
+                    busy[worker.connection] = worker
+                else:
+                    finished[worker.number] = worker.results
+                    idle.append(worker)
+    finally:
+        for worker in [*idle, *busy.values()]:
+            worker.end()
+
+
+@dataclass
+class _Worker(Generic[A, B]):
+    """A process that works on one batch at a time and sends each result as soon as it has it."""
+
+    function: Callable[[A], B]
+    cpu_seconds: float
+    number: int = 0
+    items: Sequence[A] = ()
+    results: list[B] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.connection, other = Pipe()
+        # Not multiprocessing's spawn, which would run the caller's script again if that has no main guard.
+        start = f"from cs336.isolation import serve; serve({other.fileno()}, {os.getpid()})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", start],
+            pass_fds=[other.fileno()],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        other.close()
+        with contextlib.suppress(BrokenPipeError):  # its end is seen when an answer is waited for
+            self.connection.send((self.function, self.cpu_seconds))
+
+    def take(self, number: int, items: Sequence[A]) -> None:
+        """Begin a batch. Every result was received, so that the other side reads, and nobody waits for ever."""
+        self.number, self.items, self.results = number, items, []
+        self._send(items)
+
+    def receive(self, lost: Callable[[str], B]) -> bool:
+        """Take one result; False if the process is dead instead."""
+        try:
+            result, error = self.connection.recv()
+        except (EOFError, ConnectionError):
+            return False
+        self.results.append(lost(error) if error else result)
+        return True
+
+    def successor(self, lost: Callable[[str], B]) -> _Worker[A, B]:
+        """A new process for what is left of a dead one's batch, without the item that it died of."""
+        code = self._process.wait()
+        self.end()
+        if code == -signal.SIGPROF:
+            reason = f"over {self.cpu_seconds:g} s of CPU time"
+        elif -code in _CRASHES:
+            reason = f"crashed ({signal.Signals(-code).name})"
+        else:
+            by = signal.Signals(-code).name + " (out of memory?)" if code < 0 else f"exit status {code}"
+            raise RuntimeError(f"a worker ended with {by}")
+        heir = _Worker(self.function, self.cpu_seconds, self.number, self.items, [*self.results, lost(reason)])
+        if rest := self.items[len(heir.results) :]:
+            heir._send(rest)
+        return heir
+
+    def end(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, items: Sequence[A]) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(items)
+
+
+def serve(file_descriptor: int, parent: int) -> None:
+    """The worker's side: batches in, results out, until the parent closes the connection."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    connection = Connection(file_descriptor)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        function, cpu_seconds = connection.recv()
+        while True:
+            for item in connection.recv():
+                signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # whose signal, unhandled, ends the process
+                answer = _answer(function, item)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                connection.send(answer)
+
+
+def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
+    try:
+        return function(item), ""
+    except Exception as error:
+        return None, type(error).__name__

@@ -1,0 +1,1 @@
+"""Attention kernels: the plain tiled algorithm, and the same in Triton."""

@@ -1,0 +1,111 @@
+"""A crawl of broken, huge, hostile and empty files: no shard stops, and everything is in the ledger."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import inspect
+import random
+from pathlib import Path
+
+import pytest
+
+from cs336.crawl.warc import write_record
+from cs336.documents import read_documents
+from cs336.files import read_json
+from tests.assets.conftest import ROOT, make_project
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+MODULES = (
+    "argparse",
+    "ast",
+    "bdb",
+    "calendar",
+    "codecs",
+    "collections",
+    "copy",
+    "csv",
+    "datetime",
+    "decimal",
+    "difflib",
+)
+MODULES += ("doctest", "fractions", "heapq", "inspect", "json", "locale", "logging", "optparse", "pathlib", "pickle")
+PRESET = """
+[hostile]
+base = "micro"
+source = {{kind = "warc", paths = ["{crawl}/*.warc.gz"]}}
+extract = {{max_page_seconds = 0.5, max_page_bytes = 3000000}}
+"""
+
+
+def page(number: int, body: bytes, head: bytes = b"") -> tuple[str, bytes]:
+    return f"http://test.example/{number}", OK + head + b"\r\n" + body
+
+
+def hostile_pages() -> list[bytes]:
+    return [
+        b"<p " + b" ".join(b"a%d=1" % number for number in range(200_000)) + b">",  # the parser takes quadratic time
+        b"<div>" * 400_000,
+        b"<b><i>" * 300_000,
+        b"a" * 2_000_000,
+        b"a@" * 1_000_000,
+        b"\n" * 2_000_000,
+        b"\0" * 100_000,
+        random.Random(0).randbytes(500_000),
+        b"\xed\xa0\x80\\ud800" * 10_000,
+        b"x" * 3_000_001,
+    ]
+
+
+def write_file(path: Path, pages: list[tuple[str, bytes]]) -> None:
+    with path.open("wb") as file:
+        for url, block in pages:
+            write_record(file, "response", url=url, content_type="application/http; msgtype=response", block=block)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A project made of good pages, and beside them what a crawl may bring."""
+    folder = tmp_path_factory.mktemp("hostile")
+    crawl = folder / "crawl"
+    crawl.mkdir()
+    docs = [inspect.getdoc(value) or "" for name in MODULES for value in vars(importlib.import_module(name)).values()]
+    texts = sorted({text for text in docs if len(text) > 400})
+    good = [page(number, b"<pre>" + text.encode()) for number, text in enumerate(texts)]
+    write_file(crawl / "a-good.warc.gz", good)
+    bomb = page(1_000, gzip.compress(bytes(10**8)), b"Content-Encoding: gzip\r\n")
+    write_file(crawl / "b-hostile.warc.gz", [good[0], *map(page, range(900, 1_000), hostile_pages()), bomb, good[1]])
+    (crawl / "c-empty.warc.gz").write_bytes(b"")
+    (crawl / "d-garbage.warc.gz").write_bytes(random.Random(1).randbytes(100_000))
+    (crawl / "e-not-found.warc.gz").write_bytes(b"<html>404</html>")
+    whole = (crawl / "a-good.warc.gz").read_bytes()
+    (crawl / "f-truncated.warc.gz").write_bytes(whole[: len(whole) // 2])
+    presets = folder / "presets.toml"
+    presets.write_text((ROOT / "tests" / "presets.toml").read_text() + PRESET.format(crawl=crawl))
+    project = make_project(folder / "project", CS336_PRESETS=str(presets))
+    project.run("data", "hostile")
+    return project.folder / "artifacts" / "hostile"
+
+
+def test_every_shard_is_made_and_what_is_good_comes_through(hostile):
+    shards = sorted(path.name for path in (hostile / "token_shards").iterdir())
+    assert [name[0] for name in shards] == list("abcdef")
+    urls = [document.url for document in read_documents(hostile / "extracted_text" / shards[1])]
+    assert urls[0].endswith("/0") and urls[-1].endswith("/1")
+    assert not list(read_documents(hostile / "deduplicated_text" / shards[2]))
+
+
+def test_everything_is_in_the_ledger(hostile):
+    records = read_json(hostile / "filter_ledger" / "records.json")
+    expected = {
+        "extraction failed: over 0.5 s of CPU time": 1,
+        "unreadable record: record over 3,000,000 bytes": 1,
+        "unreadable record: content over 3,000,000 bytes when decoded": 1,
+        "unreadable record: empty file": 1,
+        "unreadable record: truncated gzip member": 1,
+    }
+    assert expected.items() <= records.items(), records
+    manifests = [read_json(folder / "manifest.json") for folder in (hostile / "extracted_text").iterdir()]
+    assert sum(records.values()) == sum(manifest["metadata"]["num_records"] for manifest in manifests)
+    ledger = read_json(hostile / "filter_ledger" / "ledger.json")
+    assert ledger[0]["seen"] == records["document"]
