@@ -17,7 +17,7 @@ from benchmarks.measure import Subject, run_subject
 from cs336.files import UserError
 
 MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work"}
-MACHINERY |= {"dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
+MACHINERY |= {"course_step", "dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
 RESULTS = Path(__file__).parent / "results"
 
 

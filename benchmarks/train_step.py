@@ -11,6 +11,8 @@ On a GPU the run ends with a table of where a step's time goes, by kind of kerne
 Examples:
   python -m benchmarks train_step --preset course
   python -m benchmarks train_step --preset tiny --batch-size 4 --device cpu --no-compile
+
+The data assignment's step on one GPU or several, with hours for all of its steps: python -m benchmarks.course_step
 """
 
 from __future__ import annotations
@@ -61,7 +63,11 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     device = pick_device(options.device)
     preset = find_preset(options.preset)
     model = dataclasses.replace(preset.model, vocab_size=options.vocab_size or preset.bpe.vocab_size)
-    train = dataclasses.replace(preset.train, batch_size=options.batch_size or preset.train.batch_size)
+    train = preset.train
+    if options.batch_size:  # in one piece where the preset's pieces do not fit it
+        fits = train.micro_batch_size and options.batch_size % train.micro_batch_size == 0
+        micro_batch_size = train.micro_batch_size if fits else 0
+        train = dataclasses.replace(train, batch_size=options.batch_size, micro_batch_size=micro_batch_size)
     if train.optimizer != "adamw":
         raise UserError(f"preset {preset.name} trains with {train.optimizer}; the peer has AdamW only")
     torch.set_float32_matmul_precision("high")

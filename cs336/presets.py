@@ -24,6 +24,7 @@ from typing import Any
 from cs336.crawl.common_crawl import CommonCrawl
 from cs336.crawl.local_docs import LocalDocs
 from cs336.crawl.local_files import TextFiles, WarcFiles
+from cs336.crawl.several import Several
 from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
@@ -35,17 +36,12 @@ from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
+from cs336.preset_values import changed
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
+from cs336.train.data_ablation import DataAblationConfig
 from cs336.train.experiments import ExperimentConfig, SpeedrunConfig
 from cs336.train.loop import TrainConfig
-
-SOURCES: dict[str, type] = {
-    "local-docs": LocalDocs,
-    "warc": WarcFiles,
-    "text": TextFiles,
-    "common-crawl": CommonCrawl,
-}
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,8 @@ class Preset:
     Attributes:
         experiments: what its sweeps and ablations vary.
         speedrun: the best model for a given time.
+        data_ablation: how the variants of the data are compared.
+        held_out: clean text that they are compared on; None takes the documents that `split` holds out.
         measured_filters: those that are run; the others are off, and recorded as such.
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
@@ -77,6 +75,8 @@ class Preset:
     evals: EvalConfig
     experiments: ExperimentConfig
     speedrun: SpeedrunConfig
+    data_ablation: DataAblationConfig
+    held_out: TextFiles | None = None
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
     seed: int = 0
@@ -141,7 +141,29 @@ TINY = Preset(  # two CPU cores, minutes, no network
             checkpoint_interval=1_000,
         ),
     ),
+    data_ablation=DataAblationConfig(num_tokens=204_800),
     max_training_seconds=240,
+)
+MIXTURE = replace(  # real pages in many languages, news and books, to see what each stage of the data is worth
+    TINY,
+    name="mixture",
+    source=Several(
+        sources=(
+            WarcFiles(paths=("crawl/*.warc.gz",)),
+            TextFiles(
+                paths=(
+                    "$CS336_DATA/text/bbc/bbc.jsonl.gz",
+                    "$CS336_DATA/text/reuters21578/reuters.jsonl.gz",
+                    "$CS336_DATA/text/books/valid.jsonl.gz",
+                ),
+                name_parts=2,
+            ),
+        )
+    ),
+    quality=QualityConfig(),
+    held_out=TextFiles(paths=("$CS336_DATA/text/c4_demo.jsonl.gz",)),  # 300 cleaned pages, as the course's C4 text is
+    model=ModelConfig(context_length=256, d_model=192, num_layers=3, num_heads=4),  # 2.9 M parameters
+    data_ablation=DataAblationConfig(num_tokens=524_288),
 )
 COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one H100, under an hour
     TINY,
@@ -190,6 +212,14 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     ),
     fetch=True,
     max_training_seconds=3_600,
+)
+MIXTURE_LARGE = replace(  # the same for a GPU: the course's model, which reads every variant several times
+    MIXTURE,
+    name="mixture_large",
+    bpe=COURSE.bpe,
+    model=COURSE.model,
+    train=replace(COURSE.train, batch_size=64),
+    data_ablation=DataAblationConfig(num_tokens=41_943_040),
 )
 RAW = replace(  # text taken as it is: no filter and no deduplication changes it; overlap with evaluations is told
     COURSE,
@@ -293,7 +323,8 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     max_training_seconds=float("inf"),
 )
 PRESETS = {
-    preset.name: preset for preset in (TINY, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
+    preset.name: preset
+    for preset in (TINY, MIXTURE, MIXTURE_LARGE, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
 }
 
 
@@ -355,61 +386,3 @@ def _user_presets() -> dict[str, dict[str, Any]]:
     if taken:
         raise UserError(f"{path}: [{taken[0]}] is built in; give yours another name")
     return tables
-
-
-def changed(config: Any, values: dict[str, Any]) -> Any:
-    """A configuration with some fields replaced, nested ones too, as a preset's table does it.
-
-    Raises:
-        ValueError: there is no such field, or the value is of another type.
-    """
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    changes = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"has no setting {key!r}; {type(config).__name__} has {', '.join(fields)}")
-        if key == "source":
-            changes[key] = _source(value, fields[key])
-        elif dataclasses.is_dataclass(fields[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} is a table, such as {key} = {{...}}, got {value!r}")
-            changes[key] = changed(fields[key], value)
-        else:
-            changes[key] = _like(fields[key], value, key)
-    return replace(config, **changes)
-
-
-def _source(values: dict[str, Any], old: Any) -> Any:
-    """A source described by `kind` and its fields; without `kind`, changes to the base's source."""
-    if not isinstance(values, dict):
-        raise ValueError(f'source is a table, such as source = {{kind = "text", paths = [...]}}, got {values!r}')
-    values = dict(values)
-    kind = values.pop("kind", None)
-    if kind is None and "files" in values:
-        values["kind"] = values.pop("files")
-    if kind is None:
-        return changed(old, values)
-    if kind not in SOURCES:
-        raise ValueError(f"source.kind is one of {', '.join(SOURCES)}, got {kind!r}")
-    # Common Crawl's own `kind` (warc or wet) is written `files`.
-    if kind == "common-crawl" and "files" in values:
-        values["kind"] = values.pop("files")
-    known = {field.name for field in dataclasses.fields(SOURCES[kind])}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise ValueError(f"source {kind!r} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    needed = [
-        f.name for f in dataclasses.fields(SOURCES[kind]) if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    lacking = [name for name in needed if name not in values]
-    if lacking:
-        raise ValueError(f"source {kind!r} needs {', '.join(lacking)}")
-    return SOURCES[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-
-def _like(old: Any, value: Any, key: str) -> Any:
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(value)
-    if old is None or isinstance(value, type(old)) or (isinstance(old, float) and isinstance(value, int)):
-        return float(value) if isinstance(old, float) and not isinstance(value, bool) else value
-    raise ValueError(f"{key} must be {type(old).__name__}, got {value!r}")

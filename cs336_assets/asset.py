@@ -280,7 +280,8 @@ def _external(stage: Stage) -> dict[str, str]:
 
 def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
     # A source's methods are reached through its class: the function only knows the protocol.
-    kinds = [type(value) for value in settings.values() if type(value).__module__.startswith("cs336.")]
+    values = [part for value in settings.values() for part in (value, *getattr(value, "sources", ()))]
+    kinds = [type(value) for value in values if type(value).__module__.startswith("cs336.")]
     return code_of(stage.function, *stage.runs, *kinds)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cs336.cli import add_preset_option
 from cs336.files import UserError
 from cs336_assets import provenance_commands
-from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB
+from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, SWEEPS
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--job",
         default="all",
-        choices=["plan", *GROUPS, "experiments", *EXPERIMENTS],
+        choices=["plan", *GROUPS, "experiments", *SWEEPS],
         help="default: %(default)s, which leaves out the experiments: they train many models",
     )
     add_preset_option(command)
@@ -74,8 +74,8 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
     Raises:
         UserError: an asset failed, and the line says which and why; or the job has no such cells.
     """
-    if cells is not None and job not in EXPERIMENTS:
-        raise UserError(f"--cells: only the runs of an experiment can be chosen; give --job {'|'.join(EXPERIMENTS)}")
+    if cells is not None and job not in SWEEPS:
+        raise UserError(f"--cells: only the runs of an experiment can be chosen; give --job {'|'.join(SWEEPS)}")
     use_project_home()
     import dagster as dg
 
@@ -94,7 +94,7 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
             _execute(definitions.resolve_job_def(f"{preset}_{PLAN_JOB}"), preset, PLAN_JOB, instance, {})
         if job == PLAN_JOB:
             return
-        if job == "experiments" or job in EXPERIMENTS:
+        if job == "experiments" or job in SWEEPS:
             for name in EXPERIMENTS if job == "experiments" else [job]:
                 _run_experiment(definitions, chosen, name, instance, cells)
             return
@@ -116,8 +116,8 @@ def _run_experiment(
     from cs336_assets.flow import STAGES
 
     everything = definitions.resolve_implicit_global_asset_job_def()
-    cells = {asset: list(of(preset)) for asset in EXPERIMENTS[name] if (of := STAGES[asset].cells)}
-    assets = list(EXPERIMENTS[name])
+    cells = {asset: list(of(preset)) for asset in SWEEPS[name] if (of := STAGES[asset].cells)}
+    assets = list(SWEEPS[name])
     if wanted is not None:
         first, _, last = wanted.partition("...")
         last = last or first
@@ -129,9 +129,10 @@ def _run_experiment(
         if not sweeps:
             known = "; ".join(f"{asset}: {', '.join(keys)}" for asset, keys in cells.items())
             raise UserError(f"--cells {wanted}: {name} of {preset.name} has no such runs, but {known or 'none'}")
-        needed = {each for asset in sweeps for each in STAGES[asset].inputs} - cells.keys()
+        inputs = {each: whole for asset in sweeps for each, whole in STAGES[asset].inputs.items()}
+        needed = {each for each, whole in inputs.items() if whole or each not in cells}  # all cells of it, or none
         assets = [asset for asset in assets if asset in sweeps or asset in needed]
-        cells = sweeps
+        cells = {asset: sweeps.get(asset, keys) for asset, keys in cells.items() if asset in assets}
     for asset, keys in cells.items():
         if not keys:
             raise UserError(f"{preset.name}: {asset} has nothing to run; fill its grid in the preset's experiments")

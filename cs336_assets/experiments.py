@@ -76,7 +76,7 @@ _study = asset(group="experiments", kinds={"matplotlib"}, owner="team:models")
 @_sweep(_cells(learning_rate_runs))
 def learning_rates(step: Step, token_shards: list[Path], tokenizer: Path, cell: Run) -> Metadata:
     """Problem learning_rate: the base model at rising learning rates, up to rates at which it diverges."""
-    return _train(step, cell, cell.train, token_shards, tokenizer)
+    return train_cell(step, cell, cell.train, token_shards, tokenizer)
 
 
 def best_rate(learning_rate_study: Path) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
         "comment": {"markdown": comment_on_rates(outcomes)},
         "lowest_diverged_rate": edge or "none diverged: add higher rates",
         "best_over_edge": float(f"{best['learning_rate'] / edge:.2g}") if edge else "unknown",
-        **_shown(step, learning_rates),
+        **runs_shown(step, learning_rates),
         "rates": {"image": "rates.png"},
     }
 
@@ -158,7 +158,7 @@ def batch_sizes(
     of the best one times the square root of the ratio of batch sizes.
     """
     train = _resolved(cell, learning_rate_study, largest_batch(batch_size_limit))
-    return _train(step, cell, train, token_shards, tokenizer)
+    return train_cell(step, cell, train, token_shards, tokenizer)
 
 
 @_study
@@ -178,7 +178,7 @@ def batch_size_study(step: Step, batch_sizes: list[Path]) -> Metadata:
     return {
         "comment": {"markdown": comment_on_batches(best)},
         "best": table(columns, rows),
-        **_shown(step, batch_sizes),
+        **runs_shown(step, batch_sizes),
         "rates": {"image": "rates.png"},
     }
 
@@ -189,7 +189,7 @@ def ablations(step: Step, token_shards: list[Path], tokenizer: Path, learning_ra
 
     Each with several seeds at the best learning rate; the model without norms at lower ones too.
     """
-    return _train(step, cell, _resolved(cell, learning_rate_study), token_shards, tokenizer)
+    return train_cell(step, cell, _resolved(cell, learning_rate_study), token_shards, tokenizer)
 
 
 @_study
@@ -199,12 +199,12 @@ def ablation_study(step: Step, ablations: list[Path]) -> Metadata:
     variants: dict[str, list[dict[str, Any]]] = {}
     for name, each in outcomes.items():
         variants.setdefault(variant_of(name), []).append(each)
-    summary = {name: _variant(runs) for name, runs in variants.items()}
+    summary = {name: variant_summary(runs) for name, runs in variants.items()}
     base = summary["baseline"]["valid_loss"]
     rows = []
     for name, each in summary.items():
         worse = each["valid_loss"] - base if each["valid_loss"] and base else None
-        rows.append([name, each["learning_rate"], *map(_number, (each["valid_loss"], each["spread"], worse))])
+        rows.append([name, each["learning_rate"], *map(number_shown, (each["valid_loss"], each["spread"], worse))])
         rows[-1].append(each["diverged"])
     write_json(step.folder / STUDY_FILE, {"variants": summary, "runs": outcomes})
     plots.means_with_spread(
@@ -215,7 +215,7 @@ def ablation_study(step: Step, ablations: list[Path]) -> Metadata:
     return {
         "comment": {"markdown": comment_on_ablations(summary)},
         "summary": table(columns, rows),
-        **_shown(step, ablations),
+        **runs_shown(step, ablations),
         "means": {"image": "means.png"},
     }
 
@@ -234,7 +234,7 @@ def context_lengths(
     step: Step, token_shards: list[Path], tokenizer: Path, learning_rate_study: Path, cell: Run
 ) -> Metadata:
     """Side study: the base model in shorter and longer contexts, as many tokens in each step."""
-    return _train(step, cell, _resolved(cell, learning_rate_study), token_shards, tokenizer)
+    return train_cell(step, cell, _resolved(cell, learning_rate_study), token_shards, tokenizer)
 
 
 @asset(
@@ -264,7 +264,7 @@ def vocabularies(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, spli
 @_sweep(_cells(vocab_size_runs))
 def vocab_sizes(step: Step, vocabularies: Path, learning_rate_study: Path, cell: Run) -> Metadata:
     """Side study: the base model over other vocabularies, on as many tokens."""
-    return _train(step, cell, _resolved(cell, learning_rate_study), [vocabularies], vocabularies)
+    return train_cell(step, cell, _resolved(cell, learning_rate_study), [vocabularies], vocabularies)
 
 
 @_study
@@ -282,14 +282,14 @@ def side_studies(
         num_tokens, num_bytes = held_out.get(folder.name) or _held_out(token_shards)
         bits = each["valid_loss"] * num_tokens / math.log(2) / num_bytes if each["valid_loss"] else None
         milliseconds = 1e3 * each["seconds"] / max(1, each["num_steps"])
-        rows.append([folder.name, _number(each["valid_loss"]), _number(bits), round(milliseconds, 2)])
+        rows.append([folder.name, number_shown(each["valid_loss"]), number_shown(bits), round(milliseconds, 2)])
     write_json(step.folder / STUDY_FILE, rows)
     columns = ["run", "validation loss, nats per token", "bits per byte", "milliseconds a step"]
     plots.loss_curves(read_curves([*context_lengths, *vocab_sizes]), step.folder / "curves.png")
     return {"summary": table(columns, rows), "curves": {"image": "curves.png"}}
 
 
-def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], tokenizer: Path) -> Metadata:
+def train_cell(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], tokenizer: Path) -> Metadata:
     """One run; a loss that stops being a number is its result, not its failure."""
     shape = dataclasses.replace(cell.model, vocab_size=Tokenizer.load(tokenizer).vocab_size)
     rows = train_in_child(
@@ -301,8 +301,8 @@ def _train(step: Step, cell: Run, train: TrainConfig, token_shards: list[Path], 
     shown = ("learning_rate", "batch_size", "num_steps", "num_tokens", "seconds", "tokens_per_second")
     return {
         **{name: outcome[name] for name in shown},
-        "train_loss": _number(outcome["train_loss"]),
-        "valid_loss": _number(outcome["valid_loss"]),
+        "train_loss": number_shown(outcome["train_loss"]),
+        "valid_loss": number_shown(outcome["valid_loss"]),
         "diverged": outcome["diverged"] or "no",
         "curve": {"image": "curve.png"},
     }
@@ -312,7 +312,7 @@ def _resolved(cell: Run, learning_rate_study: Path, largest_batch_size: int = 0)
     return cell.resolved(**best_rate(learning_rate_study), largest_batch_size=largest_batch_size)
 
 
-def _variant(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def variant_summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     sound = [each["valid_loss"] for each in runs if not each["diverged"]]
     mean, spread = mean_and_spread(sound) if sound else (None, None)
     return {
@@ -323,7 +323,7 @@ def _variant(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _shown(step: Step, folders: list[Path]) -> Metadata:
+def runs_shown(step: Step, folders: list[Path]) -> Metadata:
     """All runs of a study as a table, and their curves over tokens and seconds, drawn and as numbers."""
     outcomes, curves = read_outcomes(folders), read_curves(folders)
     plots.loss_curves(curves, step.folder / "curves.png")
@@ -344,7 +344,7 @@ def _figures(outcome: dict[str, Any]) -> list[Any]:
         f"{outcome['num_tokens']:,}",
         round(outcome["seconds"], 1),
         f"{outcome['tokens_per_second']:,}",
-        _number(outcome["valid_loss"]),
+        number_shown(outcome["valid_loss"]),
     ]
 
 
@@ -354,5 +354,5 @@ def _held_out(folders: list[Path]) -> tuple[int, int]:
     return sum(each.num_tokens for each in documents) - 1, sum(each.num_text_bytes for each in documents)
 
 
-def _number(value: float | None) -> float | str:
+def number_shown(value: float | None) -> float | str:
     return "-" if value is None else round(value, 4)

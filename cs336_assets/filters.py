@@ -20,6 +20,7 @@ from cs336.extract.records import count_outcomes
 from cs336.extract.shard import ExtractConfig
 from cs336.files import read_json, write_json
 from cs336.filters.c4 import C4Config
+from cs336.filters.contamination import missing_texts
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.labelled import read_language_sentences, read_toxic_comments
 from cs336.filters.pipeline import NOT_WANTED, FilterConfig, FilterModels, apply, decide, ledger, measure_documents
@@ -163,6 +164,16 @@ def eval_index(step: Step) -> Metadata:
         "num_ngrams": index.num_ngrams,
         "evals": table(["eval", "texts"], [[name, len(questions)] for name, questions in texts.items()]),
     }
+
+
+@check(asset="eval_index", blocking=True)
+def the_validation_text_is_indexed(eval_index: Path, validation: str) -> tuple[bool, Metadata]:
+    """Every document of the text that the preset only evaluates on is in the index, so none of it is trained on."""
+    if not validation:
+        return True, {"state": "the preset holds documents of its own text out"}
+    texts = [text for _, text in catalog.read_paloma(catalog.require(validation))]
+    missing = missing_texts(texts, EvalIndex.load(eval_index / INDEX_FILE), validation)
+    return bool(texts) and not missing, {"num_documents": len(texts), "num_missing": len(missing)}
 
 
 @asset(

@@ -7,7 +7,7 @@ from typing import Any
 
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
-from cs336_assets import pretrain, experiments, evals, speedrun, submission, written
+from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -26,6 +26,7 @@ _FLOW = [
     tokens,
     pretrain,
     experiments,
+    data_ablation,
     evals,
     speedrun,
     submission,

@@ -22,3 +22,6 @@ EXPERIMENTS = {
     "experiment_log": ("experiment_log",),
     "submission": ("submission",),
 }
+# Also run by itself; `--job experiments` leaves it out, as most presets have other questions.
+DATA_ABLATION = {"data_ablation": ("clean_text", "variant_tokens", "data_ablation", "data_ablation_study")}
+SWEEPS = EXPERIMENTS | DATA_ABLATION

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import polars as pl
+
+from cs336.documents import read_table
 from cs336.evals.perplexity import evaluate_perplexity, sampled_loss
 from cs336.files import read_json, replacing, write_json
+from cs336.filters.contamination import as_rows, documents_sharing, measure_overlap
+from cs336.filters.decontaminate import EvalIndex
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, load_model
 from cs336.presets import DATA_COURSE
@@ -18,10 +24,12 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
+from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 SUBMISSION_FILE = "submission.json"
 PINNED_FILE = "pinned.json"
 DESCRIPTION_FILE = "description.md"
+CONTAMINATION_FILE = "contamination.json"
 SAMPLED_BATCHES, SAMPLED_SEQUENCES = 1_000, 128  # of the course's evaluation: 65.5 M tokens at a context of 512
 # What may differ from the course's settings: how often is looked, and how the same batch is divided.
 FREE_SETTINGS = ("micro_batch_size", "valid_interval", "valid_batches", "checkpoint_interval", "keep_checkpoints")
@@ -33,6 +41,9 @@ def submission(
     base_model: Path,
     token_shards: list[Path],
     validation_tokens: Path,
+    eval_index: Path,
+    filtered_text: list[Path],
+    deduplicated_text: list[Path],
     filter_ledger: Path,
     near_duplicates: Path,
     train: TrainConfig,
@@ -42,8 +53,9 @@ def submission(
 
     The best validation loss recorded while training; of the final model the course's sampled estimate (1,000
     batches of 128 random windows) with its standard error, and the exact mean over every validation token; the
-    learning curve against wall-clock time; the description, from the ledger of the filters on; and a pinned list
-    of every artifact it was made from.
+    learning curve against wall-clock time; what the training text shares with the validation text and every other
+    evaluation; the description, from the ledger of the filters on; and a pinned list of every artifact it was made
+    from.
     """
     shards = [*token_shards, validation_tokens]
     curve = [row for row in read_rows(base_model / METRICS_FILE) if "valid_loss" in row]
@@ -63,7 +75,10 @@ def submission(
     write_json(step.folder / SUBMISSION_FILE, facts)
     write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
     plots.loss_curves({"validation": curve}, step.folder / "curve.png")
-    page = _description(facts, filter_ledger, near_duplicates, train)
+    shared = _contamination(step, eval_index, filtered_text, deduplicated_text)
+    write_json(step.folder / CONTAMINATION_FILE, shared)
+    facts |= {"num_contaminated_documents_trained_on": shared["num_trained_on"]}
+    page = _description(facts, shared, filter_ledger, near_duplicates, train)
     with replacing(step.folder / DESCRIPTION_FILE) as file:
         file.write(page.encode())
     return facts | {"curve": {"image": "curve.png"}, "description": {"markdown": page}}
@@ -80,6 +95,16 @@ def the_courses_settings_were_kept(
     changed = [name for name in fixed if name not in FREE_SETTINGS and ours[name] != fixed[name]]
     changed += [] if model == DATA_COURSE.model else ["model"]
     return not changed, {"changed": changed}
+
+
+@check(asset="submission", blocking=True)
+def no_validation_text_was_trained_on(submission: Path, validation: str) -> tuple[bool, Metadata]:
+    """No document trained on shares a 13-word n-gram with the validation text or is one of its documents."""
+    shared = read_json(submission / CONTAMINATION_FILE)
+    if not validation:
+        return True, {"state": "the preset holds documents of its own text out"}
+    rows = {name: (after, copies) for name, _, after, copies in shared["evaluations"]}
+    return rows.get(validation) == (0, 0), {"evaluations": ", ".join(rows), "examples": shared["examples"]}
 
 
 def pinned(preset_folder: Path, *, without: str) -> list[dict[str, object]]:
@@ -125,7 +150,31 @@ def _losses(step: Step, base_model: Path, shards: list[Path], seed: int) -> dict
     return {"sampled": sampled, "exact": exact}
 
 
-def _description(facts: Metadata, filter_ledger: Path, near_duplicates: Path, train: TrainConfig) -> str:
+def _contamination(
+    step: Step, eval_index: Path, filtered_text: list[Path], deduplicated_text: list[Path]
+) -> dict[str, Any]:
+    """What documents share with each evaluation: of the pages as extracted, and of the text that is trained on."""
+    index = EvalIndex.load(eval_index / INDEX_FILE)
+    after = measure_overlap(
+        deduplicated_text, eval_index / INDEX_FILE, num_workers=step.num_workers, progress=step.progress
+    )
+    hits = pl.concat([read_table(folder / DECISIONS_FILE).select("eval_hits", "reason") for folder in filtered_text])
+    return {
+        "ngram_words": index.n,
+        "num_ngrams": index.num_ngrams,
+        "num_extracted": hits.height,
+        "num_extracted_sharing": hits["eval_hits"].drop_nulls().len(),
+        "num_dropped_for_it": int(hits["reason"].str.starts_with("contaminated").sum()),
+        "num_checked": after.num_documents,
+        "num_trained_on": after.num_sharing,
+        "evaluations": as_rows(documents_sharing(hits["eval_hits"]), after, index.evals),
+        "examples": after.examples,
+    }
+
+
+def _description(
+    facts: Metadata, shared: dict[str, Any], filter_ledger: Path, near_duplicates: Path, train: TrainConfig
+) -> str:
     rows = read_json(filter_ledger / "ledger.json")
     removed = sum(map(len, read_json(near_duplicates / "removed.json").values()))
     columns = ["filter", "state", "seen", "kept", "dropped"]
@@ -137,6 +186,14 @@ def _description(facts: Metadata, filter_ledger: Path, near_duplicates: Path, tr
         f" {facts['num_tokens_seen']:,}, so {facts['num_tokens_seen'] / facts['num_unique_training_tokens']:.2f} times"
         f" each. Near-duplicates removed: {removed:,} documents. What each filter saw and dropped:",
         page_table(columns, [[row[column] for column in columns] for row in rows]),
+        f"**Contamination.** Checked against {len(shared['evaluations'])} evaluations, {shared['num_ngrams']:,} n-grams"
+        f" of {shared['ngram_words']} words, and every text whole. Of {shared['num_extracted']:,} extracted documents"
+        f" {shared['num_extracted_sharing']:,} share something with one ({shared['num_dropped_for_it']:,} fell to no"
+        f" filter before and were dropped for it); of the {shared['num_checked']:,} of the corpus,"
+        f" {shared['num_trained_on']:,} do.",
+        page_table(
+            ["evaluation", "extracted documents sharing", "trained on sharing", "copies"], shared["evaluations"]
+        ),
         f"**Training.** {facts['training_hours']:,} hours, {train.num_steps:,} steps of {train.batch_size} sequences.",
     ]
     if 0 < train.micro_batch_size < train.batch_size:

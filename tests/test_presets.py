@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cs336.crawl.common_crawl import CommonCrawl
-from cs336.crawl.local_files import WarcFiles
+from cs336.crawl.local_files import TextFiles, WarcFiles
+from cs336.crawl.several import Several
 from cs336.files import UserError
 from cs336.fingerprint import digest
 from cs336.model.accounting import count_parameters
@@ -103,9 +104,27 @@ def test_presets_build_on_each_other_and_on_common_crawl(presets):
     assert find_preset("b").source == CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=3, kind="wet")
 
 
+def test_several_sources_and_held_out_texts_are_described_by_kind(presets):
+    presets(
+        '[mine]\nbase = "tiny"\nheld_out = {kind = "text", paths = ["clean.jsonl"]}\n'
+        'data_ablation = {num_seeds = 5}\n[mine.source]\nkind = "several"\n'
+        'sources = [{kind = "warc", paths = ["a/*.warc.gz"]}, {kind = "text", paths = ["b.txt"], name_parts = 2}]\n'
+        '[more]\nbase = "mixture"\nheld_out = {paths = ["other.jsonl"]}\n'
+    )
+    mine = find_preset("mine")
+    assert mine.source == Several(
+        sources=(WarcFiles(paths=("a/*.warc.gz",)), TextFiles(paths=("b.txt",), name_parts=2))
+    )
+    assert mine.held_out == TextFiles(paths=("clean.jsonl",)) and mine.data_ablation.num_seeds == 5
+    assert find_preset("more").held_out == TextFiles(paths=("other.jsonl",))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('[mine]\nbase = "tiny"\nsource = {kind = "several"}\n', "needs sources"),
+        ('[mine]\nbase = "tiny"\nsource = {kind = "several", sources = [{paths = ["a"]}]}\n', "source.kind is one of"),
+        ('[mine]\nbase = "tiny"\nheld_out = {paths = ["a"]}\n', "source.kind is one of"),
         ("[mine]\nseed = 1\n", "needs base"),
         ('[mine]\nbase = "mine"\n', "based on itself"),
         ('[mine]\nbase = "tiny"\ntrain = {steps = 1}\n', "no setting 'steps'"),

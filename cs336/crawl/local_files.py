@@ -189,6 +189,18 @@ class TextFiles:
         stats.fetch_seconds = time.monotonic() - start
         return stats
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Address and text of every document of all files, for who needs no records.
+
+        Raises:
+            UserError: a pattern matches nothing.
+        """
+        for place in map(Path, self._inputs().values()):
+            name = quote("/".join(place.parts[-self.name_parts :]))
+            for number, found in enumerate(self._documents(place)):
+                if not isinstance(found, str):
+                    yield found[0] or f"text://{name}/{number}", found[1]
+
     def _inputs(self) -> dict[str, str | Path]:
         return _inputs(self.paths, _text_name, self.name_parts)
 

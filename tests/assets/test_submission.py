@@ -5,13 +5,24 @@ import json
 
 import pytest
 
+from cs336.documents import Document, read_documents, write_documents
+from cs336.files import UserError
+from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
 from cs336.presets import DATA_COURSE, find_preset
 from cs336.store import MANIFEST, Store
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig, concatenate
-from cs336_assets.asset import Step
-from cs336_assets.submission import FREE_SETTINGS, submission, the_courses_settings_were_kept
+from cs336_assets.asset import CHECKS, STAGES, Step, code_version
+from cs336_assets.dedup import no_document_is_an_evaluation_text, no_evaluation_leaked
+from cs336_assets.filters import INDEX_FILE, eval_index, the_validation_text_is_indexed
+from cs336_assets.submission import (
+    CONTAMINATION_FILE,
+    FREE_SETTINGS,
+    no_validation_text_was_trained_on,
+    submission,
+    the_courses_settings_were_kept,
+)
 from cs336_assets.tokenizer import tokenizer
 from cs336_assets.tokens import both_splits_have_tokens, validation_tokens
 
@@ -80,10 +91,89 @@ def test_a_text_that_is_only_evaluated_on_is_the_held_out_one(shared_data, tmp_p
     assert not both_splits_have_tokens([tmp_path / "none"], tmp_path / "validation", DATA_COURSE.model)[0]
 
 
+def _validation_file(data, texts):
+    place = data / "eval" / "paloma_c4_100_domains" / "val"
+    place.mkdir(parents=True)
+    with gzip.open(place / "val_c4_100_domains.jsonl.gz", "wt", encoding="utf-8") as file:
+        rows = ({"text": text, "id": str(number), "source": "c4_100_domains"} for number, text in enumerate(texts))
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+SENTENCE = "a page of some site that is only ever evaluated on and so never"
+VALIDATION = [" ".join(f"{word}{number}" for word in SENTENCE.split()) for number in range(30)]
+VALIDATION += ["Short one.", "..."]
+
+
+def test_no_part_of_the_validation_text_enters_the_training_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(tmp_path / "data"))
+    _validation_file(tmp_path / "data", VALIDATION)
+    for name in ("index", "clean", "copied"):
+        (tmp_path / name).mkdir()
+    told = eval_index(Step(tmp_path / "index"))
+    assert "| paloma-c4-100 | 32 |" in told["evals"]["markdown"]
+    passed, facts = the_validation_text_is_indexed(tmp_path / "index", "paloma-c4-100")
+    assert passed and facts == {"num_documents": 32, "num_missing": 0}
+
+    quote = "Somebody wrote: " + " ".join(VALIDATION[3].split()[:13]).upper()
+    texts = [VALIDATION[7], quote, "Read this.\nshort ONE\nThat was it.", " ".join(VALIDATION[3].split()[:12])]
+    documents = [Document(f"<{n}>", f"http://x.org/{n}", "a.warc", n, text) for n, text in enumerate(texts)]
+    models = FilterModels(filters=("contaminated",), evals=tmp_path / "index" / INDEX_FILE)
+    scores, _, _ = measure_documents(documents, models)
+    decisions = decide(scores, FilterConfig(languages=()))
+    assert decisions["kept"].to_list() == [False, False, False, True]  # twelve words in a row are no copy
+    assert set(decisions["eval_hits"].drop_nulls()) == {"paloma-c4-100: 1", f"paloma-c4-100: {14 - 13 + 1}"}
+
+    write_documents(tmp_path / "clean", [documents[3]])
+    write_documents(tmp_path / "copied", documents)
+    for folder, clean in (("clean", True), ("copied", False)):
+        inputs = ([tmp_path / folder], [], tmp_path / "index", FilterConfig())
+        assert no_evaluation_leaked(*inputs)[0] == clean
+        assert no_document_is_an_evaluation_text(inputs[0], *inputs[2:])[0] == clean
+
+
+def test_an_index_without_the_validation_text_stops_the_flow(tmp_path, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(tmp_path / "data"))
+    (tmp_path / "index").mkdir()
+    eval_index(Step(tmp_path / "index"))
+    assert the_validation_text_is_indexed(tmp_path / "index", "")[0]
+    with pytest.raises(UserError, match=r"paloma-c4-100 .* is not on this machine: run `cs336 data fetch"):
+        the_validation_text_is_indexed(tmp_path / "index", "paloma-c4-100")
+    _validation_file(tmp_path / "data", VALIDATION)  # put there after the index was made
+    passed, facts = the_validation_text_is_indexed(tmp_path / "index", "paloma-c4-100")
+    assert not passed and facts["num_missing"] == 31  # the text without a word can match nothing
+    assert CHECKS["the_validation_text_is_indexed"].blocking
+    assert code_version(STAGES["eval_index"], DATA_COURSE) != _version_without(monkeypatch, tmp_path)
+
+
+def _version_without(monkeypatch, folder):
+    monkeypatch.setenv("CS336_DATA", str(folder / "nowhere"))
+    return code_version(STAGES["eval_index"], DATA_COURSE)
+
+
+def test_contamination_is_published(handed_in, tmp_path):
+    folder = handed_in.artifacts / "submission"
+    shared = json.loads((folder / CONTAMINATION_FILE).read_text())
+    documents = [
+        each for shard in (handed_in.artifacts / "deduplicated_text").iterdir() for each in read_documents(shard)
+    ]
+    assert shared["num_checked"] == len(documents) and shared["ngram_words"] == 13
+    assert [row[0] for row in shared["evaluations"]] == ["gsm8k sample", "mmlu sample"]
+    assert shared["num_trained_on"] == 0 == sum(row[2] + row[3] for row in shared["evaluations"])
+    page = (folder / "description.md").read_text()
+    assert "**Contamination.** Checked against 2 evaluations" in page and "| mmlu sample |" in page
+    assert no_validation_text_was_trained_on(folder, "")[0]
+    assert not no_validation_text_was_trained_on(folder, "paloma-c4-100")[0]  # it was not even looked for
+    assert no_validation_text_was_trained_on(folder, "mmlu sample")[0]
+    spoilt = shared | {"evaluations": [["paloma-c4-100", 5, 0, 1]]}
+    (tmp_path / CONTAMINATION_FILE).write_text(json.dumps(spoilt))
+    assert not no_validation_text_was_trained_on(tmp_path, "paloma-c4-100")[0]
+
+
 def test_the_bundle_is_made_by_a_plain_function(handed_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CS336_PRESETS", handed_in.environment["CS336_PRESETS"])
     micro, at = find_preset("micro"), handed_in.artifacts
     shards = sorted(path.parent for path in (at / "token_shards").glob(f"*/{MANIFEST}"))
-    rest = (at / "validation_tokens", at / "filter_ledger", at / "near_duplicates")
+    texts = [sorted((at / name).iterdir()) for name in ("filtered_text", "deduplicated_text")]
+    rest = (at / "validation_tokens", at / "eval_index", *texts, at / "filter_ledger", at / "near_duplicates")
     told = submission(Step(tmp_path, device="cpu"), at / "base_model", shards, *rest, micro.train, micro.seed)
     assert told["exact_loss"] == json.loads((at / "submission" / "submission.json").read_text())["exact_loss"]
