@@ -50,12 +50,14 @@ def _partitions_of(stage: Stage, preset: Preset) -> dg.PartitionsDefinition | No
     return shard_partitions(preset) if stage.per_shard else None
 
 
-def bind_stage(stage: Stage, preset: Preset, *, in_pool: bool = True) -> dg.AssetsDefinition:
+def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefinition:
     """One stage as an asset of one preset.
 
     Args:
-        in_pool: Dagster queues its steps; not where one process runs all (see `turns`).
+        machine: says how a backfill is cut into runs, and whether Dagster queues the steps of pools: not where one
+            process runs all (see `turns`).
     """
+    one_run = machine.terminal or not machine.partitions_per_run
 
     @dg.asset(
         name=stage.name,
@@ -67,9 +69,11 @@ def bind_stage(stage: Stage, preset: Preset, *, in_pool: bool = True) -> dg.Asse
         code_version=code_version(stage, preset),
         deps=[_dependency(name, everything, preset) for name, everything in stage.inputs.items()],
         partitions_def=_partitions_of(stage, preset),
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=dg.BackfillPolicy.single_run()
+        if one_run
+        else dg.BackfillPolicy.multi_run(machine.partitions_per_run),
         metadata=_code_reference(stage),
-        pool=stage.pool if in_pool else None,
+        pool=None if machine.terminal else stage.pool,
     )
     def compute(context: dg.AssetExecutionContext, runtime: Runtime) -> dg.MaterializeResult:
         return _compute(context, runtime, stage, preset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from cs336.documents import read_table
 from cs336.evals.perplexity import evaluate_perplexity, sampled_loss
 from cs336.files import read_json, replacing, write_json
 from cs336.hardware import pick_device
@@ -18,6 +19,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
+from cs336_assets.dedup import CLUSTERS_FILE
 
 SUBMISSION_FILE = "submission.json"
 PINNED_FILE = "pinned.json"
@@ -127,7 +129,7 @@ def _losses(step: Step, base_model: Path, shards: list[Path], seed: int) -> dict
 
 def _description(facts: Metadata, filter_ledger: Path, near_duplicates: Path, train: TrainConfig) -> str:
     rows = read_json(filter_ledger / "ledger.json")
-    removed = sum(map(len, read_json(near_duplicates / "removed.json").values()))
+    removed = (~read_table(near_duplicates / CLUSTERS_FILE)["kept"]).sum()
     columns = ["filter", "state", "seen", "kept", "dropped"]
     parts = [
         f"**Loss.** {facts['best_valid_loss']:.4f} nats per token, the best recorded (step {facts['best_step']:,}); of"
