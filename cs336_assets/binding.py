@@ -6,12 +6,17 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from cs336.files import UserError
 from cs336.presets import Preset
@@ -57,7 +62,7 @@ def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefin
         machine: says how a backfill is cut into runs, and whether Dagster queues the steps of pools: not where one
             process runs all (see `turns`).
     """
-    one_run = machine.terminal or not machine.partitions_per_run
+    one_run = machine.terminal or not machine.partitions_per_run or not stage.in_parts
 
     @dg.asset(
         name=stage.name,
@@ -187,7 +192,9 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         settings = {name: getattr(preset, name) for name in check.settings}
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         try:
-            passed, metadata = check.function(**input_folders(check.inputs, preset, store), **settings)
+            shards = _shards_of_run(context.run.tags, preset, store) if check.per_shard else None
+            inputs = input_folders(check.inputs, preset, store, shards=shards)
+            passed, metadata = check.function(**inputs, **settings)
         except UserError as missing:  # what it compares with is not here: that is no pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
         facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
@@ -201,6 +208,15 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         )
 
     return compute
+
+
+def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
+    """Those that a run was asked for; None if it was for no shards."""
+    if shard := tags.get(PARTITION_NAME_TAG):
+        return [shard]
+    first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    shards = shard_names(store)
+    return shards[shards.index(first) : shards.index(last) + 1] if first in shards and last in shards else None
 
 
 def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) -> None:
