@@ -21,7 +21,7 @@ test: lint types
 
 # Ray lies beside the environment, not in it: a folder more on the path, so that nothing else ever runs with it.
 test-ray: $(VENV)-ray/ready
-	PYTHONPATH=$(CURDIR)/$(VENV)-ray $(BIN)/python -m pytest -m ray
+	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray
 
 $(VENV)-ray/ready: $(READY) requirements-ray.lock
 	@rm -rf $(VENV)-ray

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cs336.presets import find_preset
 from cs336.store import Store
@@ -89,11 +90,11 @@ def cluster(s3, tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     outside, *nodes = (make_project(folder / name, **shared) for name in ("outside", "head", "worker"))
-    launcher = (
-        f"run_launcher:\n  module: dagster_ray\n  class: RayRunLauncher\n  config: {{ray: {{address: '{address}'}}}}\n"
-    )
-    at_once = "run_coordinator:\n  module: dagster.core.run_coordinator\n  class: DefaultRunCoordinator\n"  # no daemon
-    (outside.folder / "dagster_home" / "dagster.yaml").write_text(f"telemetry:\n  enabled: false\n{launcher}{at_once}")
+    # The project's own settings for a cluster, but that no daemon is needed to take runs from a queue.
+    settings = yaml.safe_load((ROOT / "dagster_home" / "cluster" / "dagster.yaml").read_text())
+    del settings["concurrency"]
+    settings["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}
+    (outside.folder / "dagster_home" / "dagster.yaml").write_text(yaml.safe_dump(settings))
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={scratch}"]
     worker = [f"--address=127.0.0.1:{port}"]
     started = []
