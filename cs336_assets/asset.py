@@ -30,7 +30,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cs336 import catalog
 from cs336.files import UserError, read_json, sha256_of_file
@@ -111,7 +111,7 @@ class Check:
     function: Callable[..., tuple[bool, Metadata]]
     asset: str
     blocking: bool
-    per_shard: bool
+    of_shards: Literal["all", "each", "some"]
     inputs: Mapping[str, bool]
     settings: tuple[str, ...]
 
@@ -177,19 +177,20 @@ def asset(
 
 
 def check(
-    *, asset: str, blocking: bool = False, per_shard: bool = False
+    *, asset: str, blocking: bool = False, of_shards: Literal["all", "each", "some"] = "all"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a check: a function of finished artifacts that returns (passed, metadata).
 
     Args:
         asset: the asset it speaks of.
         blocking: a failure stops everything downstream.
-        per_shard: what it says, it says of each shard by itself: a run that makes some shards looks at these alone.
+        of_shards: a run that makes some shards looks at these alone where the check says something of "each", and looks
+            at the others only if need be where it is enough that it holds of "some". Of "all", it looks at all.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         inputs, settings = _parameters(function, first=None)
-        CHECKS[function.__name__] = Check(function, asset, blocking, per_shard, inputs, settings)
+        CHECKS[function.__name__] = Check(function, asset, blocking, of_shards, inputs, settings)
         return function
 
     return declare

@@ -189,12 +189,9 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     )
     def compute(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         store = Store(preset.name)
-        settings = {name: getattr(preset, name) for name in check.settings}
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         try:
-            shards = _shards_of_run(context.run.tags, preset, store) if check.per_shard else None
-            inputs = input_folders(check.inputs, preset, store, shards=shards)
-            passed, metadata = check.function(**inputs, **settings)
+            passed, metadata = evaluate(check, preset, store, _shards_of_run(context.run.tags, preset, store))
         except UserError as missing:  # what it compares with is not here: that is no pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
         facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
@@ -210,12 +207,22 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     return compute
 
 
+def evaluate(check: Check, preset: Preset, store: Store, shards: Collection[str] | None) -> tuple[bool, Metadata]:
+    """What a check says, and the facts, after a run of some shards (None: of all, or of none)."""
+    settings = {name: getattr(preset, name) for name in check.settings}
+    own = None if check.of_shards == "all" else shards
+    passed, metadata = check.function(**input_folders(check.inputs, preset, store, shards=own), **settings)
+    if check.of_shards == "some" and not passed and own is not None:
+        return check.function(**input_folders(check.inputs, preset, store), **settings)
+    return passed, metadata
+
+
 def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
     """Those that a run was asked for; None if it was for no shards."""
     if shard := tags.get(PARTITION_NAME_TAG):
         return [shard]
     first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
-    shards = shard_names(store)
+    shards = shard_names(store) if first and last else []
     return shards[shards.index(first) : shards.index(last) + 1] if first in shards and last in shards else None
 
 

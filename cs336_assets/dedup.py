@@ -203,7 +203,7 @@ def _part(step: Step, folders: Sequence[Path]) -> tuple[int, int]:
     return [folder.name for folder in folders].index(step.part or ""), len(folders)
 
 
-@check(asset="deduplicated_text", blocking=True, per_shard=True)
+@check(asset="deduplicated_text", blocking=True, of_shards="each")
 def no_evaluation_leaked(
     deduplicated_text: list[Path], filtered_text: list[Path], eval_index: Path, filters: FilterConfig
 ) -> tuple[bool, Metadata]:
@@ -224,7 +224,7 @@ def no_evaluation_leaked(
     return not hits, {"num_contaminated": len(hits), "contaminated": table(["url", "hits"], list(hits.items())[:20])}
 
 
-@check(asset="deduplicated_text", blocking=True, per_shard=True)
+@check(asset="deduplicated_text", blocking=True, of_shards="each")
 def no_document_is_an_evaluation_text(
     deduplicated_text: list[Path], eval_index: Path, filters: FilterConfig
 ) -> tuple[bool, Metadata]:
@@ -243,7 +243,7 @@ def no_document_is_an_evaluation_text(
     return passed, {"num_copies": len(copies), "copies": table(["url", "evaluations"], copies[:20])}
 
 
-@check(asset="deduplicated_text", blocking=True, per_shard=True)
+@check(asset="deduplicated_text", blocking=True, of_shards="some")
 def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     """Something is left to train on."""
     num_bytes = sum(len(document.text) for folder in deduplicated_text for document in read_documents(folder))
