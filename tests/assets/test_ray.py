@@ -90,9 +90,10 @@ def cluster(s3, tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     outside, *nodes = (make_project(folder / name, **shared) for name in ("outside", "head", "worker"))
-    # The project's own settings for a cluster, but that no daemon is needed to take runs from a queue.
+    # The project's own settings for a cluster, but for small nodes, and without a queue, which needs a daemon.
     settings = yaml.safe_load((ROOT / "dagster_home" / "cluster" / "dagster.yaml").read_text())
     del settings["concurrency"]
+    settings["run_launcher"]["config"]["ray"]["num_cpus"] = 1
     settings["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"}
     (outside.folder / "dagster_home" / "dagster.yaml").write_text(yaml.safe_dump(settings))
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={scratch}"]
