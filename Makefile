@@ -1,4 +1,5 @@
 # make demo: from a fresh clone to the score table. make test: lint, types, tests. make ui: the graph.
+# make test-ray: tests on a Ray cluster of two nodes, all on this machine.
 SUITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 # The first of these that runs and is recent enough (some are shims that only print advice).
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p $(SUITS) && echo $$p && break; done)
@@ -8,7 +9,7 @@ READY := $(VENV)/ready
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types ui setup lock clean
+.PHONY: demo test test-ray lint types ui setup lock clean
 demo: $(READY)
 	@$(BIN)/cs336 demo
 
@@ -17,6 +18,15 @@ ui: $(READY)
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Ray lies beside the environment, not in it: a folder more on the path, so that nothing else ever runs with it.
+test-ray: $(VENV)-ray/ready
+	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray
+
+$(VENV)-ray/ready: $(READY) requirements-ray.lock
+	@rm -rf $(VENV)-ray
+	@$(BIN)/python -m pip install -qq --no-deps --target $(VENV)-ray -r requirements-ray.lock
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff format --check

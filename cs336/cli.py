@@ -224,7 +224,7 @@ def _pin(options: argparse.Namespace) -> None:
     planned = read_json(plan)["shards"]
     shards = [Shard(each["name"], tuple(each["items"])) for each in planned]
     write_manifest(options.file, source, [pin_shard(shard, store.path("crawl", shard.name)) for shard in shards])
-    print(f"{options.file}: {len(shards)} files with size and SHA-256")
+    print(f"{options.file}: {sum(len(shard.items) for shard in shards)} files with size and SHA-256")
 
 
 def _show(options: argparse.Namespace) -> None:

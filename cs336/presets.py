@@ -279,7 +279,8 @@ OWT = replace(  # the course's sample of OpenWebText: same architecture, same nu
 DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the model and its training are not
     COURSE,
     name="data_course",
-    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, kind="wet"),
+    # 1,250 partitions; a shard's text, 0.8 GB, is in a step's memory.
+    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, files_per_shard=4, kind="wet"),
     bpe=BpeConfig(vocab_size=50_257, pretrained="gpt2-vocab"),
     split=SplitConfig(valid_fraction=0.0),
     validation="paloma-c4-100",
@@ -305,7 +306,7 @@ DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the mode
 TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 256; needs more than one GPU
     COURSE,
     name="2b",
-    source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, kind="wet"),  # assignment 4 of 2025
+    source=DATA_COURSE.source,  # assignment 4 of 2025
     bpe=BpeConfig(vocab_size=32_000),
     split=SplitConfig(valid_fraction=0.001),
     model=ModelConfig(context_length=2_048, d_model=2_560, num_layers=24, num_heads=20, d_ff=6_912),

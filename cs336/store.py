@@ -183,7 +183,7 @@ class Store:
         name = f"{asset}--{part}" if part else asset
         work = self.folder / ".work" / f"{name}--{version.fingerprint}"
         metadata: dict[str, Any] = {}
-        start = time.time()
+        start, cpu = time.time(), _cpu_seconds()
         with name_full_disk(work), self.only_maker(asset, part):
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
@@ -205,6 +205,7 @@ class Store:
                 "files": describe_files(work),
                 "metadata": metadata,
                 "seconds": round(time.time() - start, 3),
+                "cpu_seconds": round(_cpu_seconds() - cpu, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "machine": describe_machine(),
                 "commit": describe_commit(),
@@ -237,6 +238,11 @@ def _only_one(lock: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{lock.with_suffix('')}: another run is making this; wait for it, or stop it") from None
         yield
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def install(work: Path, target: Path) -> None:

@@ -26,11 +26,11 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cs336 import catalog
 from cs336.files import UserError, read_json, sha256_of_file
@@ -111,6 +111,7 @@ class Check:
     function: Callable[..., tuple[bool, Metadata]]
     asset: str
     blocking: bool
+    of_shards: Literal["all", "each", "some"]
     inputs: Mapping[str, bool]
     settings: tuple[str, ...]
 
@@ -175,17 +176,21 @@ def asset(
     return declare
 
 
-def check(*, asset: str, blocking: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def check(
+    *, asset: str, blocking: bool = False, of_shards: Literal["all", "each", "some"] = "all"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a check: a function of finished artifacts that returns (passed, metadata).
 
     Args:
         asset: the asset it speaks of.
         blocking: a failure stops everything downstream.
+        of_shards: a run that makes some shards looks at these alone where the check says something of "each", and looks
+            at the others only if need be where it is enough that it holds of "some". Of "all", it looks at all.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         inputs, settings = _parameters(function, first=None)
-        CHECKS[function.__name__] = Check(function, asset, blocking, inputs, settings)
+        CHECKS[function.__name__] = Check(function, asset, blocking, of_shards, inputs, settings)
         return function
 
     return declare
@@ -308,13 +313,27 @@ def data_version(name: str, store: Store, part: str | None) -> str:
 
 
 def input_folders(
-    inputs: Mapping[str, bool], preset: Preset, store: Store, part: str | None = None
+    inputs: Mapping[str, bool],
+    preset: Preset,
+    store: Store,
+    part: str | None = None,
+    *,
+    shards: Collection[str] | None = None,
 ) -> dict[str, Path | list[Path]]:
-    """Where the inputs of a stage or check lie; of an asset's parts, those that are there."""
+    """Where the inputs of a stage or check lie; of an asset's parts, those that are there.
+
+    Args:
+        shards: of what is made in shards, only these; None is all.
+    """
+
+    def folders(name: str) -> list[Path]:
+        names = part_names(STAGES[name], preset, store)
+        if STAGES[name].per_shard and shards is not None:
+            names = [key for key in names if key in shards]
+        return [store.local(name, key) for key in names if store.manifest(name, key)]
+
     return {
-        name: [store.local(name, key) for key in part_names(STAGES[name], preset, store) if store.manifest(name, key)]
-        if everything
-        else store.local(name, part if STAGES[name].in_parts else None)
+        name: folders(name) if everything else store.local(name, part if STAGES[name].in_parts else None)
         for name, everything in inputs.items()
     }
 

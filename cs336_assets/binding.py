@@ -6,12 +6,17 @@ import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from cs336.files import UserError
 from cs336.presets import Preset
@@ -50,12 +55,14 @@ def _partitions_of(stage: Stage, preset: Preset) -> dg.PartitionsDefinition | No
     return shard_partitions(preset) if stage.per_shard else None
 
 
-def bind_stage(stage: Stage, preset: Preset, *, in_pool: bool = True) -> dg.AssetsDefinition:
+def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefinition:
     """One stage as an asset of one preset.
 
     Args:
-        in_pool: Dagster queues its steps; not where one process runs all (see `turns`).
+        machine: says how a backfill is cut into runs, and whether Dagster queues the steps of pools: not where one
+            process runs all (see `turns`).
     """
+    one_run = machine.terminal or not machine.partitions_per_run or not stage.in_parts
 
     @dg.asset(
         name=stage.name,
@@ -67,9 +74,11 @@ def bind_stage(stage: Stage, preset: Preset, *, in_pool: bool = True) -> dg.Asse
         code_version=code_version(stage, preset),
         deps=[_dependency(name, everything, preset) for name, everything in stage.inputs.items()],
         partitions_def=_partitions_of(stage, preset),
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=dg.BackfillPolicy.single_run()
+        if one_run
+        else dg.BackfillPolicy.multi_run(machine.partitions_per_run),
         metadata=_code_reference(stage),
-        pool=stage.pool if in_pool else None,
+        pool=None if machine.terminal else stage.pool,
     )
     def compute(context: dg.AssetExecutionContext, runtime: Runtime) -> dg.MaterializeResult:
         return _compute(context, runtime, stage, preset)
@@ -180,10 +189,9 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     )
     def compute(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         store = Store(preset.name)
-        settings = {name: getattr(preset, name) for name in check.settings}
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         try:
-            passed, metadata = check.function(**input_folders(check.inputs, preset, store), **settings)
+            passed, metadata = evaluate(check, preset, store, _shards_of_run(context.run.tags, preset, store))
         except UserError as missing:  # what it compares with is not here: that is no pass
             return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
         facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
@@ -197,6 +205,25 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         )
 
     return compute
+
+
+def evaluate(check: Check, preset: Preset, store: Store, shards: Collection[str] | None) -> tuple[bool, Metadata]:
+    """What a check says, and the facts, after a run of some shards (None: of all, or of none)."""
+    settings = {name: getattr(preset, name) for name in check.settings}
+    own = None if check.of_shards == "all" else shards
+    passed, metadata = check.function(**input_folders(check.inputs, preset, store, shards=own), **settings)
+    if check.of_shards == "some" and not passed and own is not None:
+        return check.function(**input_folders(check.inputs, preset, store), **settings)
+    return passed, metadata
+
+
+def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
+    """Those that a run was asked for; None if it was for no shards."""
+    if shard := tags.get(PARTITION_NAME_TAG):
+        return [shard]
+    first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    shards = shard_names(store) if first and last else []
+    return shards[shards.index(first) : shards.index(last) + 1] if first in shards and last in shards else None
 
 
 def register_shards(instance: dg.DagsterInstance, preset: Preset, store: Store) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
-from cs336_assets import provenance_commands
+from cs336_assets import cost, provenance_commands
 from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, SWEEPS
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_adopt)
 
     provenance_commands.register(commands)
+    cost.register(commands)
 
 
 def run(preset: str, job: str, cells: str | None = None) -> None:

@@ -48,7 +48,7 @@ def crawl(step: Step, crawl_plan: Path, source: Source) -> Metadata:
     }
 
 
-@check(asset="crawl", blocking=True)
+@check(asset="crawl", blocking=True, of_shards="each")
 def every_shard_has_a_warc_file(crawl: list[Path]) -> tuple[bool, Metadata]:
     """Each shard holds a WARC file. One without a byte in it is named, and in the ledger; it stops nothing."""
     files = {folder.name: warc_files(folder) for folder in crawl}

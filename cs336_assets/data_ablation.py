@@ -34,7 +34,7 @@ from cs336.train.worker import run_training
 from cs336_assets import plots
 from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 from cs336_assets.crawl import table
-from cs336_assets.dedup import REMOVED_FILE
+from cs336_assets.dedup import CLUSTERS_FILE
 from cs336_assets.experiments import STUDY_FILE, number_shown, runs_shown, train_cell, variant_summary
 from cs336_assets.filters import DECISIONS_FILE
 
@@ -275,7 +275,7 @@ def _dropped(filtered_text: list[Path], near_duplicates: Path, summary: dict[str
     """Documents that each stage dropped, in the order of the stages."""
     decisions = pl.concat([read_table(folder / DECISIONS_FILE).select("kept", "reason") for folder in filtered_text])
     kept = int(decisions["kept"].sum())
-    near = sum(map(len, read_json(near_duplicates / REMOVED_FILE).values()))
+    near = int((~read_table(near_duplicates / CLUSTERS_FILE)["kept"]).sum())
     last = summary[DEDUPLICATED]
     left = last["num_documents"] + sum(last["left_out"].values())
     reasons = Counter(decisions["reason"].drop_nulls()).most_common()

@@ -1,19 +1,39 @@
-"""Repeated lines and near-identical documents, over the whole crawl."""
+"""Repeated lines and near-identical documents, over the whole crawl, but never all of it on one machine.
+
+What must see every shard is made in as many parts as there are shards: part i has the i-th of equal ranges of hashes.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import polars as pl
 
-from cs336.dedup.exact_lines import LineConfig, deduplicate_lines, line_hashes
-from cs336.dedup.minhash import Duplicates, MinHashConfig, find_duplicates, signature_bands
+from cs336.dedup import exact_lines
+from cs336.dedup.exact_lines import LineConfig, deduplicate_lines
+from cs336.dedup.lsh import candidate_pairs as pairs_that_share_a_bucket
+from cs336.dedup.lsh import clusters, survivors
+from cs336.dedup.minhash import MinHashConfig, confirm, signature_bands
+from cs336.dedup.ranges import (
+    StoredSets,
+    bands_of_range,
+    candidates_of_shard,
+    hashes_of_range,
+    pairs_of_shard,
+    read_duplicates,
+    read_starts,
+    write_bands,
+    write_duplicates,
+    write_hashes,
+    write_pairs,
+    write_sets,
+)
 from cs336.dedup.repeated import RepeatedHashes, SortedHashes, write_sorted
-from cs336.documents import DOCUMENTS_FILE, Texts, read_documents, read_table, write_documents, write_table
-from cs336.files import read_json, replacing, write_json
+from cs336.dedup.shingles import shingle_sets
+from cs336.documents import read_documents, read_table, write_documents, write_table
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
 from cs336_assets.asset import Metadata, Step, asset, check
@@ -21,41 +41,47 @@ from cs336_assets.crawl import table
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 HASHES_FILE = "repeated.u64"
-BANDS_FILE = "bands.npy"
-REMOVED_FILE = "removed.json"
 CLUSTERS_FILE = "clusters.parquet"
 OFF = "off, by the preset"
 
 
-@asset(group="dedup", kinds={"numpy"}, owner="team:data")
-def repeated_lines(step: Step, filtered_text: list[Path], lines: LineConfig) -> Metadata:
-    """Hashes of all lines that occur more than once in the whole crawl.
+@asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
+def line_hashes(step: Step, filtered_text: Path, lines: LineConfig) -> Metadata:
+    """Hashes of a shard's lines in ascending order, at most two of each."""
+    of_documents = (exact_lines.line_hashes(document.text) for document in read_documents(filtered_text))
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(of_documents if lines.enabled else ())])
+    num_lines = len(hashes)
+    return {
+        "state": "on" if lines.enabled else OFF,
+        "num_lines": num_lines,
+        "num_hashes": write_hashes(step.folder, hashes),
+    }
 
-    What outgrows the memory that the preset gives it goes to disk, and is counted one range of hashes at a time.
+
+@asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
+def repeated_lines(step: Step, line_hashes: list[Path], lines: LineConfig) -> Metadata:
+    """Hashes of all lines that occur more than once in the whole crawl: those of one range of hashes a part.
+
+    A part reads its own range of every shard's hashes. What outgrows the memory that the preset gives it goes to disk.
     """
-    if not lines.enabled:
-        write_sorted(step.folder / HASHES_FILE, iter([]))
-        return {"state": OFF, "num_repeated": 0}
-    num_lines = 0
+    part, num_parts = _part(step, line_hashes)
     with tempfile.TemporaryDirectory(prefix=".ranges-", dir=step.folder) as ranges:
         counts = RepeatedHashes(Path(ranges), lines.memory_bytes)
-        for folder in step.progress(filtered_text, unit="shards", label="count lines"):
-            of_shard = [line_hashes(document.text) for document in read_documents(folder)]
-            num_lines += sum(map(len, of_shard))
-            counts.add(np.concatenate([np.zeros(0, np.uint64), *of_shard]))
+        for folder in step.progress(line_hashes, unit="shards", label="count lines"):
+            counts.add(hashes_of_range(folder, part, num_parts))
         num_repeated = write_sorted(step.folder / HASHES_FILE, counts.repeated())
-    return {"state": "on", "num_lines": num_lines, "num_repeated": num_repeated}
+    return {"state": "on" if lines.enabled else OFF, "num_repeated": num_repeated}
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
-def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: LineConfig) -> Metadata:
+def unique_lines(step: Step, filtered_text: Path, repeated_lines: list[Path], lines: LineConfig) -> Metadata:
     """The documents without repeated lines, all copies gone, the first included.
 
     Menus, footers and boilerplate go; a document left with too few words goes as a whole.
     """
     documents = list(read_documents(filtered_text))
     characters = sum(len(document.text) for document in documents)
-    repeated = SortedHashes(repeated_lines / HASHES_FILE, lines.memory_bytes)
+    repeated = SortedHashes([folder / HASHES_FILE for folder in repeated_lines], lines.memory_bytes)
     left_over = deduplicate_lines((document.text for document in documents), repeated, lines)
     kept = [
         document._replace(text=text) for document, text in zip(documents, left_over, strict=True) if text is not None
@@ -72,72 +98,79 @@ def unique_lines(step: Step, filtered_text: Path, repeated_lines: Path, lines: L
 
 @asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
 def minhash_signatures(step: Step, unique_lines: Path, minhash: MinHashConfig) -> Metadata:
-    """MinHash signature of every document's word n-grams, as one key for each of its bands."""
-    if not minhash.enabled:
-        _save(step.folder / BANDS_FILE, signature_bands([], minhash))
-        return {"state": OFF, "num_signatures": 0}
-    texts = (document.text for document in read_documents(unique_lines))
+    """MinHash signature of every document's word n-grams, as one key for each of its bands, in ascending order."""
+    texts = (document.text for document in (read_documents(unique_lines) if minhash.enabled else ()))
     bands = signature_bands(texts, minhash, num_workers=step.num_workers, progress=step.progress)
-    _save(step.folder / BANDS_FILE, bands)
-    return {"state": "on", "num_signatures": bands.shape[1], "num_hashes": minhash.num_hashes}
+    write_bands(step.folder, bands)
+    state = "on" if minhash.enabled else OFF
+    return {"state": state, "num_signatures": bands.shape[1], "num_hashes": minhash.num_hashes}
 
 
-@asset(group="dedup", kinds={"numpy"}, owner="team:data")
-def near_duplicates(
-    step: Step, unique_lines: list[Path], minhash_signatures: list[Path], minhash: MinHashConfig
+@asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
+def candidate_pairs(step: Step, minhash_signatures: list[Path]) -> Metadata:
+    """Pairs of documents that share a band of their signatures, for one range of keys a part.
+
+    A part reads its own range of every shard's keys, so all documents of a bucket meet in one part.
+    """
+    keys, documents, starts = bands_of_range(minhash_signatures, *_part(step, minhash_signatures))
+    pairs = pairs_that_share_a_bucket(keys, documents)
+    write_pairs(step.folder, pairs, starts)
+    return {"num_keys": sum(map(len, keys)), "num_candidates": len(pairs)}
+
+
+@asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
+def candidate_shingles(step: Step, unique_lines: Path, candidate_pairs: list[Path], minhash: MinHashConfig) -> Metadata:
+    """Of a shard's documents that are in a candidate pair, the set of word n-grams, as hashes.
+
+    Other shards compare with these, and so need none of this one's text.
+    """
+    shard, _ = _part(step, candidate_pairs)
+    numbers = candidates_of_shard(candidate_pairs, shard)
+    documents = list(read_documents(unique_lines)) if len(numbers) else []
+    documents = [documents[place] for place in (numbers - read_starts(candidate_pairs)[shard]).tolist()]
+    texts = step.progress([document.text for document in documents], unit="documents", label="shingles")
+    sets, ends = shingle_sets(texts, minhash.ngrams, num_threads=step.num_workers)
+    write_sets(step.folder, numbers, documents, sets, ends, shard=unique_lines.name)
+    return {"num_candidate_documents": len(numbers), "num_shingles": len(sets)}
+
+
+@asset(group="dedup", kinds={"numpy"}, owner="team:data", per_shard=True)
+def duplicate_pairs(
+    step: Step, candidate_pairs: list[Path], candidate_shingles: list[Path], minhash: MinHashConfig
 ) -> Metadata:
+    """Candidate pairs that the exact Jaccard similarity of their n-grams confirms; a part has those whose first
+    document is of its shard."""
+    shard, _ = _part(step, candidate_pairs)
+    sets = StoredSets(candidate_shingles, read_starts(candidate_pairs))
+    candidates = pairs_of_shard(candidate_pairs, shard)
+    confirmed = confirm(candidates, sets, minhash.jaccard_threshold, progress=step.progress)
+    write_duplicates(step.folder, confirmed, sets.origins(np.unique(confirmed)))
+    return {"num_candidates": len(candidates), "num_confirmed": len(confirmed)}
+
+
+@asset(group="dedup", kinds={"polars"}, owner="team:data")
+def near_duplicates(step: Step, duplicate_pairs: list[Path], minhash: MinHashConfig) -> Metadata:
     """Clusters of near-identical documents, and which member of each survives.
 
-    Candidates share a band of their signatures; the exact Jaccard similarity of their n-grams
-    confirms them; clusters are transitive; one random member stays.
+    Confirmed pairs are united; clusters are transitive; one random member stays.
     """
-    if not minhash.enabled:
-        write_json(step.folder / REMOVED_FILE, {folder.name: [] for folder in unique_lines})
-        return {"state": OFF, "num_removed": 0}
-    origins = pl.concat([_origins(folder) for folder in unique_lines])
-    of_shard = [np.load(folder / BANDS_FILE, mmap_mode="r") for folder in minhash_signatures]
-    found = find_duplicates(
-        Texts(unique_lines),
-        cast("list[str]", origins["key"]),  # read one by one, those of clusters only
-        minhash,
-        # One band is in memory at a time, and texts are read only of candidates.
-        bands=(np.concatenate([keys[band] for keys in of_shard]) for band in range(minhash.num_bands)),
-        num_chars=origins["num_chars"].to_numpy(),
-        num_workers=step.num_workers,
-        progress=step.progress,
-    )
-    gone = origins.filter(pl.Series(~found.kept))
-    removed: dict[str, list[str]] = {folder.name: [] for folder in unique_lines}
-    for shard, document in gone.select("shard", "id").iter_rows():
-        removed[shard].append(document)
-    write_json(step.folder / REMOVED_FILE, removed)
-    write_table(step.folder / CLUSTERS_FILE, cluster_table(origins, found))
-    largest = np.bincount(found.clusters) if len(found.clusters) else np.zeros(1, dtype=int)
+    pairs, members = read_duplicates(duplicate_pairs)
+    found = cluster_table(members, clusters(pairs, len(members)), minhash.seed)
+    write_table(step.folder / CLUSTERS_FILE, found)
+    largest = found.group_by("cluster").agg(pl.len(), pl.first("url")).sort("len", "cluster", descending=[True, False])
     return {
-        "state": "on",
-        "num_documents": len(origins),
-        "num_candidates": found.num_candidates,
-        "num_confirmed": found.num_confirmed,
-        "num_removed": len(gone),
-        "largest_clusters": table(
-            ["documents", "one of them"],
-            [[int(largest[i]), origins["url"][int(i)]] for i in np.argsort(-largest)[:10] if largest[i] > 1],
-        ),
+        "state": "on" if minhash.enabled else OFF,
+        "num_confirmed": len(pairs),
+        "num_clusters": len(largest),
+        "num_removed": int((~found["kept"]).sum()),
+        "largest_clusters": table(["documents", "one of them"], largest.select("len", "url").head(10).rows()),
     }
-
-
-def _origins(folder: Path) -> pl.DataFrame:
-    """Of each document of a shard: where it is from, the key that draws the survivor, the length of its text."""
-    key = pl.format("{} {} {}", "warc", "offset", "id").alias("key")
-    num_chars = pl.col("text").str.len_chars().cast(pl.Int64).alias("num_chars")
-    documents = pl.scan_parquet(folder / DOCUMENTS_FILE)
-    return documents.select(pl.lit(folder.name).alias("shard"), "id", "url", key, num_chars).collect()
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
 def deduplicated_text(step: Step, unique_lines: Path, near_duplicates: Path) -> Metadata:
     """The corpus: what is trained on, one document a row."""
-    removed = set(read_json(near_duplicates / REMOVED_FILE)[unique_lines.name])
+    removed = removed_documents(near_duplicates, unique_lines.name)
     kept = [document for document in read_documents(unique_lines) if document.id not in removed]
     write_documents(step.folder, kept)
     return {
@@ -147,7 +180,30 @@ def deduplicated_text(step: Step, unique_lines: Path, near_duplicates: Path) -> 
     }
 
 
-@check(asset="deduplicated_text", blocking=True)
+def removed_documents(near_duplicates: Path, shard: str) -> set[str]:
+    """Ids of a shard's documents that do not survive."""
+    gone = pl.scan_parquet(near_duplicates / CLUSTERS_FILE).filter((pl.col("shard") == shard) & ~pl.col("kept"))
+    return set(gone.select("id").collect()["id"])
+
+
+def cluster_table(members: pl.DataFrame, labels: np.ndarray, seed: int) -> pl.DataFrame:
+    """The members of every cluster: which each is, in which cluster, and whether it stays.
+
+    Args:
+        members: as `StoredSets.origins` gives them, in the order of their numbers.
+        labels: the row of each member's first companion, as `clusters` gives it.
+    """
+    kept = survivors(labels, seed, members["key"].to_list())
+    numbers = members["document"].cast(pl.Int64)
+    return members.select("shard", "id", "url").with_columns(cluster=numbers.gather(labels), kept=pl.Series(kept))
+
+
+def _part(step: Step, folders: Sequence[Path]) -> tuple[int, int]:
+    """Which of how many parts this is: its shard's place among all."""
+    return [folder.name for folder in folders].index(step.part or ""), len(folders)
+
+
+@check(asset="deduplicated_text", blocking=True, of_shards="each")
 def no_evaluation_leaked(
     deduplicated_text: list[Path], filtered_text: list[Path], eval_index: Path, filters: FilterConfig
 ) -> tuple[bool, Metadata]:
@@ -168,7 +224,7 @@ def no_evaluation_leaked(
     return not hits, {"num_contaminated": len(hits), "contaminated": table(["url", "hits"], list(hits.items())[:20])}
 
 
-@check(asset="deduplicated_text", blocking=True)
+@check(asset="deduplicated_text", blocking=True, of_shards="each")
 def no_document_is_an_evaluation_text(
     deduplicated_text: list[Path], eval_index: Path, filters: FilterConfig
 ) -> tuple[bool, Metadata]:
@@ -187,21 +243,8 @@ def no_document_is_an_evaluation_text(
     return passed, {"num_copies": len(copies), "copies": table(["url", "evaluations"], copies[:20])}
 
 
-@check(asset="deduplicated_text", blocking=True)
+@check(asset="deduplicated_text", blocking=True, of_shards="some")
 def corpus_has_text(deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     """Something is left to train on."""
     num_bytes = sum(len(document.text) for folder in deduplicated_text for document in read_documents(folder))
     return num_bytes > 0, {"num_characters": num_bytes}
-
-
-def cluster_table(origins: pl.DataFrame, found: Duplicates) -> pl.DataFrame:
-    """The members of every cluster of two or more: which each is, in which cluster, and whether it stays."""
-    members = origins.select("shard", "id", "url").with_columns(
-        cluster=pl.Series(found.clusters, dtype=pl.Int64), kept=pl.Series(found.kept, dtype=pl.Boolean)
-    )
-    return members.filter(pl.len().over("cluster") > 1)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with replacing(path) as file:
-        np.save(file, array)

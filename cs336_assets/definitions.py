@@ -13,11 +13,10 @@ import dagster as dg
 from cs336.presets import Preset, find_preset, preset_names
 from cs336_assets import benchmarks
 from cs336_assets.binding import bind_check, bind_stage
+from cs336_assets.executors import executor_of
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.jobs import build_jobs
 from cs336_assets.resources import Runtime
-
-MAX_STEPS = 2  # of one run at a time: a laptop's memory, not its cores, is what runs out
 
 
 def build_definitions(preset: str | Preset, *, runtime: Runtime | None = None) -> dg.Definitions:
@@ -32,13 +31,13 @@ def build_definitions(preset: str | Preset, *, runtime: Runtime | None = None) -
     """
     chosen = find_preset(preset) if isinstance(preset, str) else preset
     runtime = runtime or Runtime.from_environment()
-    assets = [bind_stage(stage, chosen, in_pool=not runtime.terminal) for stage in STAGES.values()]
+    assets = [bind_stage(stage, chosen, runtime) for stage in STAGES.values()]
     return dg.Definitions(
         assets=[*assets, *benchmarks.result_assets()],
         asset_checks=[bind_check(check, chosen) for check in CHECKS.values()],
         jobs=build_jobs(chosen),
         resources={"runtime": runtime},
-        executor=dg.multiprocess_executor.configured({"max_concurrent": MAX_STEPS}),
+        executor=executor_of(runtime),
     )
 
 

@@ -48,14 +48,14 @@ def extracted_text(step: Step, crawl: Path, extract: ExtractConfig) -> Metadata:
     }
 
 
-@check(asset="extracted_text", blocking=True)
+@check(asset="extracted_text", blocking=True, of_shards="some")
 def crawl_holds_text(extracted_text: list[Path]) -> tuple[bool, Metadata]:
     """Some page gave text: a crawl without any is broken, or of the wrong kind of files."""
     num_documents = sum(_rows_by_shard(extracted_text).values())
     return num_documents > 0, {"num_documents": num_documents}
 
 
-@check(asset="extracted_text")
+@check(asset="extracted_text", of_shards="each")
 def every_shard_holds_text(extracted_text: list[Path]) -> tuple[bool, Metadata]:
     """No shard is empty. One that is, such as a broken file, stops nothing: its records are in the ledger."""
     empty = [name for name, count in _rows_by_shard(extracted_text).items() if count == 0]

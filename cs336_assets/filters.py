@@ -243,7 +243,7 @@ def filtered_text(
     }
 
 
-@check(asset="filtered_text", blocking=True)
+@check(asset="filtered_text", blocking=True, of_shards="some")
 def filters_leave_text(filtered_text: list[Path]) -> tuple[bool, Metadata]:
     """The filters left something of the crawl: nothing at all means a wrong language or threshold."""
     left = {folder.name: read_table(folder / "documents.parquet").height for folder in filtered_text}

@@ -19,6 +19,9 @@ class Runtime(dg.ConfigurableResource):
             of a GPU idle. Each has its share of the workers; what fills the memory runs alone, and what stops by the
             clock sees fewer tokens than it would alone.
         compile_model: use `torch.compile` in training (`CS336_COMPILE=1`).
+        executor: "multiprocess" runs steps here, "ray" as jobs of a Ray cluster (`CS336_EXECUTOR`).
+        partitions_per_run: shards that one run of a backfill takes (`CS336_PARTITIONS_PER_RUN`), so that runs spread
+            over a cluster; 0 is all in one run.
         terminal: all in one process, as `cs336 run` has it: a line for each artifact, progress bars where a person
             looks on, and no places in Dagster's pools.
     """
@@ -27,6 +30,8 @@ class Runtime(dg.ConfigurableResource):
     device: str = "auto"
     runs_at_once: int = 1
     compile_model: bool = False
+    executor: str = "multiprocess"
+    partitions_per_run: int = 0
     terminal: bool = False
 
     @classmethod
@@ -37,5 +42,7 @@ class Runtime(dg.ConfigurableResource):
             device=os.environ.get("CS336_DEVICE", "auto"),
             runs_at_once=int(os.environ.get("CS336_RUNS_AT_ONCE", "1")),
             compile_model=os.environ.get("CS336_COMPILE") == "1",
+            executor=os.environ.get("CS336_EXECUTOR", "multiprocess"),
+            partitions_per_run=int(os.environ.get("CS336_PARTITIONS_PER_RUN", "0")),
             terminal=terminal,
         )

@@ -24,6 +24,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
+from cs336_assets.dedup import CLUSTERS_FILE
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 SUBMISSION_FILE = "submission.json"
@@ -176,7 +177,7 @@ def _description(
     facts: Metadata, shared: dict[str, Any], filter_ledger: Path, near_duplicates: Path, train: TrainConfig
 ) -> str:
     rows = read_json(filter_ledger / "ledger.json")
-    removed = sum(map(len, read_json(near_duplicates / "removed.json").values()))
+    removed = (~read_table(near_duplicates / CLUSTERS_FILE)["kept"]).sum()
     columns = ["filter", "state", "seen", "kept", "dropped"]
     parts = [
         f"**Loss.** {facts['best_valid_loss']:.4f} nats per token, the best recorded (step {facts['best_step']:,}); of"

@@ -61,7 +61,7 @@ def token_shards(step: Step, deduplicated_text: Path, tokenizer: Path, split: Sp
     }
 
 
-@check(asset="token_shards", blocking=True)
+@check(asset="token_shards", blocking=True, of_shards="each")
 def token_ids_are_in_vocabulary(token_shards: list[Path], tokenizer: Path) -> tuple[bool, Metadata]:
     """No stored id reaches the vocabulary size (re-read from disk, all shards)."""
     largest_id = largest_token_id(token_shards)

@@ -19,7 +19,7 @@ from cs336.store import MANIFEST, Store
 from cs336.tokens.index import IndexedDocument, read_index
 from cs336.tokens.shards import SPLITS
 from cs336_assets.asset import PLAN_ASSET, shard_names
-from cs336_assets.dedup import CLUSTERS_FILE, REMOVED_FILE
+from cs336_assets.dedup import CLUSTERS_FILE, removed_documents
 from cs336_assets.filters import DECISIONS_FILE
 
 MAX_LISTED = 20
@@ -266,17 +266,11 @@ def _text(store: Store, name: str, found: Found) -> str | None:
 
 
 def _is_removed(store: Store, found: Found) -> bool:
-    removed = read_json(artifact(store, "near_duplicates") / REMOVED_FILE)
-    return found.record["id"] in removed.get(found.shard, ())
+    return found.record["id"] in removed_documents(artifact(store, "near_duplicates"), found.shard)
 
 
 def _cluster(store: Store, found: Found, ngrams: int) -> str:
-    folder = artifact(store, "near_duplicates")
-    if not (folder / CLUSTERS_FILE).exists():
-        if any(read_json(folder / REMOVED_FILE).values()):
-            raise UserError(f"{folder / CLUSTERS_FILE}: not there (older code wrote none); {_remedy(store)}")
-        return "none"
-    clusters = pl.scan_parquet(folder / CLUSTERS_FILE)
+    clusters = pl.scan_parquet(artifact(store, "near_duplicates") / CLUSTERS_FILE)
     is_own = (pl.col("id") == found.record["id"]) & (pl.col("shard") == found.shard)
     own = clusters.filter(is_own).select("cluster").collect()["cluster"]
     members = clusters.filter(pl.col("cluster").is_in(own.implode())).collect()

@@ -32,11 +32,13 @@ _HEADER_BYTES = 1 << 14  # of a record, looked at for its type
 
 @dataclass(frozen=True, kw_only=True)
 class CommonCrawl:
-    """Some files of one snapshot; one file is one shard.
+    """Some files of one snapshot.
 
     Attributes:
         snapshot: such as "CC-MAIN-2025-18".
         num_files: how many of the snapshot's files.
+        files_per_shard: neighbours of the list that make one shard, so that thousands of files are no more partitions
+            than Dagster bears; a shard is called after its first file, and the last may have fewer.
         kind: "warc" for pages, "wet" for Common Crawl's own text.
         seed: of the sample; files of one segment were crawled in the same days, so the first ones
             of the list would be alike.
@@ -48,6 +50,7 @@ class CommonCrawl:
 
     snapshot: str
     num_files: int
+    files_per_shard: int = 1
     kind: Literal["warc", "wet"] = "warc"
     seed: int = 0
     first_file: int | None = None
@@ -57,6 +60,8 @@ class CommonCrawl:
     def __post_init__(self) -> None:
         if self.num_files < 1:
             raise ValueError(f"num_files is {self.num_files}; take at least 1")
+        if self.files_per_shard < 1:
+            raise ValueError(f"files_per_shard is {self.files_per_shard}; a shard takes at least 1")
         if self.kind not in ("warc", "wet"):
             raise ValueError(f"kind is {self.kind!r}; choose 'warc' or 'wet'")
         if self.first_file is not None and self.first_file < 0:
@@ -65,24 +70,23 @@ class CommonCrawl:
     def identity(self) -> Any:
         """The settings; with a manifest, what it pins, wherever the manifest lies."""
         choice: dict[str, Any] = {"source": "common-crawl", "snapshot": self.snapshot, "kind": self.kind}
+        choice["files_per_shard"] = self.files_per_shard
         if self.manifest:
             # No ETag: it may change from mirror to mirror while the bytes do not.
-            pins = [
-                {key: shard.items[0][key] for key in ("path", "bytes", "sha256")} for shard in self._pinned_shards()
-            ]
+            pins = [{key: item[key] for key in ("path", "bytes", "sha256")} for item in self._pinned_items()]
             return {**choice, "files": pins}
         settings = {"num_files": self.num_files, "seed": self.seed, "first_file": self.first_file}
         return {**choice, **settings, "base_url": self.base_url.rstrip("/")}
 
     def shard_identity(self) -> Any:
-        """Nothing more: the items pin the file."""
+        """Nothing more: the items pin the files."""
         return {"source": "common-crawl"}
 
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """Choose the files, and ask for their sizes and ETags.
 
         Returns:
-            shards in the order of the snapshot's list; the item of each: path, bytes, etag, and
+            shards in the order of the snapshot's list; an item for each file: path, bytes, etag, and
             sha256 where a manifest gives it.
 
         Raises:
@@ -90,52 +94,52 @@ class CommonCrawl:
                 missing or of another snapshot.
         """
         if self.manifest:
-            return self._pinned_shards()
+            return self._shards(self._pinned_items())
         paths = self._chosen(self._listed_paths(progress))
         with ThreadPoolExecutor(_NUM_HEAD_REQUESTS) as pool:
             answers = pool.map(lambda path: remote_file(self._url(path)), paths)
             sizes = list(progress(answers, total=len(paths), unit="files", label="sizes"))
-        return [
-            Shard(_shard_name(path), ({"path": path, "bytes": size.num_bytes, "etag": size.etag},))
-            for path, size in zip(paths, sizes, strict=True)
-        ]
+        return self._shards(
+            [
+                {"path": path, "bytes": size.num_bytes, "etag": size.etag}
+                for path, size in zip(paths, sizes, strict=True)
+            ]
+        )
 
     def fetch(self, shard: Shard, folder: Path, *, num_workers: int = 1, progress: Progress = silent) -> CrawlStats:
-        """Download the shard's file as `<name>.warc.gz` and read it once to see that it is whole.
+        """Download each file of the shard as `<name>.warc.gz` and read it once to see that it is whole.
 
         What arrived of a download that was killed stays in the download folder, where the next run
         goes on with it.
 
         Raises:
-            UserError: the network fails, the file is not the planned one, or it is damaged.
+            UserError: the network fails, a file is not the planned one, or it is damaged.
         """
         start = time.monotonic()
-        item = shard.items[0]
-        arriving = downloads_folder() / "common-crawl" / self.snapshot / Path(item["path"]).name
-        with name_full_disk(folder):
-            download(
-                self._url(item["path"]),
-                arriving,
-                sha256=item.get("sha256"),
-                num_bytes=item["bytes"],
-                # A manifest is replayed from any mirror: checksums travel, ETags do not.
-                etag=None if item.get("sha256") else item["etag"],
-                progress=progress,
-            )
-            try:
-                num_records = count_records(arriving)
-            except UserError:
-                arriving.unlink()
-                raise
-            target = folder / f"{shard.name}.warc.gz"
-            folder.mkdir(parents=True, exist_ok=True)
-            move_file(arriving, target)
-        return CrawlStats(
-            num_records=num_records,
-            num_fetches=Counter({"file": 1}),
-            num_bytes=target.stat().st_size,
-            fetch_seconds=time.monotonic() - start,
-        )
+        stats = CrawlStats()
+        for item in shard.items:
+            arriving = downloads_folder() / "common-crawl" / self.snapshot / Path(item["path"]).name
+            with name_full_disk(folder):
+                download(
+                    self._url(item["path"]),
+                    arriving,
+                    sha256=item.get("sha256"),
+                    num_bytes=item["bytes"],
+                    # A manifest is replayed from any mirror: checksums travel, ETags do not.
+                    etag=None if item.get("sha256") else item["etag"],
+                    progress=progress,
+                )
+                try:
+                    stats.num_records += count_records(arriving)
+                except UserError:
+                    arriving.unlink()
+                    raise
+                folder.mkdir(parents=True, exist_ok=True)
+                move_file(arriving, _fetched(folder, item))
+            stats.num_fetches["file"] += 1
+            stats.num_bytes += _fetched(folder, item).stat().st_size
+        stats.fetch_seconds = time.monotonic() - start
+        return stats
 
     def _url(self, path: str) -> str:
         return f"{self.base_url.rstrip('/')}/{path}"
@@ -163,7 +167,11 @@ class CommonCrawl:
             )
         return chosen
 
-    def _pinned_shards(self) -> list[Shard]:
+    def _shards(self, items: list[dict[str, Any]]) -> list[Shard]:
+        groups = [items[start : start + self.files_per_shard] for start in range(0, len(items), self.files_per_shard)]
+        return [Shard(_file_name(group[0]["path"]), tuple(group)) for group in groups]
+
+    def _pinned_items(self) -> list[dict[str, Any]]:
         path = Path(self.manifest).expanduser()
         content = read_json(path)
         try:
@@ -175,15 +183,18 @@ class CommonCrawl:
             raise UserError(f"{path}: pins {pins[1]} files of {pins[0]}, not {self.kind} files of {self.snapshot}")
         if len(items) < self.num_files:
             raise UserError(f"{path}: pins {len(items)} files, num_files asks for {self.num_files}; lower it")
-        return [Shard(_shard_name(item["path"]), (item,)) for item in items[: self.num_files]]
+        return items[: self.num_files]
 
 
 def pin_shard(shard: Shard, folder: Path) -> Shard:
-    """The shard with the SHA-256 of its fetched file in `folder`, for `write_manifest`."""
-    file = folder / f"{shard.name}.warc.gz"
-    if not file.exists():
-        raise UserError(f"{file}: not found; fetch the shard before pinning it")
-    return Shard(shard.name, ({**shard.items[0], "bytes": file.stat().st_size, "sha256": sha256_of_file(file)},))
+    """The shard with the SHA-256 of its fetched files in `folder`, for `write_manifest`."""
+    items = []
+    for item in shard.items:
+        file = _fetched(folder, item)
+        if not file.exists():
+            raise UserError(f"{file}: not found; fetch the shard before pinning it")
+        items.append({**item, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)})
+    return Shard(shard.name, tuple(items))
 
 
 def write_manifest(path: Path, source: CommonCrawl, shards: Iterable[Shard]) -> None:
@@ -195,7 +206,7 @@ def write_manifest(path: Path, source: CommonCrawl, shards: Iterable[Shard]) -> 
     Raises:
         ValueError: a shard has no checksum.
     """
-    files = [shard.items[0] for shard in shards]
+    files = [item for shard in shards for item in shard.items]
     for file in files:
         if not file.get("sha256"):
             raise ValueError(f"{file['path']} has no sha256; pass what pin_shard returns")
@@ -234,6 +245,10 @@ def count_records(path: Path) -> Counter[str]:
     return counts
 
 
-def _shard_name(path: str) -> str:
+def _fetched(folder: Path, item: dict[str, Any]) -> Path:
+    return folder / f"{_file_name(item['path'])}.warc.gz"
+
+
+def _file_name(path: str) -> str:
     """`.../CC-MAIN-...-00000.warc.wet.gz` -> `CC-MAIN-...-00000`."""
     return re.sub(r"(\.warc)?(\.wet)?\.gz$", "", Path(path).name)

@@ -88,7 +88,7 @@ def _flags_of_repeated(sources: Sequence[Path], scratch: Path, memory_bytes: int
             hashes.tofile(file)
             counts.add(hashes)
     write_sorted(scratch / "repeated.u64", counts.repeated())
-    repeated = SortedHashes(scratch / "repeated.u64", memory_bytes)
+    repeated = SortedHashes([scratch / "repeated.u64"], memory_bytes)
     with open(scratch / "hashes.u64", "rb") as file, open(scratch / "repeated.bool", "wb") as flags:
         while len(hashes := np.fromfile(file, np.uint64, repeated.queries_at_once)):
             repeated.contain(hashes).tofile(flags)

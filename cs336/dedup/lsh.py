@@ -6,6 +6,7 @@ band only a 64-bit key is kept: should two keys ever collide, the pair only beco
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
@@ -35,7 +36,9 @@ def band_keys(signatures: NDArray[np.uint32], num_bands: int) -> NDArray[np.uint
     return keys
 
 
-def candidate_pairs(bands: Iterable[NDArray[np.uint64]]) -> NDArray[np.int64]:
+def candidate_pairs(
+    bands: Iterable[NDArray[np.uint64]], documents: Iterable[NDArray[np.uint64]] | None = None
+) -> NDArray[np.int64]:
     """Pairs (i, j), i < j, of documents that share a bucket; sorted, each once: (pairs, 2).
 
     Work is capped: in a bucket of more than MAX_ALL_PAIRS documents, each is paired with the first
@@ -45,10 +48,12 @@ def candidate_pairs(bands: Iterable[NDArray[np.uint64]]) -> NDArray[np.int64]:
     Args:
         bands: the keys of all documents (at most 2^32) in each band, as `band_keys` gives them; one band is
             looked at at a time, in 16 bytes a document.
+        documents: whose each key is, ascending where keys are equal, where bands do not hold all keys in order.
     """
     found = np.zeros(0, np.uint64)
-    for keys in bands:
-        found = np.union1d(found, _pairs_of_band(keys))
+    owners: Iterable[NDArray[np.uint64] | None] = itertools.repeat(None) if documents is None else documents
+    for keys, numbers in zip(bands, owners, strict=False):
+        found = np.union1d(found, _pairs_of_band(keys, numbers))
     return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
 
 
@@ -86,13 +91,13 @@ def survivors(clusters: NDArray[np.int64], seed: int, keys: Sequence[str]) -> ND
     return kept
 
 
-def _pairs_of_band(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _pairs_of_band(keys: NDArray[np.uint64], documents: NDArray[np.uint64] | None) -> NDArray[np.uint64]:
     """Pairs of one band, i above 32 bits and j below, in no order, some of them more than once."""
     if not len(keys):
         return np.zeros(0, np.uint64)
     order = np.argsort(keys, kind="stable")  # stable, so indices ascend inside a bucket
     ordered = keys[order]
-    order = order.astype(np.uint64)
+    members = order.astype(np.uint64) if documents is None else documents[order]
     edges = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
     starts, sizes = edges[:-1], np.diff(edges)
     is_bucket = (sizes > 1) & (ordered[starts] != NO_KEY)
@@ -102,12 +107,12 @@ def _pairs_of_band(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
         first = starts[sizes == size]
         for left in range(size - 1):
             for right in range(left + 1, size):
-                found.append(_codes(order[first + left], order[first + right]))
+                found.append(_codes(members[first + left], members[first + right]))
     starts, sizes = starts[sizes > MAX_ALL_PAIRS], sizes[sizes > MAX_ALL_PAIRS]
     # Every place in a large bucket but its first.
     first = np.repeat(starts, sizes - 1)
     place = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(sizes - 1) - (sizes - 1), sizes - 1)
-    found += [_codes(order[first], order[place]), _codes(order[place - 1], order[place])]
+    found += [_codes(members[first], members[place]), _codes(members[place - 1], members[place])]
     return np.concatenate(found)
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from cs336.dedup.lsh import band_keys, candidate_pairs, clusters, survivors
 from cs336.dedup.shingles import shingle_sets, signatures_of
 from cs336.progress import Progress, silent
 
-_BLOCK_CHARS = 128_000_000  # of texts whose pairs are confirmed together; their shingles take 200 MB
+_BLOCK_BYTES = 200_000_000  # of sets whose pairs are confirmed together: those of 128 MB of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,8 @@ def find_duplicates(
     if len(texts) != len(keys):
         raise ValueError(f"{len(texts)} texts and {len(keys)} keys; need one each")
     candidates = candidate_pairs(_checked(bands, len(texts)))
-    confirmed = confirm(candidates, texts, config, num_chars=num_chars, num_workers=num_workers, progress=progress)
+    sets = TextSets(texts, config.ngrams, num_chars, num_workers)
+    confirmed = confirm(candidates, sets, config.jaccard_threshold, progress=progress)
     labels = clusters(confirmed, len(texts))
     return Duplicates(survivors(labels, config.seed, keys), labels, len(candidates), len(confirmed))
 
@@ -177,57 +178,77 @@ def _signature_batches(
     )
 
 
+class ShingleSets(Protocol):
+    """The sets of shingles of numbered documents, which are asked for in ascending order."""
+
+    def num_bytes(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Memory that each document's set takes to read, about."""
+        ...
+
+    def read(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Their sets, sorted, one after the other, and where each ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextSets:
+    """Sets of shingles made of texts when they are asked for.
+
+    Attributes:
+        n: words in a shingle.
+        num_chars: length of each text; else they are asked for theirs.
+    """
+
+    texts: Sequence[str]
+    n: int
+    num_chars: NDArray[np.int64] | None = None
+    num_workers: int = 1
+
+    def num_bytes(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.num_chars is not None:
+            lengths = self.num_chars[documents]
+        else:
+            lengths = np.array([len(self.texts[index]) for index in documents.tolist()], np.int64)
+        return lengths * 3 // 2
+
+    def read(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return shingle_sets((self.texts[index] for index in documents.tolist()), self.n, num_threads=self.num_workers)
+
+
 def confirm(
-    pairs: NDArray[np.int64],
-    texts: Sequence[str],
-    config: MinHashConfig,
-    *,
-    num_chars: NDArray[np.int64] | None = None,
-    num_workers: int = 1,
-    progress: Progress = silent,
+    pairs: NDArray[np.int64], sets: ShingleSets, jaccard_threshold: float, *, progress: Progress = silent
 ) -> NDArray[np.int64]:
     """Those pairs whose exact Jaccard similarity reaches the threshold.
 
-    Exact up to shingles that collide in 64 bits.
-
-    Args:
-        texts, num_chars: as `find_duplicates` takes them.
+    Exact up to shingles that collide in 64 bits. Sets are read block by block, so memory is bounded.
     """
     similarity = np.empty(len(pairs))
-    for block in progress(_blocks(pairs, texts, num_chars), unit="blocks", label="confirm"):
-        similarity[block] = similarities(pairs[block], texts, config.ngrams, num_workers=num_workers)
-    return pairs[similarity >= config.jaccard_threshold]
+    for block in progress(_blocks(pairs, sets), unit="blocks", label="confirm"):
+        similarity[block] = similarities(pairs[block], sets)
+    return pairs[similarity >= jaccard_threshold]
 
 
-def similarities(
-    pairs: NDArray[np.int64], texts: Sequence[str], n: int, *, num_workers: int = 1
-) -> NDArray[np.float64]:
-    """Jaccard similarity of the texts' sets of word n-grams, for each pair: shared over all; 0 where one is empty."""
+def similarities(pairs: NDArray[np.int64], sets: ShingleSets) -> NDArray[np.float64]:
+    """Jaccard similarity of the documents' sets, for each pair: shared over all; 0 where one is empty."""
+    compiled.warm_up()
     documents, places = np.unique(pairs, return_inverse=True)
-    places = places.reshape(-1, 2)
-    sets, ends = shingle_sets((texts[index] for index in documents.tolist()), n, num_threads=num_workers)
+    lefts, rights = np.ascontiguousarray(places.reshape(-1, 2).T)
     similarity = np.empty(len(pairs))
-    lefts, rights = np.ascontiguousarray(places.T)
-    compiled.similarities(sets, ends, lefts, rights, similarity)
+    compiled.similarities(*sets.read(documents), lefts, rights, similarity)
     return similarity
 
 
-def _blocks(
-    pairs: NDArray[np.int64], texts: Sequence[str], num_chars: NDArray[np.int64] | None
-) -> list[NDArray[np.int64]]:
-    """Numbers of pairs whose texts fit in memory together; pairs that hang together are in one block, so that hardly
-    a text is read twice."""
+def _blocks(pairs: NDArray[np.int64], sets: ShingleSets) -> list[NDArray[np.int64]]:
+    """Numbers of pairs whose sets fit in memory together; pairs that hang together are in one block, so that hardly
+    a set is read twice."""
     if not len(pairs):
         return []
     documents, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(-1, 2)
-    if num_chars is None:
-        lengths = np.array([len(texts[index]) for index in documents.tolist()])
-    else:
-        lengths = num_chars[documents]
+    sizes = sets.num_bytes(documents)
     order = np.argsort(clusters(places, len(documents))[places[:, 0]], kind="stable")
     _, first = np.unique(places[order], return_index=True)  # where each document is read first
-    lengths_read = np.zeros(places.size, np.int64)
-    lengths_read[first] = lengths
-    block = np.cumsum(lengths_read)[1::2] // _BLOCK_CHARS
+    bytes_read = np.zeros(places.size, np.int64)
+    bytes_read[first] = sizes
+    block = np.cumsum(bytes_read)[1::2] // _BLOCK_BYTES
     return np.split(order, np.flatnonzero(np.diff(block)) + 1)

@@ -6,7 +6,7 @@ consists of takes no room.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -51,13 +51,13 @@ class RepeatedHashes:
             held.sort()
             yield np.unique(held[1:][held[1:] == held[:-1]])
             return
-        self._spill(_at_most_two(_joined(self._arrays)))
+        self._spill(at_most_two(_joined(self._arrays)))
         for number in range(_NUM_RANGES):
             yield from self._repeated_of_range(self._file(number))
 
     def _make_room(self) -> None:
         """Let go of more copies than two; if that leaves less than half of the memory, put all on disk."""
-        held = _at_most_two(_joined(self._arrays))
+        held = at_most_two(_joined(self._arrays))
         self._arrays, self._num_held = [held], len(held)
         if 2 * len(held) > self._capacity:
             self._spill(held)
@@ -95,19 +95,19 @@ class RepeatedHashes:
 
 
 class SortedHashes:
-    """Sorted distinct hashes in a file, in memory if they take at most half of what may be used.
+    """Sorted distinct hashes in files, in memory if they take at most half of what may be used.
 
     Args:
-        path: little-endian 64-bit numbers, ascending, nothing else.
+        paths: little-endian 64-bit numbers, ascending over all files, nothing else.
         memory_bytes: to be used, about.
     """
 
-    def __init__(self, path: Path, memory_bytes: int) -> None:
-        self._path = path
+    def __init__(self, paths: Sequence[Path], memory_bytes: int) -> None:
+        self._paths = paths
         self._block = max(1, memory_bytes // 2 // 8)
         self.queries_at_once = max(1, memory_bytes // 2 // _BYTES_A_QUERY)
-        self._size = path.stat().st_size // 8
-        self._table = np.fromfile(path, np.uint64) if self._size <= self._block else None
+        self._size = sum(path.stat().st_size for path in paths) // 8
+        self._table = _joined([np.fromfile(path, np.uint64) for path in paths]) if self._size <= self._block else None
 
     def __len__(self) -> int:
         return self._size
@@ -120,10 +120,11 @@ class SortedHashes:
         found = np.zeros(len(hashes), bool)
         order = np.argsort(hashes)
         ordered = hashes[order]
-        with open(self._path, "rb") as file:
-            for table in _blocks(file, self._block):
-                first, last = np.searchsorted(ordered, table[0]), np.searchsorted(ordered, table[-1], side="right")
-                found[order[first:last]] = _contains(table, ordered[first:last])
+        for path in self._paths:
+            with open(path, "rb") as file:
+                for table in _blocks(file, self._block):
+                    first, last = np.searchsorted(ordered, table[0]), np.searchsorted(ordered, table[-1], side="right")
+                    found[order[first:last]] = _contains(table, ordered[first:last])
         return found
 
 
@@ -144,7 +145,7 @@ def _contains(table: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[
     return table[np.minimum(np.searchsorted(table, hashes), len(table) - 1)] == hashes
 
 
-def _at_most_two(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def at_most_two(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Sorted, without the third and further copies."""
     hashes.sort()
     kept = np.ones(len(hashes), bool)

@@ -135,9 +135,11 @@ def within_budget(train: TrainConfig, num_tokens: int, context_length: int, *, b
     """
     batch_size = batch_size or train.batch_size
     num_steps = max(1, num_tokens // (batch_size * context_length))
+    parts_fit = train.micro_batch_size and batch_size % train.micro_batch_size == 0
     return replace(
         train,
         batch_size=batch_size,
+        micro_batch_size=train.micro_batch_size if parts_fit else 0,
         num_steps=num_steps,
         warmup_steps=math.ceil(_WARMUP_FRACTION * num_steps),
         valid_interval=max(1, num_steps // _NUM_EVALUATIONS),

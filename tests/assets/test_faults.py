@@ -14,7 +14,8 @@ from tests import kill_graph
 from tests.assets.conftest import ROOT, make_project
 
 UP_TO_TOKENS = ("crawl", "extracted_text", "quality_classifier", "document_scores", "filtered_text", "filter_ledger")
-UP_TO_TOKENS += ("repeated_lines", "unique_lines", "minhash_signatures", "near_duplicates", "deduplicated_text")
+UP_TO_TOKENS += ("line_hashes", "repeated_lines", "unique_lines", "minhash_signatures", "candidate_pairs")
+UP_TO_TOKENS += ("candidate_shingles", "duplicate_pairs", "near_duplicates", "deduplicated_text")
 UP_TO_TOKENS += ("tokenizer", "token_shards")
 
 

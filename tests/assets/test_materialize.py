@@ -6,12 +6,13 @@ import pytest
 from cs336.crawl.local_files import TextFiles
 from cs336.documents import read_documents
 from cs336.files import read_json
-from cs336.presets import TINY
+from cs336.presets import TINY, find_preset
 from cs336.store import MANIFEST, Store, verify
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
-from cs336_assets.asset import Step
+from cs336_assets.asset import Check, Step
+from cs336_assets.binding import evaluate
 from cs336_assets.crawl import crawl, crawl_plan
 from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
@@ -52,12 +53,34 @@ def test_dagster_asset_materialize_makes_an_artifact(project):
 
 def test_dagster_asset_materialize_takes_a_shard(copied):
     (copied.artifacts / "extracted_text" / "docs-00001" / "documents.parquet").unlink()
+    (copied.artifacts / "extracted_text" / "docs-00000" / "documents.parquet").write_bytes(b"nobody reads this")
     done = copied.python(
         *("-m", "dagster", "asset", "materialize", "-m", "cs336_assets.definitions"),
         *("--select", "micro/extracted_text", "--partition", "docs-00001"),
     )
     assert done.returncode == 0, done.stderr
     assert not verify(copied.artifacts / "extracted_text" / "docs-00001")
+
+
+def test_a_check_looks_at_the_shards_of_the_run_and_at_the_others_if_need_be(finished, monkeypatch):
+    monkeypatch.setenv("CS336_PRESETS", finished.environment["CS336_PRESETS"])
+    store, seen = Store("micro", finished.folder / "artifacts"), []
+
+    def first_shard_is_there(extracted_text):
+        seen.append([folder.name for folder in extracted_text])
+        return "docs-00000" in seen[-1], {}
+
+    def said(of_shards, shards):
+        seen.clear()
+        check = Check(first_shard_is_there, "extracted_text", True, of_shards, {"extracted_text": True}, ())
+        return evaluate(check, find_preset("micro"), store, shards)[0], seen
+
+    both = ["docs-00000", "docs-00001"]
+    assert said("all", ["docs-00001"]) == (True, [both])
+    assert said("each", ["docs-00001"]) == (False, [["docs-00001"]])
+    assert said("some", ["docs-00001"]) == (True, [["docs-00001"], both])
+    assert said("some", ["docs-00000"]) == (True, [["docs-00000"]])
+    assert said("some", None) == said("each", None) == (True, [both])
 
 
 def test_dg_launch_makes_an_artifact(project):

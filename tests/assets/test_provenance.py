@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 
 from cs336.cli import main
-from cs336.dedup.minhash import Duplicates
-from cs336.files import read_json, write_json
+from cs336.files import read_json
 from cs336.filters.pipeline import FilterConfig
 from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
@@ -192,16 +191,22 @@ def test_a_wrong_setting_is_one_line(ask, finished, change, message):
     assert message in ask(finished, "what-if", change, fails=True)
 
 
-def test_clusters_of_two_or_more_are_told_with_the_one_that_stays():
-    origins = pl.DataFrame({"shard": ["a", "a", "b", "b"], "id": list("wxyz"), "url": list("WXYZ")})
-    found = Duplicates(np.array([True, False, False, True]), np.array([0, 1, 1, 1]), 2, 2)
-    assert cluster_table(origins, found).rows() == [
-        ("a", "x", "X", 1, False),
-        ("b", "y", "Y", 1, False),
-        ("b", "z", "Z", 1, True),
+def members(rows):
+    columns = {"document": pl.UInt32, "shard": pl.String, "id": pl.String, "url": pl.String, "key": pl.String}
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def test_the_members_of_clusters_are_told_with_the_one_that_stays():
+    rows = [(3, "a", "x", "X", "1"), (5, "b", "y", "Y", "2"), (8, "b", "z", "Z", "3"), (9, "b", "w", "W", "4")]
+    told = cluster_table(members(rows), np.array([0, 1, 1, 0]), seed=0)
+    assert told.drop("kept").rows() == [
+        ("a", "x", "X", 3),
+        ("b", "y", "Y", 5),
+        ("b", "z", "Z", 5),
+        ("b", "w", "W", 3),
     ]
-    none = Duplicates(np.zeros(0, bool), np.zeros(0, np.int64), 0, 0)
-    assert cluster_table(origins.clear(), none).is_empty()
+    assert told.filter("kept")["cluster"].sort().to_list() == [3, 5]
+    assert cluster_table(members([]), np.zeros(0, np.int64), seed=0).is_empty()
 
 
 def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
@@ -215,10 +220,9 @@ def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
         (theirs, stays[:1], words),
     ):
         table.with_columns(text=pl.lit(text)).write_parquet(path)
-    write_json(folder / "removed.json", {one: [documents["id"][0]], other: []})
     origins = pl.concat([documents.with_columns(shard=pl.lit(one)), stays[:1].with_columns(shard=pl.lit(other))])
-    found = Duplicates(np.array([False, True]), np.array([0, 0]), 1, 1)
-    cluster_table(origins, found).write_parquet(folder / CLUSTERS_FILE)
+    clusters = origins.select("shard", "id", "url").with_columns(cluster=0, kept=pl.Series([False, True]))
+    clusters.write_parquet(folder / CLUSTERS_FILE)
     printed = ask(copied, "why", documents["url"][0])
     assert (
         f"one of 2 near-identical documents; {stays['url'][0]} stays (Jaccard similarity 0.995)" in printed

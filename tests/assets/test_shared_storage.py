@@ -3,54 +3,15 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from contextlib import closing
 
 import pytest
 
 from cs336.files import UserError
 from cs336.shared_storage import SharedStorage
 from cs336.store import MANIFEST, Store, Version
-
-BUCKET = "course"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """Variables of a server that speaks S3, with one bucket."""
-    s3fs, _ = pytest.importorskip("s3fs"), pytest.importorskip("moto")
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("s3") / "log.txt").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-    )
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "anyone",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    try:
-        for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-        yield variables
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
+from tests.assets.conftest import BUCKET
 
 
 @pytest.fixture(params=["s3", "folder"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import dedup_corpus
-from cs336.dedup.minhash import MinHashConfig, find_duplicates, similarities
+from cs336.dedup.minhash import MinHashConfig, TextSets, find_duplicates, similarities
 from cs336.dedup.reference import jaccard
 from cs336.documents import Texts, read_documents
 
@@ -43,7 +43,7 @@ def test_the_whole_chain_finds_what_all_pairs_would(sentences: list[str]):
     config = MinHashConfig()
     found = find_duplicates(texts, [str(number) for number in range(800)], config)
     pairs = np.array(list(itertools.combinations(range(800), 2)))
-    similarity = similarities(pairs, texts, config.ngrams)
+    similarity = similarities(pairs, TextSets(texts, config.ngrams))
     near = pairs[similarity >= 0.3]
     plainly = np.array([jaccard(texts[left], texts[right], config.ngrams) for left, right in near.tolist()])
     assert np.array_equal(similarity[similarity >= 0.3], plainly)

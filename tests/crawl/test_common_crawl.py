@@ -112,6 +112,32 @@ def test_a_fetched_shard_is_the_servers_file_and_its_records_are_counted(server,
     assert list((tmp_path / "downloads").rglob("*.warc*")) == []  # moved, not held twice
 
 
+def test_files_are_grouped_into_shards_fetched_together_and_pinned(server, tmp_path):
+    crawl = source(server, num_files=5, files_per_shard=2, first_file=0, kind="wet")
+    shards = crawl.plan()
+    assert [shard.name[-5:] for shard in shards] == ["00000", "00002", "00004"]
+    assert [[item["path"] for item in shard.items] for shard in shards] == [
+        [path_of(number, "wet") for number in numbers] for numbers in ((0, 1), (2, 3), (4,))
+    ]
+    assert [item for shard in shards for item in shard.items] == [
+        item for shard in replace(crawl, files_per_shard=1).plan() for item in shard.items
+    ]
+    for shard in shards:
+        stats = crawl.fetch(shard, tmp_path / shard.name)
+        assert stats.num_fetches == {"file": len(shard.items)}
+        assert stats.num_records == {"warcinfo": len(shard.items), "conversion": 40 * len(shard.items)}
+        files = sorted((tmp_path / shard.name).iterdir())
+        assert [file.read_bytes() for file in files] == [server.files["/" + item["path"]] for item in shard.items]
+        assert stats.num_bytes == sum(file.stat().st_size for file in files)
+    write_manifest(tmp_path / "cc.json", crawl, [pin_shard(shard, tmp_path / shard.name) for shard in shards])
+    replayed = replace(crawl, manifest=str(tmp_path / "cc.json"))
+    assert [[item["path"] for item in shard.items] for shard in replayed.plan()] == [
+        [item["path"] for item in shard.items] for shard in shards
+    ]
+    assert len(replace(replayed, files_per_shard=5).plan()) == 1
+    assert replace(replayed, files_per_shard=5).identity() != replayed.identity()
+
+
 def test_errors_and_truncated_bodies_are_retried_and_resumed(server, tmp_path):
     crawl = source(server)
     shard = crawl.plan()[0]
@@ -231,7 +257,12 @@ def test_a_shard_without_checksum_cannot_enter_a_manifest(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_files": 0}, "at least 1"), ({"kind": "wat"}, "wat"), ({"first_file": -1}, "start at 0")],
+    [
+        ({"num_files": 0}, "at least 1"),
+        ({"kind": "wat"}, "wat"),
+        ({"files_per_shard": 0}, "at least 1"),
+        ({"first_file": -1}, "start at 0"),
+    ],
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

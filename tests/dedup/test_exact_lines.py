@@ -92,7 +92,7 @@ def test_hashes_seen_in_two_shards_or_twice_in_one_are_repeated():
 def without(folder: Path, text: str, repeated: np.ndarray, memory_bytes: int = 1 << 20, **settings) -> str | None:
     repeated.tofile(folder / "table")
     config = LineConfig(**{"min_words": 0} | settings)
-    (kept,) = deduplicate_lines([text], SortedHashes(folder / "table", memory_bytes), config)
+    (kept,) = deduplicate_lines([text], SortedHashes([folder / "table"], memory_bytes), config)
     return kept
 
 
@@ -121,6 +121,6 @@ def test_any_unicode_survives(tmp_path: Path):
 def test_many_documents_are_looked_up_together_and_stay_apart(tmp_path: Path, memory_bytes: int):
     texts = ["a\nb", "", "b", "c\nd\n", "a", "e\n\nf"]
     np.sort(line_hashes("b\nd\na")).tofile(tmp_path / "table")
-    table = SortedHashes(tmp_path / "table", memory_bytes)
+    table = SortedHashes([tmp_path / "table"], memory_bytes)
     kept = [None, None, None, "c\n", None, "e\n\nf"]
     assert list(deduplicate_lines(iter(texts), table, LineConfig(min_words=0))) == kept

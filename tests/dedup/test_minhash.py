@@ -11,6 +11,7 @@ from datasketch import MinHash
 from cs336.dedup.lsh import candidate_pairs
 from cs336.dedup.minhash import (
     MinHashConfig,
+    TextSets,
     confirm,
     find_duplicates,
     minhash_deduplication,
@@ -95,7 +96,9 @@ def test_planted_near_duplicates_are_found_and_nothing_else():
         for i, j in itertools.combinations(range(300), 2)
         if len(sets[i] & sets[j]) >= 0.7 * len(sets[i] | sets[j])
     }
-    found = {(i, j) for i, j in confirm(candidate_pairs(signature_bands(texts, config)), texts, config).tolist()}
+    candidates = candidate_pairs(signature_bands(texts, config))
+    confirmed = confirm(candidates, TextSets(texts, config.ngrams), config.jaccard_threshold)
+    found = {(i, j) for i, j in confirmed.tolist()}
     assert len(exact) > 150
     assert found <= exact  # precision 1: candidates are confirmed exactly
     assert len(found) / len(exact) > 0.97  # 97.5 % at the threshold, more above it

@@ -42,14 +42,14 @@ def test_a_hash_that_comes_again_and_again_takes_no_room(tmp_path: Path):
 
 def test_nothing_added_is_nothing_repeated(tmp_path: Path):
     assert write_sorted(tmp_path / "table", RepeatedHashes(tmp_path, 1).repeated()) == 0
-    assert SortedHashes(tmp_path / "table", 1).contain(np.array([1, 2], np.uint64)).tolist() == [False, False]
+    assert SortedHashes([tmp_path / "table"], 1).contain(np.array([1, 2], np.uint64)).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("memory_bytes", [1 << 20, 16 * 10, 1])
 def test_a_table_finds_its_own_wherever_it_is(tmp_path: Path, memory_bytes: int):
     values = np.unique(np.concatenate(arrays_of(1)))
     assert write_sorted(tmp_path / "table", iter(np.split(values[::2], [10, 500]))) == len(values[::2])
-    table = SortedHashes(tmp_path / "table", memory_bytes)
+    table = SortedHashes([tmp_path / "table"], memory_bytes)
     asked = np.random.default_rng(2).permutation(np.concatenate([values, values]))
     assert np.array_equal(table.contain(asked), np.isin(asked, values[::2]))
     assert len(table) == len(values[::2])

@@ -50,6 +50,8 @@ def test_a_budget_fixes_steps_and_what_follows_from_them():
     assert (train.num_steps, train.warmup_steps, train.valid_interval) == (5_000, 250, 250)
     assert within_budget(TRAIN, 40_960_000, 256, batch_size=64).num_steps == 2_500
     assert within_budget(TRAIN, 10, 256).num_steps == 1
+    in_parts = replace(TRAIN, micro_batch_size=16)
+    assert [within_budget(in_parts, 10, 256, batch_size=size).micro_batch_size for size in (1, 24, 64)] == [0, 0, 16]
 
 
 def test_the_sweep_varies_the_rate_alone():

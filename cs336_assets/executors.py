@@ -1,0 +1,32 @@
+"""What runs the steps of a run: processes of this machine, or jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from cs336.files import UserError
+from cs336_assets.resources import Runtime
+
+MAX_STEPS = 2  # of one run at a time: a laptop's memory, not its cores, is what runs out
+# What steps elsewhere must know; the rest is each node's own, such as where its artifacts lie.
+FORWARDED = ("CS336_PRESET", "CS336_STORAGE", "CS336_WORKERS")
+
+
+def executor_of(runtime: Runtime) -> dg.ExecutorDefinition:
+    """The executor that the environment chose.
+
+    On Ray each step is a job, and takes as many of its node's processors as it has workers (at least one). Where the
+    cluster is, Ray finds out: `RAY_ADDRESS`, else this machine's.
+
+    Raises:
+        UserError: there is no such executor, or its packages are missing.
+    """
+    if runtime.executor == "multiprocess":
+        return dg.multiprocess_executor.configured({"max_concurrent": MAX_STEPS})
+    if runtime.executor != "ray":
+        raise UserError(f"CS336_EXECUTOR is {runtime.executor!r}; choose multiprocess or ray")
+    try:
+        from dagster_ray import ray_executor
+    except ImportError as error:
+        raise UserError(f"CS336_EXECUTOR=ray: {error}; `pip install -e '.[ray]'`") from None
+    return ray_executor.configured({"ray": {"num_cpus": max(1, runtime.num_workers), "env_vars": list(FORWARDED)}})
