@@ -17,7 +17,7 @@ ui: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cs336 ui
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 # Ray lies beside the environment, not in it: a folder more on the path, so that nothing else ever runs with it.
 test-ray: $(VENV)-ray/ready

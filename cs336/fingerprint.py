@@ -104,6 +104,7 @@ class _Outline:
             name: hashlib.sha256("".join(_plain(node) for node in nodes).encode()).hexdigest()
             for name, nodes in self.definitions.items()
         }
+        self._uses: dict[str, set[tuple[str, str]]] = {}
 
     def _collect(self, node: ast.stmt) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -121,6 +122,11 @@ class _Outline:
 
     def uses(self, name: str) -> set[tuple[str, str]]:
         """Definitions that one definition mentions, here or in other modules."""
+        if name not in self._uses:  # many assets reach the same code
+            self._uses[name] = self._find_uses(name)
+        return self._uses[name]
+
+    def _find_uses(self, name: str) -> set[tuple[str, str]]:
         used: set[tuple[str, str]] = set()
         for definition in self.definitions[name]:
             imports = dict(self.imports)

@@ -82,8 +82,8 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
 
     from cs336.presets import find_preset
     from cs336_assets.binding import shard_partitions
-    from cs336_assets.definitions import build_definitions
     from cs336_assets.flow import STAGES
+    from cs336_assets.graph import build_definitions
     from cs336_assets.jobs import job_assets
     from cs336_assets.resources import Runtime
 

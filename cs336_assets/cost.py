@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
-from cs336.presets import find_preset
 from cs336.store import Store
 
 _ABOUT = """What the data stages took for each megabyte crawled, and how long more files would take on N cores.
@@ -35,6 +34,7 @@ class Cost(NamedTuple):
 
 def measured(store: Store) -> list[Cost]:
     """The cost of each asset of the data job that is there; older manifests do not tell it."""
+    from cs336.presets import find_preset
     from cs336_assets.asset import part_names
     from cs336_assets.flow import STAGES
     from cs336_assets.jobs import job_assets

@@ -8,11 +8,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # test processes share the cores
 if not Path("/dev/nvidiactl").exists():  # kernels run in Triton's interpreter, which must be known before its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Tests of these modules share what takes a minute to make: one worker makes it once, and runs them all.
+ON_ONE_WORKER = ("assets/test_experiments.py", "assets/test_data_ablation.py", "assets/test_hostile_crawl.py")
+
+
+class _Scheduling(LoadScopeScheduling):
+    """Tests go to whichever worker is free, one by one, but for the modules above.
+
+    pytest-xdist's own groups are read from a field of tests that pytest 9.2 no longer has.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.split("::")[0]
+        return module if module.endswith(ON_ONE_WORKER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduling:
+    """Asked by pytest-xdist, with `-n`."""
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

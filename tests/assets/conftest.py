@@ -18,13 +18,6 @@ ROOT = Path(__file__).parents[2]
 BUCKET = "course"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on all experiments run on one worker: each would train them all."""
-    for item in items:
-        if "experimented" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("experimented"))
-
-
 @dataclass
 class Project:
     """Where a test's artifacts lie, and how to run things on them."""

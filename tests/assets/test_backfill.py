@@ -20,7 +20,7 @@ from cs336.presets import DATA_COURSE
 from cs336.store import Store, Version
 from cs336_assets.asset import PLAN_ASSET, PLAN_FILE
 from cs336_assets.binding import register_shards, shard_partitions
-from cs336_assets.definitions import build_definitions
+from cs336_assets.graph import build_definitions
 from cs336_assets.jobs import job_assets
 from cs336_assets.resources import Runtime
 

@@ -9,8 +9,8 @@ import pytest
 
 from cs336.presets import TINY
 from cs336_assets.asset import CELL
-from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
+from cs336_assets.graph import build_definitions
 from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]

@@ -14,8 +14,8 @@ from cs336.tokens.shards import SplitConfig
 from cs336_assets.asset import Check, Step
 from cs336_assets.binding import evaluate
 from cs336_assets.crawl import crawl, crawl_plan
-from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
+from cs336_assets.graph import build_definitions
 from cs336_assets.jobs import job_assets
 from cs336_assets.tokenizer import tokenizer
 from tests.assets.conftest import ROOT

@@ -13,8 +13,8 @@ from cs336.files import UserError, read_json
 from cs336.presets import PRESETS, find_preset
 from cs336.store import Store
 from cs336_assets.asset import Step, input_folders, make, shard_names
-from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import CHECKS, STAGES
+from cs336_assets.graph import build_definitions
 
 FRAGMENT = """
 [fragment]

@@ -11,8 +11,8 @@ from cs336.crawl.local_files import TextFiles
 from cs336.presets import TINY, find_preset
 from cs336.store import MANIFEST, Store
 from cs336_assets.asset import part_names, version_of
-from cs336_assets.definitions import build_definitions
 from cs336_assets.flow import STAGES
+from cs336_assets.graph import build_definitions
 from tests.assets.conftest import ROOT
 
 PRINT_VERSIONS = """
@@ -28,7 +28,7 @@ def downstream(*names):
     """These and what the main chain makes from them; experiments are run apart."""
     found = set(names)
     for name, stage in STAGES.items():  # upstream assets come first
-        if found & set(stage.inputs) and stage.group != "experiments":
+        if found & set(stage.inputs) and stage.group not in ("experiments", "data_ablation"):
             found.add(name)
     return found
 
