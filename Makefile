@@ -1,5 +1,5 @@
 # make demo: from a fresh clone to the score table. make test: lint, types, tests. make ui: the graph.
-# make test-ray: tests on a Ray cluster of two nodes, all on this machine.
+# make test-slow: the tests that take half a minute or more. make test-ray: tests on a Ray cluster of two nodes, all on this machine.
 SUITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 # The first of these that runs and is recent enough (some are shims that only print advice).
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p $(SUITS) && echo $$p && break; done)
@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-ray lint types ui setup lock clean
+.PHONY: demo test test-slow test-ray lint types ui setup lock clean
 demo: $(READY)
 	@$(BIN)/cs336 demo
 
@@ -18,6 +18,9 @@ ui: $(READY)
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # Ray lies beside the environment, not in it: a folder more on the path, so that nothing else ever runs with it.
 test-ray: $(VENV)-ray/ready

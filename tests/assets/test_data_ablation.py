@@ -47,6 +47,7 @@ def _variants(project):
     return [project.artifacts / "variant_tokens" / name for name in VARIANTS]
 
 
+@pytest.mark.slow
 def test_each_variant_is_the_text_of_its_stage_without_what_is_held_out(ablated):
     held_out = {each.id for each in read_documents(ablated.artifacts / "clean_text")}
     for folder in _variants(ablated):
@@ -67,6 +68,7 @@ def test_each_variant_is_the_text_of_its_stage_without_what_is_held_out(ablated)
     assert len(languages[0]) > 1 and set(languages[1]) == set(languages[2]) == {"en"}
 
 
+@pytest.mark.slow
 def test_runs_differ_in_nothing_but_text_and_seed(ablated):
     folders = sorted((ablated.artifacts / "data_ablation").iterdir())
     assert [folder.name for folder in folders] == sorted(f"{name}-seed-{seed}" for name in VARIANTS for seed in (0, 1))
@@ -78,6 +80,7 @@ def test_runs_differ_in_nothing_but_text_and_seed(ablated):
     assert len({each["valid_loss"] for each in outcomes}) == len(outcomes)
 
 
+@pytest.mark.slow
 def test_the_study_has_mean_spread_and_difference_of_the_runs(ablated):
     folder = ablated.artifacts / "data_ablation_study"
     study = json.loads((folder / "study.json").read_text())
@@ -105,6 +108,7 @@ def test_the_study_has_mean_spread_and_difference_of_the_runs(ablated):
     assert passed == (mean < -half_width) and facts["difference"] == mean
 
 
+@pytest.mark.slow
 def test_held_out_text_in_a_variant_is_found(ablated, tmp_path):
     folders = [ablated.artifacts / name for name in ("clean_text", "tokenizer")]
     passed, facts = no_variant_holds_held_out_text(_variants(ablated), *folders)
@@ -124,6 +128,7 @@ def test_held_out_text_in_a_variant_is_found(ablated, tmp_path):
     assert not passed and first.url in facts["found"]["markdown"]
 
 
+@pytest.mark.slow
 def test_runs_become_rows_and_folders_that_are_adopted(ablated, finished, tmp_path, capsys):
     results, runs = tmp_path / "experiments.jsonl", tmp_path / "runs"
     assert experiments.main([str(ablated.artifacts), "--results", str(results), "--runs", str(runs)]) == 0
@@ -140,6 +145,7 @@ def test_runs_become_rows_and_folders_that_are_adopted(ablated, finished, tmp_pa
     assert {"micro/data_ablation_study", "micro/data_ablation[filtered-seed-1]"} <= set(said) and len(said) == 9
 
 
+@pytest.mark.slow
 def test_other_variants_seeds_and_settings_are_other_versions(ablated, monkeypatch):
     monkeypatch.setenv("CS336_PRESETS", ablated.environment["CS336_PRESETS"])
     preset, store = find_preset("micro"), Store("micro", ablated.artifacts.parent)
@@ -148,6 +154,7 @@ def test_other_variants_seeds_and_settings_are_other_versions(ablated, monkeypat
     assert len(versions) == len(cells) == 6
 
 
+@pytest.mark.slow
 def test_held_out_files_are_read_whatever_the_preset_splits_off(ablated, tmp_path):
     (tmp_path / "held.jsonl").write_text('{"text": "One clean page."}\n{"text": "Another clean page."}\n')
     (tmp_path / "out").mkdir()
@@ -166,6 +173,7 @@ def test_held_out_files_are_read_whatever_the_preset_splits_off(ablated, tmp_pat
     assert not list(read_index(tmp_path / "out", "train"))
 
 
+@pytest.mark.slow
 def test_a_document_that_quotes_the_held_out_text_is_left_out_of_every_variant(ablated, tmp_path):
     words = [f"word{number}" for number in range(30)]
     held_out = tmp_path / "held.jsonl"

@@ -115,6 +115,7 @@ def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, t
     assert "nowhere: holds no training run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):
     text = Path(experimented.environment["CS336_PRESETS"]).read_text()
     longer = tmp_path / "presets.toml"
@@ -129,6 +130,7 @@ def test_a_longer_grid_makes_only_what_is_new(experimented, tmp_path):
         assert runs and all("unchanged" in line for line in runs)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_shared_by_naming_its_cells(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
     project.run("learning_rates", "micro", "--cells", "rate-0.01...rate-0.01")

@@ -19,6 +19,7 @@ UP_TO_TOKENS += ("candidate_shingles", "duplicate_pairs", "near_duplicates", "de
 UP_TO_TOKENS += ("tokenizer", "token_shards")
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_undisturbed_ones(tmp_path, monkeypatch, project):
     for key in ("CS336_PRESETS", "CS336_PRESET", "CS336_WORKERS", "CS336_DOWNLOADS"):
         monkeypatch.setenv(key, project.environment[key])
@@ -26,6 +27,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path, monkeypatch, project):
     assert kill_graph.kill_and_compare(tmp_path / "kills", preset="micro", kills=2, seed=1) == []
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_whatever_the_number_of_workers(finished, tmp_path):
     other = make_project(tmp_path, CS336_WORKERS="2")
     other.run()
@@ -33,6 +35,7 @@ def test_equal_inputs_give_equal_bytes_whatever_the_number_of_workers(finished, 
     assert not [name for name in differences if name.split("/")[0] in UP_TO_TOKENS]
 
 
+@pytest.mark.slow
 def test_an_equal_run_has_the_same_loss_curve_and_scores(finished, tmp_path):
     other = make_project(tmp_path)
     other.run()

@@ -103,6 +103,7 @@ def test_an_address_that_is_none_is_one_line(monkeypatch):
         SharedStorage("s3://closed/x").manifests("thing")
 
 
+@pytest.mark.slow
 def test_a_second_machine_makes_only_what_is_missing(finished, s3, tmp_path):
     variables = s3 | {"CS336_STORAGE": f"s3://{BUCKET}/graph"}
     first = finished.copy(tmp_path / "first", **variables)

@@ -31,6 +31,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_tokenizer_subject_runs_ours_beside_the_peers(tmp_path: Path):
     path = tmp_path / "input.txt"
     path.write_text(generated_text(200_000, seed=7), newline="")

@@ -70,6 +70,7 @@ def test_shards_are_read_as_they_were_planted(tmp_path: Path, sentences: list[st
     assert len(np.load(tmp_path / dedup_corpus.PLAN_FILE)) == 100
 
 
+@pytest.mark.slow
 def test_the_subject_measures_all_cases(tmp_path: Path):
     arguments = ["--sizes", "300", "600", "--repeats", "1", "--contenders", "datasketch"]
     folders = ["--results", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
