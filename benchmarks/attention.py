@@ -41,7 +41,8 @@ TABLE_LENGTHS, TABLE_WIDTHS = [2**power for power in range(7, 17)], (16, 32, 64,
 BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
 MAX_PLAIN_SCORES = 2**31  # elements; beyond them its memory is not what is to be measured
 CHECKED_LENGTH = 1_024
-MAX_ERROR = 0.1  # of gradients in bf16; what is wrong is off by more
+# Of gradients, on 1,024 tokens; what is wrong is off by more.
+MAX_ERROR = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
 FLOPS = {"forward": 1.0, "forward+backward": 3.5}  # in forward passes
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -106,11 +107,11 @@ def _case(shape: Shape, part: str, dtype: torch.dtype, names: list[str], device:
                 name=name,
                 prepare=functools.partial(_prepare, name, shape, part, dtype, device),
                 packages=("torch", "triton"),
-                check=functools.partial(_largest_error, name, shape, dtype, device),
+                check=lambda: None,  # held to fp64 before it is timed
             )
             for name in names
         ],
-        difference=_too_wrong,
+        difference=lambda ours, theirs: None,
         input={
             "batch": shape.batch,
             "heads": shape.heads,
@@ -164,6 +165,8 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
     if name == PLAIN and shape.batch * shape.heads * shape.length**2 > MAX_PLAIN_SCORES:
         raise Unavailable("its scores would take too much memory")
     errors = _errors(name, shape, dtype, device)
+    if (largest := max(errors["error_against_fp64"].values())) > MAX_ERROR[dtype]:
+        raise ValueError(f"its error against fp64 is {largest:.3g}")
     attention = _attention(name, shape.length, device)
     inputs = _inputs(shape, shape.length, dtype, device)
 
@@ -210,13 +213,3 @@ def _errors(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -
             for name, one, other in zip(names, ours, theirs, strict=True)
         }
     }
-
-
-def _largest_error(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
-    return max(_errors(name, shape, dtype, device)["error_against_fp64"].values())
-
-
-def _too_wrong(ours: float | None, theirs: float | None) -> str | None:
-    if theirs is None or theirs <= MAX_ERROR:
-        return None
-    return f"its error against fp64 is {theirs:.3f}; ours {ours:.3f}"

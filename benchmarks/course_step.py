@@ -115,7 +115,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _measure_all(options: argparse.Namespace, device: torch.device, rank: int, world_size: int) -> int:
     preset = find_preset(options.preset)
     model = dataclasses.replace(preset.model, vocab_size=options.vocab_size or preset.bpe.vocab_size)
-    parts = max(1, preset.train.batch_size // (options.batch_size * world_size))
+    parts, rest = divmod(preset.train.batch_size, options.batch_size * world_size)
+    if rest or not parts:
+        raise UserError(
+            f"{world_size} processes of {options.batch_size} sequences do not divide the batch of"
+            f" {preset.train.batch_size}; choose another --batch-size"
+        )
     train = dataclasses.replace(  # of one process
         preset.train, batch_size=parts * options.batch_size, micro_batch_size=options.batch_size
     )
@@ -133,6 +138,8 @@ def _measure_all(options: argparse.Namespace, device: torch.device, rank: int, w
                     f"its first loss is {row['first_loss']:.4f}, that of the first contender {first_loss:.4f}"
                 )
         except Exception as error:  # any failure of one is a message beside the figures of the others
+            if world_size > 1:  # the other processes wait for this one: only the end of all is clear
+                raise
             failed = failed or name == "ours"
             row = {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
         _release(device)

@@ -2,13 +2,14 @@
 
 A parser that does not come back cannot be interrupted from Python. So it works in a process of its own, which the
 kernel ends when an item has used up its CPU time; the item gets the reason as its result, and a new process goes on
-with the next. Time of the CPU, not of the clock: a busy machine does not change what comes out.
+with the next. Time of the CPU, not of the clock: a busy machine does not change what comes out (a slower one may).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from cs336.processes import die_with_parent
 A = TypeVar("A")
 B = TypeVar("B")
 
+_MAX_BYTES = 8 * 2**30  # of address space: what takes more fails alone, before the machine runs out of memory
 _BATCHES_AHEAD = 4  # a worker: finished ones that wait for an earlier one
 # How native code dies. Any other end, such as SIGKILL when memory runs out, says nothing of the item.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -47,6 +49,7 @@ def map_isolated(
     Raises:
         RuntimeError: a worker could not start, or was killed from outside.
     """
+    num_workers = max(1, num_workers)
     source = iter(batches)
     idle: list[_Worker[A, B]] = []
     busy: dict[Connection, _Worker[A, B]] = {}
@@ -101,13 +104,18 @@ class _Worker(Generic[A, B]):
         # Not multiprocessing's spawn, which would run the caller's script again if that has no main guard.
         start = f"from cs336.isolation import serve; serve({other.fileno()}, {os.getpid()})"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", start],
+            [sys.executable, "-P", "-c", start],
             pass_fds=[other.fileno()],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         other.close()
-        with contextlib.suppress(BrokenPipeError):  # its end is seen when an answer is waited for
+        with contextlib.suppress(OSError):  # its end is seen when an answer is waited for
             self.connection.send((self.function, self.cpu_seconds))
+        try:
+            self.connection.recv()  # it has the function, and is ready: from here on its end is an item's fault
+        except (EOFError, OSError):
+            self.end()
+            raise RuntimeError(f"a worker could not start: exit status {self._process.returncode}") from None
 
     def take(self, number: int, items: Sequence[A]) -> None:
         """Begin a batch. Every result was received, so that the other side reads, and nobody waits for ever."""
@@ -118,7 +126,7 @@ class _Worker(Generic[A, B]):
         """Take one result; False if the process is dead instead."""
         try:
             result, error = self.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # at the end of a message, or within one
             return False
         self.results.append(lost(error) if error else result)
         return True
@@ -145,7 +153,7 @@ class _Worker(Generic[A, B]):
         self._process.wait()
 
     def _send(self, items: Sequence[A]) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self.connection.send(items)
 
 
@@ -154,8 +162,11 @@ def serve(file_descriptor: int, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     connection = Connection(file_descriptor)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, OSError):
         function, cpu_seconds = connection.recv()
+        with contextlib.suppress(ValueError, OSError):  # not every system has this limit
+            resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
+        connection.send(None)
         while True:
             for item in connection.recv():
                 signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # whose signal, unhandled, ends the process

@@ -34,6 +34,8 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
             raise ValueError(f"has no setting {key!r}; {type(config).__name__} has {', '.join(fields)}")
         if key in SOURCE_FIELDS:
             changes[key] = _source(value, fields[key])
+            if key == "held_out" and not isinstance(changes[key], TextFiles):
+                raise ValueError('held_out is text, such as held_out = {kind = "text", paths = ["clean/*.txt"]}')
         elif dataclasses.is_dataclass(fields[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} is a table, such as {key} = {{...}}, got {value!r}")

@@ -105,17 +105,24 @@ class Store:
             UserError: the storage does not give it whole.
         """
         folder, manifest = self.path(asset, part), self._shared_manifest(asset, part)
-        here = self._local_manifest(asset, part)
-        if self._shared and manifest and (here is None or here["files"] != manifest["files"]):
-            name = f"{asset}--{part}" if part else asset
-            work = self.folder / ".work" / f"fetch--{name}--{manifest['fingerprint']}"
-            with self.only_maker(asset, part):
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                with name_full_disk(work):
-                    self._shared.download(self._place(asset, part), work, manifest)
-                install(work, folder)
+        if self._shared is None or manifest is None or self._is_here(asset, part, manifest):
+            return folder
+        name = f"{asset}--{part}" if part else asset
+        work = self.folder / ".work" / f"fetch--{name}--{manifest['fingerprint']}"
+        # Steps side by side need the same artifacts: one fetches, the others wait for it.
+        with _in_turn(self.folder / ".work" / f"fetch--{name}.lock"):
+            if not self._is_here(asset, part, manifest):
+                with self.only_maker(asset, part):
+                    shutil.rmtree(work, ignore_errors=True)
+                    work.mkdir(parents=True)
+                    with name_full_disk(work):
+                        self._shared.download(self._place(asset, part), work, manifest)
+                    install(work, folder)
         return folder
+
+    def _is_here(self, asset: str, part: str | None, manifest: dict[str, Any]) -> bool:
+        here = self._local_manifest(asset, part)
+        return here is not None and here["files"] == manifest["files"]
 
     def share(self, asset: str, part: str | None = None) -> None:
         """Copy an artifact of this machine to the shared storage, if there is one that lacks it.
@@ -226,6 +233,15 @@ class Store:
         return _only_one(
             self.folder / ".work" / f"{asset}--{part}.lock" if part else self.folder / ".work" / f"{asset}.lock"
         )
+
+
+@contextmanager
+def _in_turn(lock: Path) -> Iterator[None]:
+    """Wait until no other process or thread holds the lock."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -294,8 +294,28 @@ def _input_version(name: str, everything: bool, preset: Preset, store: Store, pa
     if name == PLAN_ASSET and part:  # a longer plan leaves the shards that it had as they are
         return digest([entry for entry in _plan(store) if entry["name"] == part])
     if everything:
+        _require_one_cut(STAGES[name], preset, store)
         return digest([[key, data_version(name, store, key)] for key in part_names(STAGES[name], preset, store)])
     return data_version(name, store, part if STAGES[name].in_parts else None)
+
+
+def _require_one_cut(stage: Stage, preset: Preset, store: Store) -> None:
+    """Parts that each have a share of all parts of an input fit together only if they were made from the same ones.
+
+    Raises:
+        UserError: one was made from others than there are now, as when the crawl has grown since.
+    """
+    for name, everything in stage.inputs.items() if stage.per_shard else ():
+        if not everything or name == PLAN_ASSET:
+            continue
+        now = _input_version(name, True, preset, store, None)
+        for part in part_names(stage, preset, store):
+            manifest = store.manifest(stage.name, part)
+            if manifest and manifest["inputs"].get(name) != now:
+                raise UserError(
+                    f"{store.path(stage.name, part)}: made from other parts of {name} than there are now;"
+                    f" materialize {stage.name} for all shards"
+                )
 
 
 def data_version(name: str, store: Store, part: str | None) -> str:

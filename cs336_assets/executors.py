@@ -15,11 +15,11 @@ FORWARDED = ("CS336_PRESET", "CS336_STORAGE", "CS336_WORKERS")
 def executor_of(runtime: Runtime) -> dg.ExecutorDefinition:
     """The executor that the environment chose.
 
-    On Ray each step is a job, and takes as many of its node's processors as it has workers (at least one). Where the
-    cluster is, Ray finds out: `RAY_ADDRESS`, else this machine's.
+    On Ray each step is a job, and takes as many of its node's processors as it has workers. Where the cluster is, Ray
+    finds out: `RAY_ADDRESS`, else this machine's.
 
     Raises:
-        UserError: there is no such executor, or its packages are missing.
+        UserError: there is no such executor, its packages are missing, or nothing says how many workers a step has.
     """
     if runtime.executor == "multiprocess":
         return dg.multiprocess_executor.configured({"max_concurrent": MAX_STEPS})
@@ -29,4 +29,6 @@ def executor_of(runtime: Runtime) -> dg.ExecutorDefinition:
         from dagster_ray import ray_executor
     except ImportError as error:
         raise UserError(f"CS336_EXECUTOR=ray: {error}; `pip install -e '.[ray]'`") from None
-    return ray_executor.configured({"ray": {"num_cpus": max(1, runtime.num_workers), "env_vars": list(FORWARDED)}})
+    if not runtime.num_workers:
+        raise UserError("CS336_EXECUTOR=ray needs CS336_WORKERS: the cores that each step holds, and its processes")
+    return ray_executor.configured({"ray": {"num_cpus": runtime.num_workers, "env_vars": list(FORWARDED)}})

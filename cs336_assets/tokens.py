@@ -68,7 +68,7 @@ def token_ids_are_in_vocabulary(token_shards: list[Path], tokenizer: Path) -> tu
     return largest_id < Tokenizer.load(tokenizer).vocab_size, {"largest_id": largest_id}
 
 
-@check(asset="token_shards", blocking=True)
+@check(asset="token_shards", blocking=True, of_shards="some")
 def both_splits_have_tokens(
     token_shards: list[Path], validation_tokens: Path, model: ModelConfig
 ) -> tuple[bool, Metadata]:

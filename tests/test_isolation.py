@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_a_worker_killed_from_outside_is_an_error_and_not_the_items_fault():
         evaluate([["__import__('os').kill(__import__('os').getpid(), 9)"]])
     with pytest.raises(RuntimeError, match="exit status 3"):
         evaluate([["__import__('os')._exit(3)"]])
+
+
+def test_a_function_that_no_worker_can_load_is_an_error_and_no_items_fault(monkeypatch):
+    module = types.ModuleType("only_in_this_process")
+    exec("def work(item):\n    return item", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(RuntimeError, match="a worker could not start"):
+        list(map_isolated(module.work, [["1"]], cpu_seconds=1, lost=str))
 
 
 def test_workers_die_when_their_parent_is_killed():

@@ -77,8 +77,10 @@ class RepeatedHashes:
         if not path.exists():
             return
         num_parts = -(-2 * (path.stat().st_size // 8) // self._capacity)
-        first = int(path.stem) << int(_RANGE_SHIFT)
-        bounds = [first + (part << int(_RANGE_SHIFT)) // num_parts for part in range(num_parts + 1)]
+        # Between the least and the greatest: what is counted may itself be a range, and fill only a piece of this one.
+        stored = np.memmap(path, np.uint64, "r")
+        first, last = int(stored.min()), int(stored.max())
+        bounds = [first + part * (last + 1 - first) // num_parts for part in range(num_parts + 1)]
         for part in range(num_parts):
             found = []
             with open(path, "rb") as file:

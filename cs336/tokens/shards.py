@@ -270,19 +270,13 @@ def open_tokens(path: Path) -> np.ndarray:
 
 
 def largest_token_id(folders: Iterable[Path]) -> int:
-    """The greatest id stored in any split of any of these shards, read from disk.
-
-    Raises:
-        ValueError: there is no token at all.
-    """
+    """The greatest id stored in any split of any of these shards, read from disk; -1 if there is no token at all."""
     largest = -1
     for folder in folders:
         for name in SPLITS:
             tokens = open_tokens(folder / f"{name}.bin")
             for start in range(0, len(tokens), _READ_TOKENS):
                 largest = max(largest, int(tokens[start : start + _READ_TOKENS].max()))
-    if largest < 0:
-        raise ValueError("the shards hold no tokens; check how many documents were kept before them")
     return largest
 
 

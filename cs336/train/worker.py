@@ -102,7 +102,7 @@ def run_training(
             raise UserError(f"{name}: model needs vocab_size, or name the tokenizer whose it is")
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_tokens, valid_tokens = concatenate(folders, "train"), concatenate(folders, "valid")
-    largest_id = largest_token_id(folders) if len(train_tokens) + len(valid_tokens) else -1
+    largest_id = largest_token_id(folders)
     if largest_id >= model_config.vocab_size:
         raise UserError(
             f"{name}: the token shards hold id {largest_id:,}, but the model's vocab_size is"

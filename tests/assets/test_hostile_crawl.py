@@ -13,6 +13,11 @@ import pytest
 from cs336.crawl.warc import write_record
 from cs336.documents import read_documents
 from cs336.files import read_json
+from cs336.presets import find_preset
+from cs336.store import Store
+from cs336_assets.asset import shard_names
+from cs336_assets.binding import evaluate
+from cs336_assets.flow import CHECKS
 from tests.assets.conftest import ROOT, make_project
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
@@ -34,7 +39,7 @@ PRESET = """
 [hostile]
 base = "micro"
 source = {{kind = "warc", paths = ["{crawl}/*.warc.gz"]}}
-extract = {{max_page_seconds = 0.5, max_page_bytes = 3000000}}
+extract = {{max_page_seconds = 2, max_page_bytes = 3000000}}
 """
 
 
@@ -44,7 +49,7 @@ def page(number: int, body: bytes, head: bytes = b"") -> tuple[str, bytes]:
 
 def hostile_pages() -> list[bytes]:
     return [
-        b"<p " + b" ".join(b"a%d=1" % number for number in range(200_000)) + b">",  # the parser takes quadratic time
+        b"<p " + b" ".join(b"a%d=1" % number for number in range(300_000)) + b">",  # the parser takes quadratic time
         b"<div>" * 400_000,
         b"<b><i>" * 300_000,
         b"a" * 2_000_000,
@@ -95,10 +100,30 @@ def test_every_shard_is_made_and_what_is_good_comes_through(hostile):
     assert not list(read_documents(hostile / "deduplicated_text" / shards[2]))
 
 
+def test_an_empty_shard_alone_stops_nothing_even_if_it_is_the_first(hostile, monkeypatch):
+    monkeypatch.setenv("CS336_PRESETS", str(hostile.parents[2] / "presets.toml"))
+    preset, store = find_preset("hostile"), Store("hostile", hostile.parent)
+    empty = next(name for name in shard_names(store) if name.startswith("c-"))
+    some = [check for check in CHECKS.values() if check.of_shards != "all"]
+    for check in some:  # after the others
+        passed, facts = evaluate(check, preset, store, [empty])
+        assert passed or not check.blocking, (check.function.__name__, facts)
+    manifests = list(hostile.glob("*/[abdef]-*/manifest.json"))
+    for manifest in manifests:
+        manifest.rename(manifest.with_suffix(".away"))
+    try:
+        for check in some:  # and before them
+            passed, facts = evaluate(check, preset, store, [empty])
+            assert passed or not check.blocking, (check.function.__name__, facts)
+    finally:
+        for manifest in manifests:
+            manifest.with_suffix(".away").rename(manifest)
+
+
 def test_everything_is_in_the_ledger(hostile):
     records = read_json(hostile / "filter_ledger" / "records.json")
     expected = {
-        "extraction failed: over 0.5 s of CPU time": 1,
+        "extraction failed: over 2 s of CPU time": 1,
         "unreadable record: record over 3,000,000 bytes": 1,
         "unreadable record: content over 3,000,000 bytes when decoded": 1,
         "unreadable record: empty file": 1,

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_what_one_machine_makes_another_has(storage, tmp_path):
     assert [(other.local("parts", part) / "text.txt").read_text() for part in ("x", "y")] == ["x", "y"]
     assert json.loads((other.path("thing") / MANIFEST).read_text()) == other.manifest("thing")
     assert other.manifest("thing", "none") is None and other.manifest("absent") is None
+
+
+def test_steps_side_by_side_that_need_the_same_artifact_fetch_it_once(storage, tmp_path, monkeypatch):
+    make(store_at(tmp_path / "a", storage), "first")
+    downloads = []
+    download = storage.download
+
+    def slowly(*arguments):
+        downloads.append(arguments)
+        time.sleep(0.3)
+        download(*arguments)
+
+    monkeypatch.setattr(storage, "download", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        folders = list(threads.map(lambda _: store_at(tmp_path / "b", storage).local("thing"), range(4)))
+    assert [(folder / "text.txt").read_text() for folder in folders] == ["first"] * 4 and len(downloads) == 1
 
 
 def test_a_newer_artifact_takes_the_place_of_the_older_here_and_there(storage, tmp_path):

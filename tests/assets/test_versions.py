@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from cs336.crawl.local_files import TextFiles
+from cs336.files import UserError
 from cs336.presets import TINY, find_preset
 from cs336.store import MANIFEST, Store
 from cs336_assets.asset import part_names, version_of
@@ -36,6 +37,22 @@ def downstream(*names):
 def made(printed):
     lines = [line for line in printed.splitlines() if ": made in" in line]
     return {line.partition("/")[2].partition(":")[0].partition("[")[0] for line in lines}
+
+
+def test_parts_cut_from_another_crawl_are_refused_and_not_mixed(copied, monkeypatch):
+    for name, value in copied.environment.items():
+        monkeypatch.setenv(name, value)
+    preset, store = find_preset("micro"), Store("micro")
+    first, second = part_names(STAGES["repeated_lines"], preset, store)
+    current = version_of(STAGES["unique_lines"], preset, store, second)
+    manifest = store.path("repeated_lines", first) / MANIFEST
+    described = json.loads(manifest.read_text())
+    described["inputs"]["line_hashes"] = "of one shard fewer"
+    manifest.write_text(json.dumps(described))
+    message = "made from other parts of line_hashes than there are now; materialize repeated_lines for all shards"
+    with pytest.raises(UserError, match=message):
+        version_of(STAGES["unique_lines"], preset, Store("micro"), second)
+    assert version_of(STAGES["line_hashes"], preset, Store("micro"), second) and current
 
 
 def change_preset(project, text):

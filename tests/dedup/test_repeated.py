@@ -32,6 +32,16 @@ def test_what_is_repeated_does_not_depend_on_memory(tmp_path: Path, memory_bytes
     assert not list(tmp_path.iterdir())  # what was on disk is gone
 
 
+def test_hashes_of_a_narrow_range_are_cut_evenly_too(tmp_path: Path):
+    counts = RepeatedHashes(tmp_path, 32 * 200)  # room for 200
+    hashes = np.random.default_rng(0).integers(1 << 40, 1 << 41, 3_000, dtype=np.uint64)
+    for _ in range(2):
+        counts.add(hashes)
+    found = list(counts.repeated())
+    assert np.concatenate(found).tolist() == sorted(set(hashes.tolist()))
+    assert max(map(len, found)) <= 200
+
+
 def test_a_hash_that_comes_again_and_again_takes_no_room(tmp_path: Path):
     counts = RepeatedHashes(tmp_path, 32 * 1_000)
     for _ in range(50):
