@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def map_isolated(
                 if batch is None:
                     exhausted = True
                     break
-                worker = idle.pop() if idle else _Worker(function, cpu_seconds)
+                worker = idle.pop() if idle else _spare_worker(function, cpu_seconds)
                 worker.take(num_sent, batch)
                 busy[worker.connection] = worker
                 num_sent += 1
@@ -85,11 +86,28 @@ def map_isolated(
                     finished[worker.number] = worker.results
                     idle.append(worker)
     finally:
-        for worker in [*idle, *busy.values()]:
+        _spare.extend(idle)
+        for worker in busy.values():
             worker.end()
 
 
-@dataclass
+_spare: list[_Worker[Any, Any]] = []  # idle ones of calls before: a crawl of many small files would start one for each
+
+
+def _spare_worker(function: Callable[[A], B], cpu_seconds: float) -> _Worker[A, B]:
+    """A worker for this function: one of an earlier call that is still alive, or a new one."""
+    wanted = pickle.dumps((function, cpu_seconds))
+    for worker in list(_spare):
+        if worker.wanted == wanted:
+            with contextlib.suppress(ValueError):  # another thread took it
+                _spare.remove(worker)
+                if worker.is_alive():
+                    return worker
+                worker.end()
+    return _Worker(function, cpu_seconds)
+
+
+@dataclass(eq=False)
 class _Worker(Generic[A, B]):
     """A process that works on one batch at a time and sends each result as soon as it has it."""
 
@@ -100,6 +118,7 @@ class _Worker(Generic[A, B]):
     results: list[B] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.wanted = pickle.dumps((self.function, self.cpu_seconds))
         self.connection, other = Pipe()
         # Not multiprocessing's spawn, which would run the caller's script again if that has no main guard.
         start = f"from cs336.isolation import serve; serve({other.fileno()}, {os.getpid()})"
@@ -146,6 +165,10 @@ class _Worker(Generic[A, B]):
         if rest := self.items[len(heir.results) :]:
             heir._send(rest)
         return heir
+
+    def is_alive(self) -> bool:
+        """Not so once the thread that started it has ended, as the kernel sees to it."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         self.connection.close()
