@@ -28,6 +28,8 @@ def draw_growth(path: Path, title: str, over: str, rows: list[dict[str, Any]]) -
     speed.set(title=f"{title}: {unit}", xlabel=over, ylabel=unit, xscale="log", yscale="log")
     memory.set(title=f"{title}: peak memory", xlabel=over, ylabel="MB", xscale="log", yscale="log")
     for axes in (speed, memory):
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 2, high * 2)  # what hardly changes is to look so
         axes.grid(True, which="major", alpha=0.3)
         axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
