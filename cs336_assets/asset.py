@@ -22,12 +22,9 @@ plain function: tests and notebooks call it with a `Step` of their own.
 from __future__ import annotations
 
 import inspect
-import os
-import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +35,7 @@ from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
 from cs336.store import Store, Version, plain_metadata
-from cs336_assets.turns import turn
+from cs336_assets.turns import device_turn
 
 Metadata = dict[str, Any]
 PLAN_ASSET = "crawl_plan"
@@ -379,7 +376,7 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         assert manifest is not None
         return version, manifest["metadata"], True
     with (
-        _turn_of(stage, store, step),
+        device_turn(stage.pool, store.root, step.device, lambda line: _say(step, stage, line)),
         store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept),
     ):
         step.folder = folder
@@ -389,14 +386,6 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
     if not stage.watches:  # those that do tell what this machine has
         store.share(stage.name, step.part)
     return version, kept, False
-
-
-def _turn_of(stage: Stage, store: Store, step: Step) -> AbstractContextManager[None]:
-    """A step of a pool has its device for itself; what is unchanged was skipped before it came here."""
-    if stage.pool is None:
-        return nullcontext()
-    device = re.sub(r"\W+", "-", f"{step.device}-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}").strip("-")
-    return turn(store.root / ".locks" / f"{stage.pool}-{device}", lambda line: _say(step, stage, line))
 
 
 def _say(step: Step, stage: Stage, line: str) -> None:

@@ -7,10 +7,12 @@ without sleeping, and asks for one even for a step that will be skipped; so ther
 from __future__ import annotations
 
 import fcntl
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -76,3 +78,11 @@ def turn(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         held.give_back()
+
+
+def device_turn(pool: str | None, root: Path, device: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """A step of a pool has its device for itself; what is unchanged was skipped before it came here."""
+    if pool is None:
+        return nullcontext()
+    name = re.sub(r"\W+", "-", f"{device}-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}").strip("-")
+    return turn(root / ".locks" / f"{pool}-{name}", say)
