@@ -36,7 +36,7 @@ from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.dedup import CLUSTERS_FILE
 from cs336_assets.experiments import STUDY_FILE, number_shown, runs_shown, train_cell, variant_summary
-from cs336_assets.filters import DECISIONS_FILE
+from cs336_assets.filters import DECISIONS_FILE, all_documents
 
 HELD_OUT_INDEX = "held_out.npz"
 VARIANT_FILE = "variant.json"
@@ -72,7 +72,7 @@ def _held_out_documents(
         for address, text in held_out.texts():
             yield Document(address, address, warc="", offset=0, text=text)
         return
-    for document in _documents(deduplicated_text):
+    for document in all_documents(deduplicated_text):
         if is_held_out(document_key(document.url, document.id), split):
             yield document
 
@@ -104,7 +104,7 @@ def variant_tokens(
     left_out: Counter[str] = Counter()
 
     def documents() -> Iterator[Document]:
-        for document in step.progress(_documents(folders), unit="documents", label=cell):
+        for document in step.progress(all_documents(folders), unit="documents", label=cell):
             if document_key(document.url, document.id) in held_out:
                 left_out["held out"] += 1
             elif index.num_hits(document.text):
@@ -125,11 +125,6 @@ def variant_tokens(
         "left_out": table(["reason", "documents"], left_out.most_common()),
         "languages": table(["language", "bytes of text"], list(languages.items())[:12]),
     }
-
-
-def _documents(folders: list[Path]) -> Iterator[Document]:
-    for folder in folders:
-        yield from read_documents(folder)
 
 
 def _languages(filtered_text: list[Path], tokens: Path) -> dict[str, int]:

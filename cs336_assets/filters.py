@@ -135,7 +135,7 @@ def quality_classifier(
         if quality.num_reference_pages and reference:
             yield from ((host_of(document.url), document.text) for document in read_documents(reference_text))
             return
-        for document in _all_documents(extracted_text):
+        for document in all_documents(extracted_text):
             if is_reference(document.url, quality, hosts) == reference:
                 yield host_of(document.url), document.text
 
@@ -320,7 +320,8 @@ def classifier_figures(report: Report, folder: Path) -> Metadata:
     }
 
 
-def _all_documents(folders: list[Path]) -> Iterator[Document]:
+def all_documents(folders: list[Path]) -> Iterator[Document]:
+    """The documents of all shards, in order."""
     for folder in folders:
         yield from read_documents(folder)
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cs336.dedup.repeated import at_most_two
+from cs336.dedup.repeated import at_most_two, joined
 from cs336.documents import Document, write_table
 from cs336.files import replacing
 
@@ -83,7 +83,7 @@ def bands_of_range(
             keys[band].append(np.array(ascending[own]))
             documents[band].append(numbers[band][own] + np.uint64(starts[-1]))
         starts.append(starts[-1] + of_shard.shape[1])
-    return [_joined(each) for each in keys], [_joined(each) for each in documents], np.array(starts, np.uint64)
+    return [joined(each) for each in keys], [joined(each) for each in documents], np.array(starts, np.uint64)
 
 
 # ---- pairs: of documents i < j, as one number with i above 32 bits and j below ----------------------
@@ -104,7 +104,7 @@ def pairs_of_shard(folders: Sequence[Path], shard: int) -> NDArray[np.int64]:
 def candidates_of_shard(folders: Sequence[Path], shard: int) -> NDArray[np.int64]:
     """Numbers of a shard's documents that are in a pair, ascending."""
     codes = [_of_shard(folders, name, shard) for name in (PAIRS_FILE, MIRRORED_FILE)]
-    return np.unique(_joined(codes) >> _HIGH).astype(np.int64)
+    return np.unique(joined(codes) >> _HIGH).astype(np.int64)
 
 
 def read_starts(folders: Sequence[Path]) -> NDArray[np.int64]:
@@ -119,7 +119,7 @@ def _of_shard(folders: Sequence[Path], name: str, shard: int) -> NDArray[np.uint
         codes = np.load(folder / name, mmap_mode="r")
         start, end = np.searchsorted(codes, bounds).tolist()
         found.append(np.array(codes[start:end]))
-    return _joined(found)
+    return joined(found)
 
 
 # ---- shingles ---------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class StoredSets:
         for folder, own in self._by_shard(documents):
             sets = np.load(folder / SETS_FILE, mmap_mode="r")
             found += [np.array(sets[begin:end]) for begin, end in zip(*_places(folder, own), strict=True)]
-        return _joined(found), np.cumsum([len(each) for each in found], dtype=np.int64)
+        return joined(found), np.cumsum([len(each) for each in found], dtype=np.int64)
 
     def origins(self, documents: NDArray[np.int64]) -> pl.DataFrame:
         """Number, shard, id, address, and the key that draws the survivor, of each document."""
@@ -209,7 +209,7 @@ def read_duplicates(folders: Sequence[Path]) -> tuple[NDArray[np.int64], pl.Data
     """Confirmed pairs of all shards, each document by its row in the table; and that table, in the documents' order."""
     tables = [pl.read_parquet(folder / CANDIDATES_FILE) for folder in folders]
     origins = pl.concat([pl.DataFrame(schema=_ORIGIN), *tables]).unique("document").sort("document")
-    pairs = _pairs(_joined([np.load(folder / PAIRS_FILE) for folder in folders]))
+    pairs = _pairs(joined([np.load(folder / PAIRS_FILE) for folder in folders]))
     return np.searchsorted(origins["document"].to_numpy(), pairs), origins
 
 
@@ -220,10 +220,6 @@ def _codes(pairs: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 def _pairs(codes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.stack([codes >> _HIGH, codes & _LOW], axis=1).astype(np.int64)
-
-
-def _joined(arrays: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    return np.concatenate([np.zeros(0, np.uint64), *arrays])
 
 
 def _save(path: Path, array: NDArray) -> None:

@@ -47,17 +47,17 @@ class RepeatedHashes:
     def repeated(self) -> Iterator[NDArray[np.uint64]]:
         """Distinct hashes that were added twice or more, ascending: an array for each range of values."""
         if not self._on_disk:
-            held, self._arrays, self._num_held = _joined(self._arrays), [], 0
+            held, self._arrays, self._num_held = joined(self._arrays), [], 0
             held.sort()
             yield np.unique(held[1:][held[1:] == held[:-1]])
             return
-        self._spill(at_most_two(_joined(self._arrays)))
+        self._spill(at_most_two(joined(self._arrays)))
         for number in range(_NUM_RANGES):
             yield from self._repeated_of_range(self._file(number))
 
     def _make_room(self) -> None:
         """Let go of more copies than two; if that leaves less than half of the memory, put all on disk."""
-        held = at_most_two(_joined(self._arrays))
+        held = at_most_two(joined(self._arrays))
         self._arrays, self._num_held = [held], len(held)
         if 2 * len(held) > self._capacity:
             self._spill(held)
@@ -87,7 +87,7 @@ class RepeatedHashes:
                 for hashes in _blocks(file, max(1, self._capacity // 4)):
                     is_here = (hashes >= np.uint64(bounds[part])) & (hashes <= np.uint64(bounds[part + 1] - 1))
                     found.append(hashes[is_here])
-            held = _joined(found)
+            held = joined(found)
             held.sort()
             yield np.unique(held[1:][held[1:] == held[:-1]])
         path.unlink()
@@ -109,7 +109,7 @@ class SortedHashes:
         self._block = max(1, memory_bytes // 2 // 8)
         self.queries_at_once = max(1, memory_bytes // 2 // _BYTES_A_QUERY)
         self._size = sum(path.stat().st_size for path in paths) // 8
-        self._table = _joined([np.fromfile(path, np.uint64) for path in paths]) if self._size <= self._block else None
+        self._table = joined([np.fromfile(path, np.uint64) for path in paths]) if self._size <= self._block else None
 
     def __len__(self) -> int:
         return self._size
@@ -155,7 +155,8 @@ def at_most_two(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return hashes[kept]
 
 
-def _joined(arrays: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+def joined(arrays: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """One array of all of them; of none an empty one."""
     return np.concatenate([np.zeros(0, np.uint64), *arrays])
 
 
