@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from cs336.model.layers import (
     default_d_ff,
     dropout,
 )
+from cs336.model.recompute import run_in_segments
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -242,6 +244,7 @@ class TransformerLM(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("vocab_size is not set; take it from the tokenizer: replace(config, vocab_size=...)")
         self.config = config
+        self.recomputed_layers = 0
         rope = _rope(config, device)
         std = config.d_model**-0.5 if config.tied else 1.0  # as a head, unit vectors would saturate softmax
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std, device=device, dtype=dtype)
@@ -285,6 +288,17 @@ class TransformerLM(nn.Module):
             attention.use_kernel(kernel)
         return self
 
+    def recompute_in_segments(self, layers_per_segment: int) -> TransformerLM:
+        """In training keep only what enters each segment of layers (`recompute.py`); 0 keeps all. Returns the model.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if layers_per_segment < 0:
+            raise ValueError(f"layers_per_segment must not be negative, got {layers_per_segment}")
+        self.recomputed_layers = layers_per_segment
+        return self
+
     def _attentions(self) -> list[CausalMultiHeadSelfAttention]:
         return [module for module in self.modules() if isinstance(module, CausalMultiHeadSelfAttention)]
 
@@ -326,9 +340,17 @@ class TransformerLM(nn.Module):
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(token_positions)
         x = dropout(x, self.config.dropout if self.training else 0.0)
-        for number, layer in enumerate(self.layers):
-            cache = caches[number] if caches is not None else None
-            x = layer(x, token_positions=token_positions, mask=mask, cache=cache)
+        layers = [
+            partial(
+                layer, token_positions=token_positions, mask=mask, cache=caches[number] if caches is not None else None
+            )
+            for number, layer in enumerate(self.layers)
+        ]
+        if self.recomputed_layers and self.training and torch.is_grad_enabled():
+            x = run_in_segments(layers, x, self.recomputed_layers)
+        else:
+            for layer in layers:
+                x = layer(x)
         return x if self.ln_final is None else self.ln_final(x)
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
