@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["crawl", "extract", "filters", "dedup", "tokenizer", "tokens", "model", "generate", "kernels", "parallel"]
-STAGES += ["train", "scaling", "posttrain", "evals"]
+STAGES += ["train", "profiling", "scaling", "posttrain", "evals"]
 # Beyond "a stage imports only stages above it": the turns that the house allows.
 TURNS = {("model", "kernels"), ("posttrain", "evals")}
 # What combines stages or knows how their results are kept; stages take folders and data.
