@@ -1,46 +1,58 @@
 """FlashAttention-2 in Triton: exact attention, causal or full, forward and backward.
 
 Source    Dao 2023, arXiv:2307.08691, algorithms 1 and 2; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
-Layout    (batch, heads, seq, d_head), or (batch, seq, d_head) with heads folded into the batch; any strides but the
-          last, which is 1. Keys and values may have fewer heads, each for a group of queries' heads.
+Layout    (batch, heads, seq, d_head), or (batch, seq, d_head) with heads folded into the batch; strides as they come
+          where the GPU's copy engine takes them, else a copy. Keys and values may have fewer heads, each for a group.
 Numerics  bf16, fp16, fp32 in; softmax statistics and sums in fp32, weights in the inputs' type where they meet V.
+          Products of fp32 are made of three tf32 products, which is fp32's precision to a few units in the last place.
 Accepts   d_head a multiple of 16 up to 128; any number of queries and keys; else ValueError.
 Twin      tiled_attention.py: the same tiles and names in plain PyTorch, on any device.
-Backward  two passes without atomics, so equal inputs give equal gradients: one over tiles of keys for dK and dV, one
-          over tiles of queries for dQ. Both make the weights again from the saved logsumexp.
+Loads     by descriptors (TMA on Hopper and later): what lies beyond the end of a sequence or a head arrives as 0.
+Backward  two passes without atomics, so equal inputs give equal gradients: one over tiles of queries for dQ, one over
+          tiles of keys for dK and dV. Both make the weights again from the saved logsumexp.
+Checked   tests/kernels; speed and errors on GPUs: benchmarks/results/attention.jsonl, notes in kernels/NOTES.md.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 MAX_D_HEAD = 128
-_LOG2_E = math.log2(math.e)
+TILES_FILE = Path(__file__).with_name("attention_tiles.json")
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_COPY_ALIGNMENT = 16  # bytes, of addresses and strides that a descriptor takes
+_LARGEST_TILE = 128
 
 
 class Tiles(NamedTuple):
-    """Launch parameters of one kernel."""
+    """Launch parameters of one kernel; `max_registers` of a thread, 0 for no limit."""
 
     queries: int
     keys: int
     num_warps: int
     num_stages: int
+    max_registers: int = 0
 
 
-# By kernel, then by the padded d_head; fp32 needs twice the shared memory, so half the tile.
+# By kernel, then by the padded d_head. `python -m benchmarks attention --tune` measures better ones for a GPU, and
+# writes them to TILES_FILE.
 _TILES = {
-    "forward": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 3)},
-    "dk_dv": {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2)},
+    "forward": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 128, 8, 2)},
     "dq": {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2)},
+    "dk_dv": {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2)},
 }
 
 
@@ -60,7 +72,6 @@ def flash_attention(
     Raises:
         ValueError: shapes, types or d_head that the kernel does not take.
     """
-    _validate(q, k, v)
     return FlashAttention.apply(q, k, v, causal)
 
 
@@ -74,9 +85,9 @@ class FlashAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         """Attention of every tile of queries."""
         _validate(q, k, v)
-        o = torch.empty_like(q)
-        logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-        _launch_forward(_with_heads(q), _with_heads(k), _with_heads(v), _with_heads(o), logsumexp, is_causal)
+        # As operators, which `torch.compile` does not look into; without it they would only cost time.
+        run = torch.ops.cs336.flash_forward if torch.compiler.is_compiling() else _forward
+        o, logsumexp = run(q, k, v, is_causal)
         ctx.save_for_backward(q, k, v, o, logsumexp)
         ctx.is_causal = is_causal
         return o
@@ -85,13 +96,8 @@ class FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of q, k and v."""
         q, k, v, o, logsumexp = ctx.saved_tensors
-        grad_o = grads[0]
-        if grad_o.stride(-1) != 1:  # as of o.sum(), whose gradient is one number stretched
-            grad_o = grad_o.contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        inputs = [_with_heads(each) for each in (q, k, v, o, grad_o)]
-        _launch_backward(inputs, [_with_heads(each) for each in (grad_q, grad_k, grad_v)], logsumexp, ctx.is_causal)
-        return grad_q, grad_k, grad_v, None
+        run = torch.ops.cs336.flash_backward if torch.compiler.is_compiling() else _backward
+        return *run(q, k, v, o, grads[0], logsumexp, ctx.is_causal), None
 
 
 def _validate(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -106,427 +112,348 @@ def _validate(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"d_head {q.shape[-1]} is not a multiple of 16 up to {MAX_D_HEAD}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"need one of bf16, fp16, fp32 for all three, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if any(each.stride(-1) != 1 for each in (q, k, v)):
-        raise ValueError("the elements of a head must lie side by side; call .contiguous() first")
     if 0 in q.shape or 0 in k.shape:
         raise ValueError(f"nothing to attend to: {shapes}")
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """Output, in q's layout, and logsumexp."""
+    o = torch.empty_like(q)
+    logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    batch, heads, num_queries, d_head = _with_heads(q).shape
+    kv_heads, num_keys = _with_heads(k).shape[1:3]
+    tiles = _tiles("forward", q)
+    _forward_kernel[(batch * heads, triton.cdiv(num_queries, tiles.queries))](
+        *_descriptors(tiles.queries, q),
+        *_descriptors(tiles.keys, k, v),
+        *_descriptors(tiles.queries, o),
+        logsumexp,
+        heads,
+        heads // kv_heads,
+        num_queries,
+        num_keys,
+        scale=_LOG2_E.value / math.sqrt(d_head),
+        IS_CAUSAL=is_causal,
+        **_options(tiles, q),
+    )
+    return o, logsumexp
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, grad_o: Tensor, logsumexp: Tensor, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, in their layouts."""
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    batch, heads, num_queries, d_head = _with_heads(q).shape
+    kv_heads, num_keys = _with_heads(k).shape[1:3]
+    # For each query its logsumexp in powers of two and rowsum(O * dO), which the first pass writes; 0 beyond the end.
+    padded_queries = triton.cdiv(num_queries, _LARGEST_TILE) * _LARGEST_TILE
+    rows = torch.zeros(2, batch * heads, padded_queries, dtype=torch.float32, device=q.device)
+    numbers = (heads, heads // kv_heads, num_queries, num_keys)
+    tiles = _tiles("dq", q)
+    _backward_dq_kernel[(batch * heads, triton.cdiv(num_queries, tiles.queries))](
+        *_descriptors(tiles.queries, q),
+        *_descriptors(tiles.keys, k, v),
+        *_descriptors(tiles.queries, o, grad_o, grad_q),
+        logsumexp,
+        rows,
+        *numbers,
+        padded_queries,
+        scale=1 / math.sqrt(d_head),
+        IS_CAUSAL=is_causal,
+        **_options(tiles, q),
+    )
+    tiles = _tiles("dk_dv", q)
+    _backward_dk_dv_kernel[(batch * kv_heads, triton.cdiv(num_keys, tiles.keys))](
+        *_descriptors(tiles.queries, q),
+        *_descriptors(tiles.keys, k, v),
+        *_descriptors(tiles.queries, grad_o),
+        *_descriptors(tiles.keys, grad_k, grad_v),
+        TensorDescriptor(rows, [rows.numel()], [1], [tiles.queries]),
+        *numbers,
+        padded_queries,
+        scale=1 / math.sqrt(d_head),
+        IS_CAUSAL=is_causal,
+        **_options(tiles, q),
+    )
+    return grad_q, grad_k, grad_v
+
+
+@torch.library.custom_op("cs336::flash_forward", mutates_args=())
+def _forward_operator(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, is_causal)
+
+
+@_forward_operator.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("cs336::flash_backward", mutates_args=())
+def _backward_operator(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, grad_o: Tensor, logsumexp: Tensor, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(q, k, v, o, grad_o, logsumexp, is_causal)
+
+
+@_backward_operator.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, o: Tensor, grad_o: Tensor, logsumexp: Tensor, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _with_heads(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 4 else tensor.unsqueeze(1)
 
 
-def _tiles(kernel: str, q: Tensor, padded: int) -> Tiles:
-    tiles = _TILES[kernel][64 if padded <= 64 else 128]
-    if q.dtype == torch.float32:
-        tiles = tiles._replace(queries=max(32, tiles.queries // 2), keys=max(32, tiles.keys // 2), num_stages=2)
+def _descriptors(rows: int, *tensors: Tensor) -> list[TensorDescriptor]:
+    """For tiles of so many rows of one head. A tensor whose addresses the copy engine does not take is copied."""
+    return [_descriptor(rows, _with_heads(tensor)) for tensor in tensors]
+
+
+def _descriptor(rows: int, tensor: Tensor) -> TensorDescriptor:
+    size = tensor.element_size()
+    strides = [
+        stride if length > 1 else _COPY_ALIGNMENT  # of one element: never gone along
+        for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
+    ]
+    strides[-1] = tensor.stride(-1)
+    aligned = all(stride * size % _COPY_ALIGNMENT == 0 and stride > 0 for stride in strides[:-1])
+    if not aligned or strides[-1] != 1 or tensor.data_ptr() % _COPY_ALIGNMENT:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)  # as of o.sum(), whose gradient is one number
+        strides = list(tensor.stride())
+    block = [1, 1, rows, triton.next_power_of_2(tensor.shape[-1])]
+    return TensorDescriptor(tensor, list(tensor.shape), strides, block)
+
+
+def _tiles(kernel: str, q: Tensor) -> Tiles:
+    padded = max(64, triton.next_power_of_2(q.shape[-1]))
+    tuned = _tuned_tiles().get(torch.cuda.get_device_name(q.device), {}) if q.is_cuda else {}
+    entry = tuned.get(f"{kernel} {padded} {str(q.dtype).removeprefix('torch.')}")
+    if entry:
+        return Tiles(*entry["tiles"])
+    tiles = _TILES[kernel][padded]
+    if q.dtype == torch.float32:  # twice the memory, and three products for one
+        return Tiles(32, 64, 4, 2) if kernel == "dk_dv" else Tiles(64, 32, 4, 2)
     return tiles
 
 
-def _launch_forward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, is_causal: bool) -> None:
-    batch, heads, num_queries, d_head = q.shape
-    padded = triton.next_power_of_2(d_head)
-    tiles = _tiles("forward", q, padded)
-    _forward_kernel[(triton.cdiv(num_queries, tiles.queries), batch * heads)](
-        q,
-        k,
-        v,
-        o,
-        logsumexp,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *o.stride()[:3],
-        heads,
-        heads // k.shape[1],
-        num_queries,
-        k.shape[2],
-        scale=_LOG2_E / math.sqrt(d_head),
-        D=d_head,
-        PADDED_D=padded,
-        QUERY_TILE=tiles.queries,
-        KEY_TILE=tiles.keys,
-        IS_CAUSAL=is_causal,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-    )
+@functools.cache
+def _tuned_tiles() -> dict[str, Any]:
+    return json.loads(TILES_FILE.read_text(encoding="utf-8")) if TILES_FILE.exists() else {}
 
 
-def _launch_backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, is_causal: bool) -> None:
-    """Fill the gradients of q, k and v.
-
-    Args:
-        inputs: q, k, v, o and the gradient of o.
-    """
-    q, k, v, o, grad_o = inputs
-    grad_q, grad_k, grad_v = grads
-    batch, heads, num_queries, d_head = q.shape
-    kv_heads, num_keys = k.shape[1:3]
-    padded = triton.next_power_of_2(d_head)
-    delta = torch.empty_like(logsumexp)
-    delta_rows = 64
-    _backward_delta_kernel[(triton.cdiv(num_queries, delta_rows), batch * heads)](
-        o,
-        grad_o,
-        delta,
-        *o.stride()[:3],
-        *grad_o.stride()[:3],
-        heads,
-        num_queries,
-        D=d_head,
-        PADDED_D=padded,
-        ROWS=delta_rows,
-    )
-    shared = (
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *grad_o.stride()[:3],
-    )
-    sizes = (heads, heads // kv_heads, num_queries, num_keys)
-    constants = {"D": d_head, "PADDED_D": padded, "IS_CAUSAL": is_causal, "scale": 1 / math.sqrt(d_head)}
-    tiles = _tiles("dk_dv", q, padded)
-    _backward_dk_dv_kernel[(triton.cdiv(num_keys, tiles.keys), batch * kv_heads)](
-        q,
-        k,
-        v,
-        grad_o,
-        grad_k,
-        grad_v,
-        logsumexp,
-        delta,
-        *shared,
-        *grad_k.stride()[:3],
-        *grad_v.stride()[:3],
-        *sizes,
-        **constants,
-        QUERY_TILE=tiles.queries,
-        KEY_TILE=tiles.keys,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-    )
-    tiles = _tiles("dq", q, padded)
-    _backward_dq_kernel[(triton.cdiv(num_queries, tiles.queries), batch * heads)](
-        q,
-        k,
-        v,
-        grad_o,
-        grad_q,
-        logsumexp,
-        delta,
-        *shared,
-        *grad_q.stride()[:3],
-        *sizes,
-        **constants,
-        QUERY_TILE=tiles.queries,
-        KEY_TILE=tiles.keys,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-    )
+def _options(tiles: Tiles, q: Tensor) -> dict[str, Any]:
+    """Constants and launch options of a kernel."""
+    options = {
+        "D": triton.next_power_of_2(q.shape[-1]),
+        "QUERY_TILE": tiles.queries,
+        "KEY_TILE": tiles.keys,
+        "PRECISION": "tf32x3" if q.is_cuda and q.dtype == torch.float32 else "ieee",
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+    return options | ({"maxnreg": tiles.max_registers} if tiles.max_registers else {})
 
 
 @triton.jit
-def _load(base, rows, stride, num_rows, D: tl.constexpr, PADDED_D: tl.constexpr, WHOLE: tl.constexpr):
-    """A tile (rows, PADDED_D); rows at or beyond `num_rows` and columns beyond D are 0. WHOLE: no row is beyond."""
-    columns = tl.arange(0, PADDED_D)
-    pointers = base + rows[:, None] * stride + columns[None, :]
-    if WHOLE and D == PADDED_D:
-        return tl.load(pointers)
-    if WHOLE:
-        return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
-    return tl.load(pointers, mask=(rows < num_rows)[:, None] & (columns < D)[None, :], other=0.0)
+def _load(descriptor, batch, head, row, ROWS: tl.constexpr, D: tl.constexpr):
+    """A tile (ROWS, D) of one head; what lies beyond the sequence or the head is 0."""
+    return tl.reshape(descriptor.load([batch, head, row, 0]), (ROWS, D))
 
 
 @triton.jit
-def _store(base, tile, rows, stride, num_rows, D: tl.constexpr, PADDED_D: tl.constexpr):
-    """Store a tile (rows, PADDED_D), without what is beyond."""
-    columns = tl.arange(0, PADDED_D)
-    pointers = base + rows[:, None] * stride + columns[None, :]
-    tl.store(pointers, tile.to(base.dtype.element_ty), mask=(rows < num_rows)[:, None] & (columns < D)[None, :])
-
-
-@triton.jit
-def _keys_of_tile(
-    acc,
-    running_max,
-    running_sum,
-    q,
-    k_base,
-    v_base,
-    k_stride,
-    v_stride,
-    queries,
-    first,
-    last,
-    num_keys,
-    scale,
-    D: tl.constexpr,
-    PADDED_D: tl.constexpr,
-    KEY_TILE: tl.constexpr,
-    MASKED: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
-):
-    """Attend to the keys of [first, last); MASKED where some are beyond the end or the diagonal."""
-    for start in range(first, last, KEY_TILE):
-        keys = start + tl.arange(0, KEY_TILE)
-        k = _load(k_base, keys, k_stride, num_keys, D, PADDED_D, not MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # in powers of two
-        if MASKED:
-            seen = (keys < num_keys)[None, :]
-            if IS_CAUSAL:
-                seen = seen & (keys[None, :] <= queries[:, None])
-            scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_max[:, None])
-        shrink = tl.exp2(running_max - new_max)
-        running_sum = shrink * running_sum + tl.sum(weights, 1)
-        v = _load(v_base, keys, v_stride, num_keys, D, PADDED_D, not MASKED)
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        running_max = new_max
-    return acc, running_max, running_sum
+def _store(descriptor, tile, batch, head, row, ROWS: tl.constexpr, D: tl.constexpr):
+    """Store a tile, without what lies beyond."""
+    descriptor.store([batch, head, row, 0], tl.reshape(tile.to(descriptor.dtype), (1, 1, ROWS, D)))
 
 
 @triton.jit
 def _forward_kernel(
-    q_base,
-    k_base,
-    v_base,
-    o_base,
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    o_tiles,
     logsumexp_base,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    o_batch,
-    o_head,
-    o_row,
     heads,
     group,
     num_queries,
     num_keys,
     scale,
     D: tl.constexpr,
-    PADDED_D: tl.constexpr,
     QUERY_TILE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """One tile of queries of one head. The tiles with the most keys start first, so that none is left over alone."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0) if IS_CAUSAL else tl.program_id(0)
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    q_base += batch * q_batch + head * q_head
-    k_base += batch * k_batch + head // group * k_head
-    v_base += batch * v_batch + head // group * v_head
-    queries = tile * QUERY_TILE + tl.arange(0, QUERY_TILE)
-    q = _load(q_base, queries, q_row, num_queries, D, PADDED_D, False)
-    acc = tl.zeros((QUERY_TILE, PADDED_D), tl.float32)
+    """One tile of queries of one head. The tiles with the most keys start first, so that none is left over alone.
+
+    Scores are in powers of two: `scale` holds log2 e.
+    """
+    tile = tl.num_programs(1) - 1 - tl.program_id(1) if IS_CAUSAL else tl.program_id(1)
+    batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    first_query = tile * QUERY_TILE
+    queries = first_query + tl.arange(0, QUERY_TILE)
+    q = _load(q_tiles, batch, head, first_query, QUERY_TILE, D)
+    acc = tl.zeros((QUERY_TILE, D), tl.float32)
     running_max = tl.full((QUERY_TILE,), float("-inf"), tl.float32)
     running_sum = tl.zeros((QUERY_TILE,), tl.float32)
+    whole, last = _keys_to_see(first_query, num_keys, QUERY_TILE, KEY_TILE, IS_CAUSAL)
+    for MASKED in tl.static_range(2):  # whole tiles first, then those that the diagonal or the end cuts
+        first_key = whole if MASKED else 0
+        last_key = last if MASKED else whole
+        for start in range(first_key, last_key, KEY_TILE):
+            k = _load(k_tiles, batch, head // group, start, KEY_TILE, D)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if MASKED:
+                seen = _seen(queries[:, None], (start + tl.arange(0, KEY_TILE))[None, :], num_keys, IS_CAUSAL)
+                scores = tl.where(seen, scores, float("-inf"))
+            new_max = tl.maximum(running_max, tl.max(scores, 1) * scale)
+            weights = tl.exp2(scores * scale - new_max[:, None])
+            shrink = tl.exp2(running_max - new_max)
+            running_sum = shrink * running_sum + tl.sum(weights, 1)
+            v = _load(v_tiles, batch, head // group, start, KEY_TILE, D)
+            acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+            running_max = new_max
+    _store(o_tiles, acc * (1 / running_sum)[:, None], batch, head, first_query, QUERY_TILE, D)
+    logsumexp = (running_max + tl.log2(running_sum)) / _LOG2_E
+    place = tl.program_id(0).to(tl.int64) * num_queries
+    tl.store(logsumexp_base + place + queries, logsumexp, mask=queries < num_queries)
 
-    whole = num_keys // KEY_TILE * KEY_TILE  # keys before it stand in whole tiles
-    last = num_keys
+
+@triton.jit
+def _keys_to_see(first_query, num_keys, QUERY_TILE: tl.constexpr, KEY_TILE: tl.constexpr, IS_CAUSAL: tl.constexpr):
+    """Of a tile of queries: keys before the first number need no mask, none from the second on is seen."""
+    whole, last = num_keys // KEY_TILE * KEY_TILE, num_keys
     if IS_CAUSAL:
-        whole = tl.minimum(whole, tile * QUERY_TILE // KEY_TILE * KEY_TILE)
-        last = tl.minimum(last, (tile + 1) * QUERY_TILE)
-    for stage in tl.static_range(2):
-        first_key = 0 if stage == 0 else whole
-        last_key = whole if stage == 0 else last
-        acc, running_max, running_sum = _keys_of_tile(
-            acc,
-            running_max,
-            running_sum,
-            q,
-            k_base,
-            v_base,
-            k_row,
-            v_row,
-            queries,
-            first_key,
-            last_key,
-            num_keys,
-            scale,
-            D,
-            PADDED_D,
-            KEY_TILE,
-            stage == 1,
-            IS_CAUSAL,
-        )
-    o_base += batch * o_batch + head * o_head
-    _store(o_base, acc / running_sum[:, None], queries, o_row, num_queries, D, PADDED_D)
-    logsumexp = (running_max + tl.log2(running_sum)) / 1.4426950408889634  # natural, from powers of two
-    tl.store(logsumexp_base + (batch * heads + head) * num_queries + queries, logsumexp, mask=queries < num_queries)
+        whole = tl.minimum(whole, first_query // KEY_TILE * KEY_TILE)
+        last = tl.minimum(last, first_query + QUERY_TILE)
+    return whole, last
 
 
 @triton.jit
-def _backward_delta_kernel(
-    o_base,
-    grad_o_base,
-    delta_base,
-    o_batch,
-    o_head,
-    o_row,
-    grad_o_batch,
-    grad_o_head,
-    grad_o_row,
-    heads,
-    num_queries,
-    D: tl.constexpr,
-    PADDED_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """rowsum(O * dO): what every score's gradient subtracts."""
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    o = _load(o_base + batch * o_batch + head * o_head, rows, o_row, num_queries, D, PADDED_D, False)
-    grad_o_base += batch * grad_o_batch + head * grad_o_head
-    grad_o = _load(grad_o_base, rows, grad_o_row, num_queries, D, PADDED_D, False)
-    delta = tl.sum(o.to(tl.float32) * grad_o.to(tl.float32), 1)
-    tl.store(delta_base + (batch * heads + head) * num_queries + rows, delta, mask=rows < num_queries)
-
-
-@triton.jit
-def _backward_dk_dv_kernel(
-    q_base,
-    k_base,
-    v_base,
-    grad_o_base,
-    grad_k_base,
-    grad_v_base,
-    logsumexp_base,
-    delta_base,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    grad_o_batch,
-    grad_o_head,
-    grad_o_row,
-    grad_k_batch,
-    grad_k_head,
-    grad_k_row,
-    grad_v_batch,
-    grad_v_head,
-    grad_v_row,
-    heads,
-    group,
-    num_queries,
-    num_keys,
-    scale,
-    D: tl.constexpr,
-    PADDED_D: tl.constexpr,
-    QUERY_TILE: tl.constexpr,
-    KEY_TILE: tl.constexpr,
-    IS_CAUSAL: tl.constexpr,
-):
-    """One tile of keys of one head, over all queries of the heads that read it."""
-    kv_heads = heads // group
-    batch, kv_head = (tl.program_id(1) // kv_heads).to(tl.int64), (tl.program_id(1) % kv_heads).to(tl.int64)
-    first_key = tl.program_id(0) * KEY_TILE
-    keys = first_key + tl.arange(0, KEY_TILE)
-    k = _load(k_base + batch * k_batch + kv_head * k_head, keys, k_row, num_keys, D, PADDED_D, False)
-    v = _load(v_base + batch * v_batch + kv_head * v_head, keys, v_row, num_keys, D, PADDED_D, False)
-    grad_k = tl.zeros((KEY_TILE, PADDED_D), tl.float32)
-    grad_v = tl.zeros((KEY_TILE, PADDED_D), tl.float32)
-    first = first_key // QUERY_TILE * QUERY_TILE if IS_CAUSAL else 0  # earlier queries see none of these keys
-    for member in range(group):
-        head = kv_head * group + member
-        q_head_base = q_base + batch * q_batch + head * q_head
-        grad_o_head_base = grad_o_base + batch * grad_o_batch + head * grad_o_head
-        row_base = (batch * heads + head) * num_queries
-        for start in range(first, num_queries, QUERY_TILE):
-            queries = start + tl.arange(0, QUERY_TILE)
-            is_query = queries < num_queries
-            q = _load(q_head_base, queries, q_row, num_queries, D, PADDED_D, False)
-            logsumexp = tl.load(logsumexp_base + row_base + queries, mask=is_query, other=0.0)
-            scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * 1.4426950408889634)
-            weights = tl.exp2(scores - (logsumexp * 1.4426950408889634)[None, :])
-            seen = is_query[None, :]  # keys beyond the end are not stored
-            if IS_CAUSAL:
-                seen = seen & (keys[:, None] <= queries[None, :])
-            weights = tl.where(seen, weights, 0.0)
-            grad_o = _load(grad_o_head_base, queries, grad_o_row, num_queries, D, PADDED_D, False)
-            grad_v = tl.dot(weights.to(grad_o.dtype), grad_o, grad_v, input_precision="ieee")
-            delta = tl.load(delta_base + row_base + queries, mask=is_query, other=0.0)
-            grad_weights = tl.dot(v, tl.trans(grad_o), input_precision="ieee")
-            grad_scores = weights * (grad_weights - delta[None, :])
-            grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision="ieee")
-    grad_k_base += batch * grad_k_batch + kv_head * grad_k_head
-    grad_v_base += batch * grad_v_batch + kv_head * grad_v_head
-    _store(grad_k_base, grad_k * scale, keys, grad_k_row, num_keys, D, PADDED_D)
-    _store(grad_v_base, grad_v, keys, grad_v_row, num_keys, D, PADDED_D)
+def _seen(queries, keys, num_keys, IS_CAUSAL: tl.constexpr):
+    """Which keys a query sees."""
+    seen = keys < num_keys
+    if IS_CAUSAL:
+        seen = seen & (keys <= queries)
+    return seen
 
 
 @triton.jit
 def _backward_dq_kernel(
-    q_base,
-    k_base,
-    v_base,
-    grad_o_base,
-    grad_q_base,
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    o_tiles,
+    grad_o_tiles,
+    grad_q_tiles,
     logsumexp_base,
-    delta_base,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    grad_o_batch,
-    grad_o_head,
-    grad_o_row,
-    grad_q_batch,
-    grad_q_head,
-    grad_q_row,
+    rows_base,
     heads,
     group,
     num_queries,
     num_keys,
+    padded_queries,
     scale,
     D: tl.constexpr,
-    PADDED_D: tl.constexpr,
     QUERY_TILE: tl.constexpr,
     KEY_TILE: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """One tile of queries of one head, over all keys that it sees."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0) if IS_CAUSAL else tl.program_id(0)
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    k_base += batch * k_batch + head // group * k_head
-    v_base += batch * v_batch + head // group * v_head
-    queries = tile * QUERY_TILE + tl.arange(0, QUERY_TILE)
+    """One tile of queries of one head, over all keys that it sees; leaves their numbers for the second pass."""
+    tile = tl.num_programs(1) - 1 - tl.program_id(1) if IS_CAUSAL else tl.program_id(1)
+    batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    first_query = tile * QUERY_TILE
+    queries = first_query + tl.arange(0, QUERY_TILE)
     is_query = queries < num_queries
-    q = _load(q_base + batch * q_batch + head * q_head, queries, q_row, num_queries, D, PADDED_D, False)
-    grad_o_base += batch * grad_o_batch + head * grad_o_head
-    grad_o = _load(grad_o_base, queries, grad_o_row, num_queries, D, PADDED_D, False)
-    row_base = (batch * heads + head) * num_queries
-    logsumexp = tl.load(logsumexp_base + row_base + queries, mask=is_query, other=0.0) * 1.4426950408889634
-    delta = tl.load(delta_base + row_base + queries, mask=is_query, other=0.0)
-    grad_q = tl.zeros((QUERY_TILE, PADDED_D), tl.float32)
-    last = tl.minimum(num_keys, (tile + 1) * QUERY_TILE) if IS_CAUSAL else num_keys
-    for start in range(0, last, KEY_TILE):
-        keys = start + tl.arange(0, KEY_TILE)
-        k = _load(k_base, keys, k_row, num_keys, D, PADDED_D, False)
-        v = _load(v_base, keys, v_row, num_keys, D, PADDED_D, False)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
-        seen = (keys < num_keys)[None, :]
-        if IS_CAUSAL:
-            seen = seen & (keys[None, :] <= queries[:, None])
-        weights = tl.where(seen, tl.exp2(scores - logsumexp[:, None]), 0.0)
-        grad_weights = tl.dot(grad_o, tl.trans(v), input_precision="ieee")
-        grad_scores = weights * (grad_weights - delta[:, None])
-        grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision="ieee")
-    grad_q_base += batch * grad_q_batch + head * grad_q_head
-    _store(grad_q_base, grad_q * scale, queries, grad_q_row, num_queries, D, PADDED_D)
+    o = _load(o_tiles, batch, head, first_query, QUERY_TILE, D)
+    grad_o = _load(grad_o_tiles, batch, head, first_query, QUERY_TILE, D)
+    delta = tl.sum(o.to(tl.float32) * grad_o.to(tl.float32), 1)
+    place = tl.program_id(0).to(tl.int64)
+    logsumexp = tl.load(logsumexp_base + place * num_queries + queries, mask=is_query, other=0.0) * _LOG2_E
+    tl.store(rows_base + place * padded_queries + queries, logsumexp, mask=is_query)
+    place += tl.num_programs(0)
+    tl.store(rows_base + place * padded_queries + queries, delta, mask=is_query)
+    q = _load(q_tiles, batch, head, first_query, QUERY_TILE, D)
+    grad_q = tl.zeros((QUERY_TILE, D), tl.float32)
+    whole, last = _keys_to_see(first_query, num_keys, QUERY_TILE, KEY_TILE, IS_CAUSAL)
+    for MASKED in tl.static_range(2):
+        first_key = whole if MASKED else 0
+        last_key = last if MASKED else whole
+        for start in range(first_key, last_key, KEY_TILE):
+            k = _load(k_tiles, batch, head // group, start, KEY_TILE, D)
+            v = _load(v_tiles, batch, head // group, start, KEY_TILE, D)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            grad_weights = tl.dot(grad_o, tl.trans(v), input_precision=PRECISION)
+            weights = tl.exp2(scores * (scale * _LOG2_E) - logsumexp[:, None])
+            if MASKED:
+                seen = _seen(queries[:, None], (start + tl.arange(0, KEY_TILE))[None, :], num_keys, IS_CAUSAL)
+                weights = tl.where(seen, weights, 0.0)
+            grad_scores = weights * (grad_weights - delta[:, None])
+            grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
+    _store(grad_q_tiles, grad_q * scale, batch, head, first_query, QUERY_TILE, D)
+
+
+@triton.jit
+def _backward_dk_dv_kernel(
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    grad_o_tiles,
+    grad_k_tiles,
+    grad_v_tiles,
+    rows,
+    heads,
+    group,
+    num_queries,
+    num_keys,
+    padded_queries,
+    scale,
+    D: tl.constexpr,
+    QUERY_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of keys of one head, over all queries of the heads that read it.
+
+    Queries beyond the end and their gradients are 0, and so is what they add; keys beyond it are not stored.
+    """
+    kv_heads = heads // group
+    batch, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
+    first_key = tl.program_id(1) * KEY_TILE
+    keys = first_key + tl.arange(0, KEY_TILE)
+    k = _load(k_tiles, batch, kv_head, first_key, KEY_TILE, D)
+    v = _load(v_tiles, batch, kv_head, first_key, KEY_TILE, D)
+    grad_k = tl.zeros((KEY_TILE, D), tl.float32)
+    grad_v = tl.zeros((KEY_TILE, D), tl.float32)
+    first, whole = 0, 0  # queries before the first see none of these keys, those from the second on all of them
+    if IS_CAUSAL:
+        first = first_key // QUERY_TILE * QUERY_TILE
+        whole = tl.minimum(tl.cdiv(first_key + KEY_TILE, QUERY_TILE) * QUERY_TILE, num_queries)
+    num_rows = tl.num_programs(0) * group * padded_queries
+    for member in range(group):
+        head = kv_head * group + member
+        row = (batch * heads + head) * padded_queries
+        for MASKED in tl.static_range(1 if IS_CAUSAL else 0, -1, -1):
+            first_query = first if MASKED else whole
+            last_query = whole if MASKED else num_queries
+            for start in range(first_query, last_query, QUERY_TILE):
+                q = _load(q_tiles, batch, head, start, QUERY_TILE, D)
+                grad_o = _load(grad_o_tiles, batch, head, start, QUERY_TILE, D)
+                logsumexp = rows.load([row + start])
+                delta = rows.load([num_rows + row + start])
+                scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+                grad_weights = tl.dot(v, tl.trans(grad_o), input_precision=PRECISION)
+                weights = tl.exp2(scores * (scale * _LOG2_E) - logsumexp[None, :])
+                if MASKED:
+                    queries = start + tl.arange(0, QUERY_TILE)
+                    weights = tl.where(keys[:, None] <= queries[None, :], weights, 0.0)
+                grad_v = tl.dot(weights.to(grad_o.dtype), grad_o, grad_v, input_precision=PRECISION)
+                grad_scores = weights * (grad_weights - delta[None, :])
+                grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION)
+    _store(grad_k_tiles, grad_k * scale, batch, kv_head, first_key, KEY_TILE, D)
+    _store(grad_v_tiles, grad_v, batch, kv_head, first_key, KEY_TILE, D)
