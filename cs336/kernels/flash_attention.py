@@ -10,7 +10,8 @@ Twin      tiled_attention.py: the same tiles and names in plain PyTorch, on any 
 Loads     by descriptors (TMA on Hopper and later): what lies beyond the end of a sequence or a head arrives as 0.
 Backward  two passes without atomics, so equal inputs give equal gradients: one over tiles of queries for dQ, one over
           tiles of keys for dK and dV. Both make the weights again from the saved logsumexp.
-Checked   tests/kernels; speed and errors on GPUs: benchmarks/results/attention.jsonl, notes in kernels/NOTES.md.
+Hopper    bf16 and fp16 on H100 and H200 take the kernels of hopper_attention.py, which do the same faster.
+Checked   tests/kernels, on GPUs and in Triton's interpreter; speed and errors: benchmarks/results/attention.jsonl.
 """
 
 from __future__ import annotations
@@ -118,24 +119,15 @@ def _validate(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
     """Output, in q's layout, and logsumexp."""
-    o = torch.empty_like(q)
+    o = _empty_like(q)
     logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-    batch, heads, num_queries, d_head = _with_heads(q).shape
-    kv_heads, num_keys = _with_heads(k).shape[1:3]
-    tiles = _tiles("forward", q)
-    _forward_kernel[(batch * heads, triton.cdiv(num_queries, tiles.queries))](
-        *_descriptors(tiles.queries, q),
-        *_descriptors(tiles.keys, k, v),
-        *_descriptors(tiles.queries, o),
-        logsumexp,
-        heads,
-        heads // kv_heads,
-        num_queries,
-        num_keys,
-        scale=_LOG2_E.value / math.sqrt(d_head),
-        IS_CAUSAL=is_causal,
-        **_options(tiles, q),
-    )
+    tensors = _addressable(q), _addressable(k), _addressable(v), _addressable(o)
+    if _takes_hopper_kernels(q):
+        from cs336.kernels import hopper_attention
+
+        hopper_attention.forward(*tensors, logsumexp, is_causal)
+    else:
+        _launch_forward(*tensors, logsumexp, is_causal)
     return o, logsumexp
 
 
@@ -143,13 +135,79 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, grad_o: Tensor, logsumexp: Tensor, is_causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, in their layouts."""
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    batch, heads, num_queries, d_head = _with_heads(q).shape
-    kv_heads, num_keys = _with_heads(k).shape[1:3]
+    grads = _empty_like(q), _empty_like(k), _empty_like(v)
+    tensors = [_addressable(each) for each in (q, k, v, o, grad_o)]
     # For each query its logsumexp in powers of two and rowsum(O * dO), which the first pass writes; 0 beyond the end.
-    padded_queries = triton.cdiv(num_queries, _LARGEST_TILE) * _LARGEST_TILE
-    rows = torch.zeros(2, batch * heads, padded_queries, dtype=torch.float32, device=q.device)
-    numbers = (heads, heads // kv_heads, num_queries, num_keys)
+    padded_queries = triton.cdiv(q.shape[-2], _LARGEST_TILE) * _LARGEST_TILE
+    rows = torch.zeros(2, q[..., 0, 0].numel(), padded_queries, dtype=torch.float32, device=q.device)
+    arguments = tensors, [_addressable(each) for each in grads], logsumexp, rows, is_causal
+    if _takes_hopper_kernels(q):
+        from cs336.kernels import hopper_attention
+
+        hopper_attention.backward(*arguments)
+    else:
+        _launch_backward(*arguments)
+    return grads
+
+
+def _takes_hopper_kernels(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype != torch.float32 and torch.cuda.get_device_capability(q.device)[0] == 9
+
+
+def _addressable(tensor: Tensor) -> Tensor:
+    """The tensor with an axis of heads and strides that the copy engine takes, or else a copy."""
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    strides = _strides(tensor)
+    if strides is None or tensor.data_ptr() % _COPY_ALIGNMENT:
+        return tensor.clone(memory_format=torch.contiguous_format)  # as of o.sum(), whose gradient is one number
+    return tensor.as_strided(tensor.shape, strides)
+
+
+def _strides(tensor: Tensor) -> list[int] | None:
+    """Strides as a descriptor takes them, or None: the last is 1, the others are multiples of 16 bytes."""
+    whole = math.prod(tensor.shape[-2:])
+    strides = [  # that of an axis of one element is never gone along
+        stride if length > 1 else whole for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
+    ]
+    strides[-1] = tensor.stride(-1)
+    aligned = all(stride > 0 and stride * tensor.element_size() % _COPY_ALIGNMENT == 0 for stride in strides[:-1])
+    return strides if aligned and strides[-1] == 1 else None
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    """Room for a result, in the tensor's layout where it can be stored so."""
+    result = torch.empty_like(tensor)
+    return result if _strides(result) else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _launch_forward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, is_causal: bool) -> None:
+    batch, heads, num_queries, d_head = q.shape
+    tiles = _tiles("forward", q)
+    _forward_kernel[(batch * heads, triton.cdiv(num_queries, tiles.queries))](
+        *_descriptors(tiles.queries, q),
+        *_descriptors(tiles.keys, k, v),
+        *_descriptors(tiles.queries, o),
+        logsumexp,
+        heads,
+        heads // k.shape[1],
+        num_queries,
+        k.shape[2],
+        scale=_LOG2_E.value / math.sqrt(d_head),
+        IS_CAUSAL=is_causal,
+        **_options(tiles, q),
+    )
+
+
+def _launch_backward(
+    inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows: Tensor, is_causal: bool
+) -> None:
+    q, k, v, o, grad_o = inputs
+    grad_q, grad_k, grad_v = grads
+    batch, heads, num_queries, d_head = q.shape
+    kv_heads, num_keys = k.shape[1:3]
+    numbers = (heads, heads // kv_heads, num_queries, num_keys, rows.shape[-1])
+    common = {"scale": 1 / math.sqrt(d_head), "IS_CAUSAL": is_causal}
     tiles = _tiles("dq", q)
     _backward_dq_kernel[(batch * heads, triton.cdiv(num_queries, tiles.queries))](
         *_descriptors(tiles.queries, q),
@@ -158,9 +216,7 @@ def _backward(
         logsumexp,
         rows,
         *numbers,
-        padded_queries,
-        scale=1 / math.sqrt(d_head),
-        IS_CAUSAL=is_causal,
+        **common,
         **_options(tiles, q),
     )
     tiles = _tiles("dk_dv", q)
@@ -171,12 +227,9 @@ def _backward(
         *_descriptors(tiles.keys, grad_k, grad_v),
         TensorDescriptor(rows, [rows.numel()], [1], [tiles.queries]),
         *numbers,
-        padded_queries,
-        scale=1 / math.sqrt(d_head),
-        IS_CAUSAL=is_causal,
+        **common,
         **_options(tiles, q),
     )
-    return grad_q, grad_k, grad_v
 
 
 @torch.library.custom_op("cs336::flash_forward", mutates_args=())
@@ -186,7 +239,7 @@ def _forward_operator(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple
 
 @_forward_operator.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
+    return _empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 @torch.library.custom_op("cs336::flash_backward", mutates_args=())
@@ -200,31 +253,13 @@ def _backward_operator(
 def _(
     q: Tensor, k: Tensor, v: Tensor, o: Tensor, grad_o: Tensor, logsumexp: Tensor, is_causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _with_heads(tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim == 4 else tensor.unsqueeze(1)
+    return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 def _descriptors(rows: int, *tensors: Tensor) -> list[TensorDescriptor]:
-    """For tiles of so many rows of one head. A tensor whose addresses the copy engine does not take is copied."""
-    return [_descriptor(rows, _with_heads(tensor)) for tensor in tensors]
-
-
-def _descriptor(rows: int, tensor: Tensor) -> TensorDescriptor:
-    size = tensor.element_size()
-    strides = [
-        stride if length > 1 else _COPY_ALIGNMENT  # of one element: never gone along
-        for stride, length in zip(tensor.stride(), tensor.shape, strict=True)
-    ]
-    strides[-1] = tensor.stride(-1)
-    aligned = all(stride * size % _COPY_ALIGNMENT == 0 and stride > 0 for stride in strides[:-1])
-    if not aligned or strides[-1] != 1 or tensor.data_ptr() % _COPY_ALIGNMENT:
-        tensor = tensor.clone(memory_format=torch.contiguous_format)  # as of o.sum(), whose gradient is one number
-        strides = list(tensor.stride())
-    block = [1, 1, rows, triton.next_power_of_2(tensor.shape[-1])]
-    return TensorDescriptor(tensor, list(tensor.shape), strides, block)
+    """For tiles of so many rows of one head."""
+    block = [1, 1, rows, triton.next_power_of_2(tensors[0].shape[-1])]
+    return [TensorDescriptor(each, list(each.shape), list(each.stride()), block) for each in tensors]
 
 
 def _tiles(kernel: str, q: Tensor) -> Tiles:

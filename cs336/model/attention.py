@@ -199,7 +199,26 @@ def _fused(
     return fused_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout_rate, is_causal=is_causal)
 
 
-KERNELS: dict[str, Callable[..., Tensor]] = {"reference": _reference, "fused": _fused}
+def _flash(
+    queries: Float[Tensor, "... heads queries d_k"],
+    keys: Float[Tensor, "... kv_heads keys d_k"],
+    values: Float[Tensor, "... kv_heads keys d_k"],
+    mask: Bool[Tensor, "... queries keys"] | None,
+    dropout_rate: float,
+) -> Float[Tensor, "... heads queries d_k"]:
+    """Our FlashAttention-2 in Triton, where a whole sequence attends to itself; the rest is PyTorch's."""
+    num_queries, width = queries.shape[-2:]
+    if mask is not None or dropout_rate or num_queries != keys.shape[-2] or width % 16 or width > 128:
+        return _fused(queries, keys, values, mask, dropout_rate)
+    from cs336.kernels.flash_attention import flash_attention  # only here: everything else runs without Triton
+
+    device = queries.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+    q, k, v = (each.reshape(-1, *each.shape[-3:]).to(dtype) for each in (queries, keys, values))
+    return flash_attention(q, k, v, causal=True).view(queries.shape)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {"reference": _reference, "fused": _fused, "flash": _flash}
 
 
 def _for_each_head(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -279,7 +279,7 @@ class TransformerLM(nn.Module):
         return model
 
     def use_attention_kernel(self, kernel: str) -> TransformerLM:
-        """Compute attention by "reference", the default, or "fused", PyTorch's own; returns the model.
+        """Compute attention by "reference", the default, "fused", PyTorch's own, or "flash", ours; returns the model.
 
         Raises:
             ValueError: there is no such kernel.

@@ -86,6 +86,33 @@ def test_heads_are_read_where_they_lie():
     assert max(errors(lambda *a: flash_attention(*a[:3], causal=a[3]), q, k, v, True)) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("case", ["features first", "off by one element", "one head for all"])
+def test_what_the_copy_engine_cannot_address_is_copied(case):
+    def made(seed: int) -> Tensor:
+        if case == "features first":
+            return random(2, 2, 32, 40, seed=seed).detach().mT.requires_grad_()
+        if case == "off by one element":
+            return random(2 * 2 * 40 * 32 + 1, seed=seed).detach()[1:].view(2, 2, 40, 32).requires_grad_()
+        return random(2, 1, 40, 32, seed=seed).detach().expand(2, 2, 40, 32).requires_grad_()
+
+    q, k, v = map(made, range(3))
+    assert max(errors(lambda *a: flash_attention(*a[:3], causal=a[3]), q, k, v, True)) < TOLERANCE[torch.float32]
+
+
+def test_the_operators_of_compiled_code():
+    q, k, v = (random(2, 2, 40, 32, seed=seed) for seed in range(3))
+    o, logsumexp = torch.ops.cs336.flash_forward(q, k, v, True)
+    expected = flash_attention(q, k, v, causal=True)
+    assert torch.equal(o, expected)
+    grad = torch.ones_like(o)
+    grads = torch.ops.cs336.flash_backward(q, k, v, o, grad, logsumexp, True)
+    for one, other in zip(grads, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        assert torch.equal(one, other)
+    torch.library.opcheck(torch.ops.cs336.flash_forward, (q.detach(), k.detach(), v.detach(), True))
+    backward = tuple(each.detach() for each in (q, k, v, o, grad, logsumexp))
+    torch.library.opcheck(torch.ops.cs336.flash_backward, (*backward, True))
+
+
 @pytest.mark.parametrize("attention", [TiledAttention.apply, FlashAttention.apply], ids=["tiled", "triton"])
 def test_large_scores_do_not_overflow(attention):
     q, k, v = (random(1, 80, 16, seed=seed) for seed in range(3))

@@ -129,9 +129,9 @@ def test_qk_norm_acts_on_each_head_before_the_rotation():
 @pytest.mark.parametrize("num_kv_heads", [4, 1])
 @pytest.mark.parametrize("masked", [True, False])
 def test_every_kernel_gives_the_same_output_and_gradients(num_kv_heads, masked):
-    rope = RotaryPositionalEmbedding(100.0, 8, 16)
-    layer = CausalMultiHeadSelfAttention(32, 4, num_kv_heads=num_kv_heads, rope=rope)
-    x = torch.randn(2, 9, 32, requires_grad=True)
+    rope = RotaryPositionalEmbedding(100.0, 16, 16)
+    layer = CausalMultiHeadSelfAttention(64, 4, num_kv_heads=num_kv_heads, rope=rope)
+    x = torch.randn(2, 9, 64, requires_grad=True)
     mask = causal_mask(9, 9) & (torch.rand(2, 1, 9, 9) > 0.3) | torch.eye(9, dtype=torch.bool) if masked else None
     results = {}
     for kernel in KERNELS:
@@ -141,6 +141,15 @@ def test_every_kernel_gives_the_same_output_and_gradients(num_kv_heads, masked):
     for kernel in KERNELS:
         torch.testing.assert_close(results[kernel], results["reference"], atol=1e-4, rtol=1e-4)
     assert not torch.equal(results["fused"][0], results["reference"][0])  # it is another kernel
+    assert torch.equal(results["flash"][0], results["fused"][0]) == masked  # what it does not do is PyTorch's
+
+
+def test_heads_that_our_kernel_does_not_take_are_pytorchs():
+    layer = CausalMultiHeadSelfAttention(48, 2, kernel="flash")  # 24 features a head
+    x = torch.randn(9, 48)
+    ours = layer(x)
+    layer.use_kernel("fused")
+    assert torch.equal(ours, layer(x))
 
 
 def test_mistakes_are_errors():
@@ -148,5 +157,5 @@ def test_mistakes_are_errors():
         CausalMultiHeadSelfAttention(16, 3)
     with pytest.raises(ValueError, match="must divide num_heads"):
         CausalMultiHeadSelfAttention(16, 4, num_kv_heads=3)
-    with pytest.raises(ValueError, match="kernel is one of reference, fused, got 'flash'"):
-        CausalMultiHeadSelfAttention(16, 4, kernel="flash")
+    with pytest.raises(ValueError, match="kernel is one of reference, fused, flash, got 'fast'"):
+        CausalMultiHeadSelfAttention(16, 4, kernel="fast")

@@ -144,7 +144,7 @@ def test_parameters_have_the_specified_names_and_number():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kernel", ["reference", "fused"])
+@pytest.mark.parametrize("kernel", ["reference", "fused", "flash"])
 def test_cached_steps_equal_one_pass(variant, kernel):
     model = TransformerLM(VARIANTS[variant]).eval()
     ids = torch.randint(0, 50, (2, 10))
