@@ -43,6 +43,7 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
+    in_place: bool = False,
 ) -> Loss:
     """`cross_entropy(hidden @ weight.T, targets)` without ever holding the logits of all tokens.
 
@@ -59,6 +60,8 @@ def linear_cross_entropy(
         z_loss: weight of the mean squared log of the softmax's denominator, which keeps logits from
             drifting; 1e-4 in PaLM, 0 for none.
         chunk_tokens: tokens at once; by default what suits the device.
+        in_place: make the gradient in the place of the logits by a Triton kernel, so that no fp32 copy of them
+            exists; for runs without `torch.compile`, which fuses the plain passes.
 
     Raises:
         ValueError: `chunk_tokens` below 1, a negative `z_loss`, or shapes that do not agree.
@@ -70,7 +73,7 @@ def linear_cross_entropy(
         raise ValueError(f"z_loss must not be negative, got {z_loss}")
     rows, flat_targets, chunk, dtype = _arguments(hidden, weight, targets, chunk_tokens)
     wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return Loss(*_LinearCrossEntropy.apply(rows, weight, flat_targets, z_loss, chunk, dtype, wants_gradient))
+    return Loss(*_LinearCrossEntropy.apply(rows, weight, flat_targets, z_loss, chunk, dtype, wants_gradient, in_place))
 
 
 @torch.no_grad()
@@ -130,6 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         dtype: torch.dtype,
         wants_gradient: bool,
+        in_place: bool,
     ) -> tuple[Tensor, Tensor]:
         head = weight.to(dtype)
         num_tokens = rows.shape[0]
@@ -140,20 +144,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=rows.device) if wants_gradient else None
         for some_rows, some_targets in _chunks(rows, targets, chunk_tokens):
             low = some_rows.to(dtype)
-            logits = _product(low, head.T).float()
-            log_normalizer = torch.logsumexp(logits, dim=-1)
-            chosen = logits.gather(-1, some_targets.unsqueeze(-1)).squeeze(-1)
-            nats = nats + (log_normalizer - chosen).sum()
-            squares = squares + log_normalizer.square().sum()
-            if weight_gradient is None:
-                continue
-            # In place: on a CPU these passes over the logits cost as much as a product.
-            gradient = logits.sub_(log_normalizer.unsqueeze(-1)).exp_()
-            if z_loss:
-                gradient.mul_((1 + 2 * z_loss * log_normalizer).unsqueeze(-1))
-            gradient = _minus_one_at(gradient, some_targets).mul_(1 / num_tokens).to(dtype)
-            row_gradients.append(_product(gradient, head))
-            weight_gradient.add_(_product(gradient.T, low))
+            logits = _product(low, head.T)
+            losses_of = _in_place if in_place else _by_passes
+            losses, log_normalizers, gradient = losses_of(logits, some_targets, num_tokens, z_loss, wants_gradient)
+            nats = nats + losses.sum()
+            squares = squares + log_normalizers.square().sum()
+            if weight_gradient is not None:
+                gradient = gradient.to(dtype)
+                row_gradients.append(_product(gradient, head))
+                weight_gradient.add_(_product(gradient.T, low))
         mean = nats / num_tokens
         total = mean + z_loss * (squares / num_tokens)
         ctx.mark_non_differentiable(mean)
@@ -167,7 +166,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_gradient, weight_gradient = ctx.saved_tensors
         rows_dtype, weight_dtype = ctx.dtypes
         scaled = upstream[0] * row_gradient, upstream[0] * weight_gradient
-        return scaled[0].to(rows_dtype), scaled[1].to(weight_dtype), None, None, None, None, None
+        return scaled[0].to(rows_dtype), scaled[1].to(weight_dtype), None, None, None, None, None, None
+
+
+def _by_passes(
+    logits: Tensor, targets: Tensor, num_tokens: int, z_loss: float, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, log denominators, and the logits' gradient of the mean, in fp32."""
+    logits = logits.float()
+    log_normalizers = torch.logsumexp(logits, dim=-1)
+    losses = log_normalizers - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    if not wants_gradient:
+        return losses, log_normalizers, logits
+    # In place: on a CPU these passes over the logits cost as much as a product.
+    gradient = logits.sub_(log_normalizers.unsqueeze(-1)).exp_()
+    if z_loss:
+        gradient.mul_((1 + 2 * z_loss * log_normalizers).unsqueeze(-1))
+    return losses, log_normalizers, _minus_one_at(gradient, targets).mul_(1 / num_tokens)
+
+
+def _in_place(
+    logits: Tensor, targets: Tensor, num_tokens: int, z_loss: float, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by the kernel, in the logits' dtype."""
+    from cs336.kernels.cross_entropy import cross_entropy_in_place  # only here: all else runs without Triton
+
+    losses, log_normalizers = cross_entropy_in_place(logits, targets, scale=1 / num_tokens, z_loss=z_loss)
+    return losses, log_normalizers, logits
 
 
 def _minus_one_at(values: Tensor, columns: Tensor) -> Tensor:

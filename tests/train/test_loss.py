@@ -23,10 +23,11 @@ def _gradients(loss, *parameters):
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 15, 100])  # one token, a remainder, exactly all, more than there are
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_value_and_gradients_are_pytorchs(chunk_tokens, scale):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_value_and_gradients_are_pytorchs(chunk_tokens, scale, in_place):
     hidden, weight, targets = _example(scale)
     plain = nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
-    loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk_tokens)
+    loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk_tokens, in_place=in_place)
     assert torch.equal(loss.total, loss.cross_entropy) and not loss.cross_entropy.requires_grad
     torch.testing.assert_close(loss.total, plain, atol=1e-4, rtol=1e-5)
     # Three times the loss has three times the gradient: what comes from above is not forgotten.
@@ -36,11 +37,12 @@ def test_value_and_gradients_are_pytorchs(chunk_tokens, scale):
         torch.testing.assert_close(ours, theirs, atol=1e-6 * scale, rtol=1e-4)
 
 
-def test_the_z_loss_is_the_mean_squared_log_of_the_denominator():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_z_loss_is_the_mean_squared_log_of_the_denominator(in_place):
     hidden, weight, targets = _example()
     logits = hidden @ weight.T
     plain = cross_entropy(logits, targets) + 0.1 * logits.logsumexp(-1).square().mean()
-    loss = linear_cross_entropy(hidden, weight, targets, z_loss=0.1, chunk_tokens=4)
+    loss = linear_cross_entropy(hidden, weight, targets, z_loss=0.1, chunk_tokens=4, in_place=in_place)
     torch.testing.assert_close(loss.total, plain)
     torch.testing.assert_close(loss.cross_entropy, cross_entropy(logits, targets))
     for ours, theirs in zip(_gradients(loss.total, hidden, weight), _gradients(plain, hidden, weight), strict=True):
