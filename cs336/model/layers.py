@@ -82,9 +82,14 @@ class RMSNorm(nn.Module):
     ):
         super().__init__()
         self.eps = eps
+        self.fused = False
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        if self.fused:
+            from cs336.kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, eps=self.eps)
         wide = x.float()  # squares overflow in fp16 and lose digits in bf16
         scale = torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight).to(x.dtype)
@@ -171,8 +176,13 @@ class SwiGLU(nn.Module):
         self.w1 = Linear(d_model, d_ff, bias=bias, device=device, dtype=dtype)
         self.w2 = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
         self.w3 = Linear(d_model, d_ff, bias=bias, device=device, dtype=dtype)
+        self.fused = False
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        if self.fused:
+            from cs336.kernels.swiglu import swiglu
+
+            return self.w2(swiglu(self.w1(x), self.w3(x)))
         return self.w2(silu(self.w1(x)) * self.w3(x))
 
 
@@ -298,6 +308,7 @@ class RotaryPositionalEmbedding(nn.Module):
         if layout not in ROPE_LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(ROPE_LAYOUTS)}, got {layout!r}")
         self.layout = layout
+        self.fused = False
         # Tables in fp64 first: in fp32 the angle of a far position loses its last digits.
         frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device="cpu") / d_k)
         if scaling is not None:
@@ -311,6 +322,13 @@ class RotaryPositionalEmbedding(nn.Module):
     ) -> Float[Tensor, "... seq d_k"]:
         """Rotate `x`; positions broadcast over its leading dimensions."""
         cos, sin = self.cos[token_positions], self.sin[token_positions]
+        if (
+            self.fused and x.ndim == 4 and token_positions.numel() == x.shape[-2]
+        ):  # the same for all heads and sequences
+            from cs336.kernels.rope import rotate
+
+            half = x.shape[-1] // 2
+            return rotate(x, cos.view(-1, half), sin.view(-1, half), interleaved=self.layout == "interleaved")
         if self.layout == "half":
             first, second = x.float().chunk(2, dim=-1)
             return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)

@@ -23,8 +23,10 @@ from cs336.model.layers import (
     ROPE_LAYOUTS,
     Embedding,
     Linear,
+    RMSNorm,
     RopeScaling,
     RotaryPositionalEmbedding,
+    SwiGLU,
     default_d_ff,
     dropout,
 )
@@ -286,6 +288,16 @@ class TransformerLM(nn.Module):
         """
         for attention in self._attentions():
             attention.use_kernel(kernel)
+        return self
+
+    def fuse(self, fused: bool = True) -> TransformerLM:
+        """Compute norms, rotations and gates by our Triton kernels; returns the model.
+
+        For runs without `torch.compile`, which fuses the plain code itself. LayerNorm stays as it is.
+        """
+        for module in self.modules():
+            if isinstance(module, RMSNorm | RotaryPositionalEmbedding | SwiGLU):
+                module.fused = fused
         return self
 
     def recompute_in_segments(self, layers_per_segment: int) -> TransformerLM:

@@ -158,6 +158,31 @@ def test_cached_steps_equal_one_pass(variant, kernel):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_kernels_change_neither_logits_nor_gradients(variant):
+    model = TransformerLM(VARIANTS[variant])
+    ids = torch.randint(0, 50, (2, 10))
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        logits = model.fuse(fused)(ids)
+        results.append([logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_fused_kernels_take_the_place_of_norms_rotations_and_gates():
+    model = TransformerLM(TINY).fuse()
+    nodes, seen = [model(torch.arange(5)[None]).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    names = [node.name() for node in seen]
+    counts = [names.count(f"{kernel}Backward") for kernel in ("RMSNormFunction", "Rotation", "SwiGLUFunction")]
+    assert counts == [2 * TINY.num_layers + 1, 2 * TINY.num_layers, TINY.num_layers]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_any_leading_dimensions_and_any_shorter_length(variant):
     model = TransformerLM(VARIANTS[variant]).eval()
     ids = torch.randint(0, 50, (2, 3, 16))
