@@ -11,6 +11,7 @@ from cs336.kernels.cross_entropy import cross_entropy_in_place
 from cs336.kernels.rms_norm import rms_norm
 from cs336.kernels.rope import rotate
 from cs336.kernels.swiglu import swiglu
+from cs336.kernels.weighted_sum import weighted_sum
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding, silu
 from cs336.train.optimizer import AdamW
 
@@ -44,6 +45,13 @@ def test_rms_norm(shape, dtype):
 
     weight = random(shape[-1], dtype=torch.float32, seed=1)
     agree(lambda x, w: rms_norm(x, w, eps=1e-3), plain, [random(*shape, dtype=dtype), weight], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7, 200), (40, 128)])
+def test_weighted_sum(shape, dtype):
+    inputs = [random(*shape, dtype=dtype), random(shape[-1], dtype=dtype, seed=1)]
+    agree(weighted_sum, lambda x, weight: (weight * x).sum(-1), inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -114,6 +122,8 @@ def test_adamw_equals_the_plain_one_over_some_steps():
 def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="does not fit rows of 8"):
         rms_norm(random(2, 8), random(4))
+    with pytest.raises(ValueError, match="does not fit rows of 8"):
+        weighted_sum(random(2, 8), random(4))
     with pytest.raises(ValueError, match="longer than 16384"):
         rms_norm(random(1, 16_385), random(16_385))
     with pytest.raises(ValueError, match="differ"):
