@@ -16,10 +16,7 @@ Checked   tests/kernels, on GPUs and in Triton's interpreter; speed and errors: 
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,11 +25,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from cs336.kernels.tuned import tuned_tiles
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 MAX_D_HEAD = 128
-TILES_FILE = Path(__file__).with_name("attention_tiles.json")
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _COPY_ALIGNMENT = 16  # bytes, of addresses and strides that a descriptor takes
 _LARGEST_TILE = 128
@@ -48,8 +46,7 @@ class Tiles(NamedTuple):
     max_registers: int = 0
 
 
-# By kernel, then by the padded d_head. `python -m benchmarks attention --tune` measures better ones for a GPU, and
-# writes them to TILES_FILE.
+# By kernel, then by the padded d_head; better ones for a GPU come from attention_tiles.json.
 _TILES = {
     "forward": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 128, 8, 2)},
     "dq": {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2)},
@@ -264,19 +261,13 @@ def _descriptors(rows: int, *tensors: Tensor) -> list[TensorDescriptor]:
 
 def _tiles(kernel: str, q: Tensor) -> Tiles:
     padded = max(64, triton.next_power_of_2(q.shape[-1]))
-    tuned = _tuned_tiles().get(torch.cuda.get_device_name(q.device), {}) if q.is_cuda else {}
-    entry = tuned.get(f"{kernel} {padded} {str(q.dtype).removeprefix('torch.')}")
-    if entry:
-        return Tiles(*entry["tiles"])
+    tuned = tuned_tiles(f"{kernel} {padded} {str(q.dtype).removeprefix('torch.')}", q)
+    if tuned:
+        return Tiles(*tuned)
     tiles = _TILES[kernel][padded]
     if q.dtype == torch.float32:  # twice the memory, and three products for one
         return Tiles(32, 64, 4, 2) if kernel == "dk_dv" else Tiles(64, 32, 4, 2)
     return tiles
-
-
-@functools.cache
-def _tuned_tiles() -> dict[str, Any]:
-    return json.loads(TILES_FILE.read_text(encoding="utf-8")) if TILES_FILE.exists() else {}
 
 
 def _options(tiles: Tiles, q: Tensor) -> dict[str, Any]:

@@ -32,14 +32,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from cs336.kernels.tuned import tuned_tiles
+
 _LOG2_E = gl.constexpr(math.log2(math.e))
 _ROWS = gl.constexpr(64)  # of one group: the height of a product of four warps
 GROUPS = 2
 TILE = GROUPS * 64  # rows of a block
-# Rows of the tiles that stream past, and how many wait in shared memory, by the padded d_head.
-FORWARD = {64: (128, 2), 128: (128, 2)}
-DQ = {64: (128, 2), 128: (64, 2)}
-DK_DV = {64: (64, 2), 128: (64, 2)}
+# Rows of the tiles that stream past, and how many wait in shared memory, by kernel and padded d_head; better ones for
+# a GPU come from attention_tiles.json.
+STREAMED = {
+    "forward": {64: (128, 2), 128: (128, 2)},
+    "dq": {64: (128, 2), 128: (64, 2)},
+    "dk_dv": {64: (64, 2), 128: (64, 2)},
+}
 _REGISTERS = gl.constexpr((240, 24))  # a thread's: of the second computing group, of the moving warp
 
 
@@ -47,7 +52,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, is_ca
     """Fill output and logsumexp; all but the latter of 4 dimensions, addresses as descriptors take them."""
     batch, heads, num_queries, d_head = q.shape
     padded = max(64, triton.next_power_of_2(d_head))
-    keys, stages = FORWARD[padded]
+    keys, stages = _streamed("forward", padded, q)
     _forward_kernel[(batch * heads, triton.cdiv(num_queries, TILE))](
         *_descriptors(64, padded, q),
         *_descriptors(keys, padded, k, v),
@@ -80,7 +85,7 @@ def backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows:
     padded = max(64, triton.next_power_of_2(d_head))
     numbers = (heads, heads // kv_heads, num_queries, num_keys, rows.shape[-1])
     common: dict[str, Any] = {"scale": 1 / math.sqrt(d_head), "D": padded, "IS_CAUSAL": is_causal, "num_warps": 4}
-    tile, stages = DQ[padded]
+    tile, stages = _streamed("dq", padded, q)
     _backward_dq_kernel[(batch * heads, triton.cdiv(num_queries, TILE))](
         *_descriptors(64, padded, q),
         *_descriptors(tile, padded, k, v),
@@ -92,7 +97,7 @@ def backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows:
         STAGES=stages,
         **common,
     )
-    tile, stages = DK_DV[padded]
+    tile, stages = _streamed("dk_dv", padded, q)
     of_rows = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
     _backward_dk_dv_kernel[(batch * kv_heads, triton.cdiv(num_keys, TILE))](
         *_descriptors(tile, padded, q),
@@ -105,6 +110,10 @@ def backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows:
         STAGES=stages,
         **common,
     )
+
+
+def _streamed(kernel: str, padded: int, q: Tensor) -> tuple[int, int]:
+    return tuned_tiles(f"hopper {kernel} {padded}", q) or STREAMED[kernel][padded]
 
 
 def _descriptors(rows: int, d_head: int, *tensors: Tensor) -> list[TensorDescriptor]:

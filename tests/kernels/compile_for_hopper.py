@@ -67,12 +67,13 @@ def compiled(kernel: Any, d_head: int, tile: int, stages: int) -> dict[str, Any]
 
 
 def main() -> None:
-    for tiles, kernel in (
-        (kernels.FORWARD, kernels._forward_kernel),
-        (kernels.DQ, kernels._backward_dq_kernel),
-        (kernels.DK_DV, kernels._backward_dk_dv_kernel),
-    ):
-        for d_head, (tile, stages) in tiles.items():
+    of_names = {
+        "forward": kernels._forward_kernel,
+        "dq": kernels._backward_dq_kernel,
+        "dk_dv": kernels._backward_dk_dv_kernel,
+    }
+    for name, kernel in of_names.items():
+        for d_head, (tile, stages) in kernels.STREAMED[name].items():
             print(json.dumps(compiled(kernel, d_head, tile, stages)), flush=True)
 
 
