@@ -18,6 +18,13 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 
 
+@pytest.fixture(autouse=True, params=["chosen", "portable"] if DEVICE == "cuda" else ["portable"])
+def kernels(request, monkeypatch):
+    """On a GPU of Hopper's kind its own kernels, and those for any GPU."""
+    if request.param == "portable":
+        monkeypatch.setattr("cs336.kernels.flash_attention._takes_hopper_kernels", lambda q: False)
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the formula itself, all scores at once."""
     if q.ndim == 4:
