@@ -175,9 +175,11 @@ def _comment(rows: Sequence[Row]) -> str:
     times = [row["softmax_over_matmul_time"] for row in rows if row["softmax_over_matmul_time"]]
     if times:
         flops = [row["softmax_over_matmul_flops"] for row in rows]
+        slower = min(times) > max(flops)
         said.append(
             f"5. Softmax takes {min(times):.2f} to {max(times):.2f} times as long as attention's two products, and"
-            f" {min(flops):.3f} to {max(flops):.3f} times their FLOPs: it is bound by memory, they by arithmetic."
+            f" {min(flops):.3f} to {max(flops):.3f} times their FLOPs"
+            + (": it is bound by memory, they by arithmetic." if slower else ".")
         )
     return "\n".join(said)
 

@@ -122,7 +122,7 @@ def read_timeline(snapshot: dict[str, Any], marks: Sequence[tuple[str, int]], *,
     events = [event for event in trace if event["action"] in ("alloc", "free_completed")]
     changes = [event["size"] if event["action"] == "alloc" else -event["size"] for event in events]
     held_at_the_end = sum(
-        block["size"]
+        block.get("requested_size", block["size"])  # as the events have it, not rounded up
         for segment in snapshot["segments"]
         for block in segment["blocks"]
         if block["state"] == "active_allocated"

@@ -45,9 +45,9 @@ def accumulation_answer(sums: dict[str, float]) -> str:
     spacing = torch.finfo(torch.float16).eps * 8  # of fp16 numbers from 8 up
     return (
         f"**(a)** Exactly the sum is {ADDEND * COUNT:g}. fp32 misses it by {abs(sums['fp32 + fp32'] - 10):.2g}, the"
-        f" rounding of a thousand sums. In fp16 alone it is off by {abs(sums['fp16 + fp16'] - 10):.2g}: near 10 its"
-        f" numbers lie {spacing:g} apart, as far as the addend is large, so each sum is rounded by up to half of that,"
-        f" and always alike. With an fp32 accumulator only the addend's own rounding is left (0.01 is {rounded:.8f} in"
+        f" rounding of a thousand sums. In fp16 alone it is off by {abs(sums['fp16 + fp16'] - 10):.2g}: from 8 up its"
+        f" numbers lie {spacing:g} apart, from 4 up half as far, so the addend is rounded to one or three such steps,"
+        f" always alike. With an fp32 accumulator only the addend's own rounding is left (0.01 is {rounded:.8f} in"
         f" fp16, times {COUNT:,}): off by {abs(sums['fp32 + fp16'] - 10):.2g}. Casting the addend first changes"
         " nothing, as the sum does that cast anyway. So sums are kept in fp32, and what goes into them may be fp16."
     )
@@ -149,7 +149,11 @@ def precision_page(config: ProfilingConfig, sizes: Sequence[str], rows: Sequence
     return Page(
         text="\n\n".join([*(accumulation_answer(row) for row in sums), _autocast_answer(casts), layer_norm_answer()]),
         tables=[
-            Table([{name: row[name] for name in names} for row in sums], {name: name for name in names}, "(a) Sums"),
+            Table(
+                [{name: f"{row[name]:.6f}" for name in names} for row in sums],
+                {name: name for name in names},
+                "(a) Sums",
+            ),
             Table(
                 [*lines, derived],
                 {"device": "device", "autocast": "autocast"} | {name: name for name in EXPECTED_DTYPES},

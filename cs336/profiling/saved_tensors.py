@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+COMPILED = "compiled code"  # which is no line of ours
 _OURS, _MACHINERY = "/cs336/", "/cs336/profiling/"
 
 
@@ -64,26 +66,32 @@ def _origin() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/_dynamo/" in name or "/torch/_functorch/" in name:
+            return COMPILED
         if _OURS in name and _MACHINERY not in name:
             source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
             return f"{name.rpartition(_OURS)[2]}:{frame.f_lineno} {frame.f_code.co_name}: {source}"
         frame = frame.f_back  # type: ignore[assignment]
-    return "compiled code"
+    return "elsewhere"
 
 
 def largest_contributors(saved: Sequence[SavedTensor], count: int = 5) -> list[dict[str, Any]]:
-    """The lines that keep most: bytes, share of all, and the shapes they keep."""
+    """The lines that keep most: bytes, share of all, and the shapes they keep; of compiled code, shape by shape."""
     total = sum(each.num_bytes for each in saved)
-    by_line: dict[str, list[SavedTensor]] = {}
+    by_line: dict[tuple[str, str], list[SavedTensor]] = {}
     for each in saved:
-        by_line.setdefault(each.origin, []).append(each)
+        by_line.setdefault((each.origin, _shape(each) if each.origin == COMPILED else ""), []).append(each)
     ordered = sorted(by_line.items(), key=lambda item: -sum(each.num_bytes for each in item[1]))[:count]
     return [
         {
             "origin": line,
             "num_bytes": (num_bytes := sum(each.num_bytes for each in kept)),
             "share": num_bytes / total,
-            "tensors": ", ".join(f"{each.dtype} {'x'.join(map(str, each.shape))}" for each in kept),
+            "tensors": ", ".join(f"{times} of {shape}" for shape, times in Counter(map(_shape, kept)).items()),
         }
-        for line, kept in ordered
+        for (line, _), kept in ordered
     ]
+
+
+def _shape(saved: SavedTensor) -> str:
+    return f"{saved.dtype} {'x'.join(map(str, saved.shape))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -246,13 +247,20 @@ def comment_on_precision(rows: Sequence[Row]) -> str:
         gains = [(line["size"], line["ratio bfloat16"]) for line in table if line.get("ratio bfloat16")]
         if gains:
             said = ", ".join(f"{size} {gain:.2f}" for size, gain in gains)
-            lines.append(f"- {mode}, times as fast under bf16 autocast as in fp32: {said}.")
+            trend = f"; {_trend([gain for _, gain in gains])}" if len(gains) > 1 else ""
+            lines.append(f"- {mode}, times as fast under bf16 autocast as in fp32: {said}{trend}.")
     return (
-        "The larger a model, the larger the share of its time in matrix products, which alone gain from the matrix"
-        " units; the rest gains at most what halving its bytes gives, and autocast adds casts of weights that weigh"
-        " most in a small model. TF32 shows what the matrix units alone are worth: storage stays fp32.\n\n"
-        + "\n".join(lines)
+        "Only matrix products gain from the matrix units; the rest gains at most what halving its bytes gives, and"
+        " autocast adds casts of the weights. So the gain follows the share of matrix products, which is larger in a"
+        " larger model. TF32 shows what the matrix units alone are worth: storage stays fp32.\n\n" + "\n".join(lines)
     )
+
+
+def _trend(values: Sequence[float]) -> str:
+    steps = [after - before for before, after in itertools.pairwise(values)]
+    if min(steps) > 0:
+        return "it rises from one size to the next"
+    return "it falls from one size to the next" if max(steps) < 0 else "from one size to the next it rises and falls"
 
 
 def comment_on_compile(rows: Sequence[Row]) -> str:
@@ -274,7 +282,7 @@ def comment_on_compile(rows: Sequence[Row]) -> str:
         "Compilation merges elementwise work, norms and softmax into few kernels, so that their inputs are read once;"
         " matrix products stay the library's, and the optimizer is not compiled. So it gains most where products"
         " take the smaller share.\n\n" + "\n".join(lines)
-    )
+    ).strip()
 
 
 def comment_on_kernels(rows: Sequence[Row]) -> str:

@@ -46,16 +46,16 @@ def _step_study(name: str, about: str) -> Study:
     return Study(about, partial(_step_cells, name), partial(step_studies.step_page, name), "train_step")
 
 
-STUDIES: dict[str, Study] = {
+STUDIES: dict[str, Study] = {  # what takes long comes last
     "errors": Study("attention's errors against fp64", error_cells, error_page, "attention_errors"),
+    "answers": Study("sums and autocast", precision_cells, precision_page, "precision_answers"),
     "baseline": _step_study("baseline", "forward, forward and backward, whole step, of every size"),
-    "warmup": _step_study("warmup", "what the first steps cost, each count in a fresh process"),
     "precision": _step_study("precision", "fp32, TF32 and bf16 autocast"),
-    "compile": _step_study("compile", "torch.compile on the whole model beside eager"),
     "kernels": _step_study("kernels", "the whole model with each attention kernel"),
     "attention": Study("the formula by width and length", attention_cells, attention_page, "attention_baselines"),
-    "profile": Study("the handout's five questions, kernel by kernel", profile_cells, profile_page, "kernel_profile"),
-    "memory": Study("a step's memory over time", memory_cells, memory_page, "memory_profile"),
     "checkpointing": Study("what is kept for a backward pass", checkpoint_cells, checkpoint_page, "checkpointing"),
-    "answers": Study("sums and autocast", precision_cells, precision_page, "precision_answers"),
+    "memory": Study("a step's memory over time", memory_cells, memory_page, "memory_profile"),
+    "profile": Study("the handout's five questions, kernel by kernel", profile_cells, profile_page, "kernel_profile"),
+    "warmup": _step_study("warmup", "what the first steps cost, each count in a fresh process"),
+    "compile": _step_study("compile", "torch.compile on the whole model beside eager"),
 }

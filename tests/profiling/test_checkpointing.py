@@ -14,7 +14,7 @@ from cs336.profiling.checkpointing import (
     run_by_halving,
     segment_bytes,
 )
-from cs336.profiling.saved_tensors import largest_contributors, saved_tensors
+from cs336.profiling.saved_tensors import COMPILED, largest_contributors, saved_tensors
 from cs336.profiling.step_times import parse_size
 
 MIB = 2**20
@@ -55,6 +55,7 @@ def test_eager_rmsnorm_keeps_full_tensors():
 def test_compiled_rmsnorm_keeps_one_and_a_number_a_row():
     saved = norm_saves(2, 16, 8, torch.device("cpu"), compiled=True)
     assert sorted(each["num_bytes"] for each in saved) == [4 * 2 * 16, 4 * 2 * 16 * 8]
+    assert {each["origin"] for each in saved} == {COMPILED}
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4, 8, 32])
