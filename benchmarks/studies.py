@@ -28,6 +28,7 @@ from cs336.profiling.studies import STUDIES
 from cs336.profiling.tables import OUT_OF_MEMORY
 from cs336.store import describe_commit, versions_of
 
+SUBJECT = "train_step"
 PACKAGES = ("torch", "triton")
 DEFAULT_PRESET = "course"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(StepConfig)}
@@ -108,7 +109,7 @@ def _run_studies(options: argparse.Namespace, device: torch.device) -> int:
     for name in names:
         study = STUDIES[name]
         left = 60 * options.minutes - (time.monotonic() - start)
-        found = _measure(study.cells(grids, sizes, device, options.files / name), options, device, study.file, left)
+        found = _measure(study.cells(grids, sizes, device, options.files / name), options, device, left)
         rows += found
         pages[name] = study.page(grids, sizes, found)
         pages[name].write(options.files / name)
@@ -151,7 +152,7 @@ def _run_cells(options: argparse.Namespace, device: torch.device) -> int:
         return 0
     options.again = True  # who names a cell wants it measured
     cells = [step_cell(config, device, ranges=options.nvtx) for config in configs]
-    rows = _measure(cells, options, device, "train_step", 60 * options.minutes)
+    rows = _measure(cells, options, device, 60 * options.minutes)
     print("\n" + Page(tables=[Table([flat_row(row) for row in rows], _COLUMNS)]).markdown())
     return int(any(_failed(row) for row in rows))
 
@@ -165,11 +166,9 @@ def _draw(timeline: Mapping[str, Any], title: str, path: Path) -> None:
     memory_timeline(timeline, title, path)
 
 
-def _measure(
-    cells: Sequence[Cell], options: argparse.Namespace, device: torch.device, file: str, max_seconds: float
-) -> list[Row]:
+def _measure(cells: Sequence[Cell], options: argparse.Namespace, device: torch.device, max_seconds: float) -> list[Row]:
     surroundings = {
-        "subject": file,
+        "subject": SUBJECT,
         "contender": OURS,
         "hardware": hardware(),
         "versions": versions_of(PACKAGES),
@@ -179,7 +178,7 @@ def _measure(
     return run_cells(
         [dataclasses.replace(cell, measure=_with_figure(cell)) for cell in cells],
         device=device,
-        rows=options.results / f"{file}.jsonl",
+        rows=options.results / f"{SUBJECT}.jsonl",
         surroundings=surroundings,
         again=options.again,
         max_seconds=max_seconds,

@@ -27,13 +27,11 @@ class Study(NamedTuple):
         about: what it asks, in one line.
         cells: (grids, sizes of those, device, folder for files such as traces) -> what is measured, in order.
         page: (grids, sizes, rows) -> what they say.
-        file: name of the JSON Lines that hold its rows.
     """
 
     about: str
     cells: Callable[[ProfilingConfig, Sequence[str], torch.device, Path], list[Cell]]
     page: Callable[[ProfilingConfig, Sequence[str], Sequence[Row]], Page]
-    file: str
 
 
 def _step_cells(
@@ -43,19 +41,19 @@ def _step_cells(
 
 
 def _step_study(name: str, about: str) -> Study:
-    return Study(about, partial(_step_cells, name), partial(step_studies.step_page, name), "train_step")
+    return Study(about, partial(_step_cells, name), partial(step_studies.step_page, name))
 
 
 STUDIES: dict[str, Study] = {  # what takes long comes last
-    "errors": Study("attention's errors against fp64", error_cells, error_page, "attention_errors"),
-    "answers": Study("sums and autocast", precision_cells, precision_page, "precision_answers"),
+    "errors": Study("attention's errors against fp64", error_cells, error_page),
+    "answers": Study("sums and autocast", precision_cells, precision_page),
     "baseline": _step_study("baseline", "forward, forward and backward, whole step, of every size"),
     "precision": _step_study("precision", "fp32, TF32 and bf16 autocast"),
     "kernels": _step_study("kernels", "the whole model with each attention kernel"),
-    "attention": Study("the formula by width and length", attention_cells, attention_page, "attention_baselines"),
-    "checkpointing": Study("what is kept for a backward pass", checkpoint_cells, checkpoint_page, "checkpointing"),
-    "memory": Study("a step's memory over time", memory_cells, memory_page, "memory_profile"),
-    "profile": Study("the handout's five questions, kernel by kernel", profile_cells, profile_page, "kernel_profile"),
+    "attention": Study("the formula by width and length", attention_cells, attention_page),
+    "checkpointing": Study("what is kept for a backward pass", checkpoint_cells, checkpoint_page),
+    "memory": Study("a step's memory over time", memory_cells, memory_page),
+    "profile": Study("the handout's five questions, kernel by kernel", profile_cells, profile_page),
     "warmup": _step_study("warmup", "what the first steps cost, each count in a fresh process"),
     "compile": _step_study("compile", "torch.compile on the whole model beside eager"),
 }

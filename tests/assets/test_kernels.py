@@ -7,7 +7,7 @@ import pytest
 from cs336.files import UserError
 from cs336.presets import TINY, find_preset
 from cs336.profiling.cells import append_row, read_rows
-from cs336_assets import kernels
+from cs336_assets import kernels, profiling_plots
 from cs336_assets.asset import Step
 from cs336_assets.flow import STAGES
 from cs336_assets.selections import GROUPS, KERNELS
@@ -73,6 +73,23 @@ def test_profiles_and_memory_become_pictures(made, tmp_path):
     images = [value["image"] for value in shown.values() if isinstance(value, dict) and "image" in value]
     assert len(images) == 4 * len(TINY.profiling.memory_contexts)
     assert all((tmp_path / "memory" / image).read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+@pytest.mark.parametrize("saved_bytes", [None, 2**20])
+def test_pictures_of_what_failed_or_is_not_known_are_drawn_too(saved_bytes, tmp_path):
+    settings = {"d": 16, "length": 256, "compiled": False, "size": "small", "mode": "step", "context_length": 128}
+    failed = {"settings": settings, "failure": "out of memory"}
+    row = {
+        "settings": settings,
+        "forward_seconds": 1.0,
+        "backward_failure": "out of memory",
+        "saved_bytes": saved_bytes,
+    }
+    profiling_plots.time_and_memory_by_length([failed, row], tmp_path / "lengths.png")
+    profiling_plots.time_and_memory_by_length([failed], tmp_path / "nothing.png")
+    profiling_plots.milliseconds_by_size([failed], tmp_path / "times.png")
+    profiling_plots.shares_by_kind([failed], tmp_path / "kinds.png")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_the_handouts_sizes_ask_for_a_gpu_in_one_line(made, tmp_path):

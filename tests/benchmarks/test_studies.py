@@ -12,8 +12,8 @@ def _run(folder, *options):
     return main(["train_step", *shared, *options])
 
 
-def _rows(folder, name="train_step"):
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+def _rows(folder):
+    return [json.loads(line) for line in (folder / "train_step.jsonl").read_text().splitlines()]
 
 
 def test_cells_become_rows_like_those_of_the_presets_and_a_table(tmp_path, capsys):
