@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cs336.model.attention import causal_mask, scaled_dot_product_attention
-from cs336.profiling.cells import FAILURE, Cell, Row
+from cs336.profiling.cells import FAILURE, Cell, Row, is_out_of_memory
 from cs336.profiling.config import ProfilingConfig
 from cs336.profiling.pages import Page, Table
 from cs336.profiling.saved_tensors import saved_tensors
@@ -78,8 +78,6 @@ def measure_attention(settings: dict[str, Any], device: torch.device) -> dict[st
     Raises:
         torch.OutOfMemoryError: not even a forward pass fits.
     """
-    from cs336.profiling.cells import is_out_of_memory
-
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
     shape = (settings["batch_size"], settings["length"], settings["d"])

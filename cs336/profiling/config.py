@@ -73,7 +73,7 @@ class ProfilingConfig:
 
 
 TINY_PROFILING = ProfilingConfig(  # seconds on a CPU: to see that it runs, not to learn from
-    sizes=("16x32x2x2", "32x64x2x2"),
+    sizes=("16x32x2x2", "32x64x2x4"),
     context_length=16,
     batch_size=2,
     warmup_steps=1,
@@ -84,9 +84,9 @@ TINY_PROFILING = ProfilingConfig(  # seconds on a CPU: to see that it runs, not 
     profile_contexts=(16, 32),
     long_sizes=("16x32x2x2",),
     longest_context=64,
-    memory_size="32x64x2x2",
+    memory_size="32x64x2x4",
     memory_contexts=(16, 32),
-    recompute_size="32x64x2x2",
+    recompute_size="32x64x2x4",
     recompute_context=32,
     recompute_segments=(1, 2),
     attention_batch_size=2,

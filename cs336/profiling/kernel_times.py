@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cs336.model.transformer import ModelConfig
+from cs336.profiling.cells import is_out_of_memory, release_memory
 from cs336.profiling.ranges import (
     BACKWARD,
     FINAL_MATMUL,
@@ -176,6 +177,7 @@ def answer_questions(config: StepConfig, device: torch.device, folder: Path | No
     """
     forward_config = dataclasses.replace(config, mode=FORWARD_ONLY)
     timer = measure_step(forward_config, device)
+    release_memory(device)
     forward = profile_step(forward_config, device, _trace_path(folder, forward_config))
     training_mode, training = _profile_training(config, device, folder)
     row = _forward_answers(config, timer["mean_seconds"], forward)
@@ -206,8 +208,6 @@ def _profile_training(
     config: StepConfig, device: torch.device, folder: Path | None
 ) -> tuple[str | None, list[KernelCall]]:
     """The whole step, or if it does not fit the passes without the optimizer, or nothing."""
-    from cs336.profiling.cells import is_out_of_memory, release_memory
-
     for mode in (STEP, BOTH):
         release_memory(device)
         chosen = dataclasses.replace(config, mode=mode)

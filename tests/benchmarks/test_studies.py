@@ -39,7 +39,7 @@ def test_a_study_goes_on_where_it_stopped_and_prints_its_table_last(tmp_path, ca
     capsys.readouterr()
     assert _run(tmp_path, "--preset", "tiny", "--study", "baseline", "precision") == 0
     assert len(_rows(tmp_path)) == 2 * 3 + 2 * 4  # cells of fp32 are those of the baseline
-    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("| 32x64x2x2 | forward+backward |")
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("| 32x64x2x4 | forward+backward |")
     assert (tmp_path / "files" / "baseline" / "page.md").exists()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cs336.profiling.attention_errors import TRITON, error_cells, error_page, is_exact
+from cs336.profiling.attention_errors import IN_TRITON, TRITON, error_cells, error_page, is_exact, triton_runs
 from cs336.profiling.attention_times import (
     attention_cells,
     attention_page,
@@ -19,9 +19,19 @@ CPU = torch.device("cpu")
 
 
 def test_every_attention_is_near_fp64(tmp_path):
-    cells = [cell for cell in error_cells(TINY_PROFILING, (), CPU, tmp_path) if TRITON not in cell.name]
-    rows = run_cells(cells, device=CPU)
+    cells = error_cells(TINY_PROFILING, (), CPU, tmp_path)
+    quick = [cell for cell in cells if cell.settings["implementation"] not in IN_TRITON]
+    rows = run_cells(quick, device=CPU)
     assert len(rows) == 12 and all(is_exact(row) for row in rows), error_page(TINY_PROFILING, (), rows).markdown()
+
+
+def test_triton_in_its_interpreter_is_near_fp64(tmp_path):
+    if not triton_runs(CPU):
+        pytest.skip("Triton's interpreter is off where there is a GPU")
+    cells = error_cells(TINY_PROFILING, (), CPU, tmp_path)
+    rows = run_cells([cell for cell in cells if cell.settings["implementation"] == TRITON], device=CPU)
+    assert [row["settings"]["dtype"] for row in rows] == ["float32"] * 2  # it computes bf16 wrongly
+    assert all(is_exact(row) for row in rows), error_page(TINY_PROFILING, (), rows).markdown()
 
 
 def test_a_wrong_attention_is_found(monkeypatch, tmp_path):

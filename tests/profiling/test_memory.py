@@ -6,7 +6,7 @@ from cs336.model.accounting import count_parameters
 from cs336.profiling.memory import NO_FRAME, read_profile, read_timeline, record_step, thinned
 from cs336.profiling.step_times import StepConfig
 
-TINY = StepConfig(size="32x64x2x2", context_length=16, batch_size=2, mode="step", warmup=1, steps=1)
+TINY = StepConfig(size="32x64x2x4", context_length=16, batch_size=2, mode="step", warmup=1, steps=1)
 
 
 def _alloc(size, *frames):
