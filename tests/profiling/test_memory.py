@@ -3,7 +3,7 @@
 import torch
 
 from cs336.model.accounting import count_parameters
-from cs336.profiling.memory import NO_FRAME, read_profile, read_timeline, record_step, thinned
+from cs336.profiling.memory import NO_FRAME, Timeline, read_profile, read_timeline, record_step, thinned
 from cs336.profiling.step_times import StepConfig
 
 TINY = StepConfig(size="32x64x2x4", context_length=16, batch_size=2, mode="step", warmup=1, steps=1)
@@ -70,6 +70,9 @@ def test_a_real_step_starts_with_weights_and_states_and_leaves_gradients_beside_
 
 
 def test_thinning_keeps_the_peak():
-    timeline = record_step(TINY, torch.device("cpu"))
-    thin = thinned(timeline, most=50)
-    assert len(thin["active_bytes"]) <= 50 and max(thin["active_bytes"]) == timeline.peak_bytes
+    spike = Timeline(active_bytes=[1, 2, 9, 2, 1, 0, 3], stages=[("forward", 0), ("backward", 4)], largest=[])
+    assert thinned(spike, most=3) == {
+        "events_per_point": 3,
+        "active_bytes": [9, 2, 3],
+        "stages": [["forward", 0], ["backward", 1]],
+    }
