@@ -115,8 +115,8 @@ def release_memory(device: torch.device) -> None:
     """Give back what earlier cells held, compiled code included, and start counting the peak again."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    gc.collect()
-    if device.type == "cuda":
+    if device.type == "cuda":  # a CPU's memory is there again when the last name of a tensor is gone
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

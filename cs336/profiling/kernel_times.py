@@ -51,7 +51,7 @@ SOFTMAX_FLOPS = 5  # an element: maximum, difference, exponential, sum, quotient
 _KEPT_CATEGORIES = {"kernel", "gpu_memcpy", "gpu_memset", "gpu_user_annotation", "user_annotation"}
 _GPU_CATEGORIES = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCH_CATEGORIES = {"cuda_runtime", "cuda_driver"}
-_FUNCTOR = re.compile(r"(\w+?(?:Functor\w*|_kernel_cuda|_kernel_impl|Ops|NormTwoOps|LogSumExp\w*))\b")
+_FUNCTOR = re.compile(r"(\w+?(?:Functor\w*|_functor|_kernel_cuda|_kernel_impl|Ops))\b")
 
 
 def kind_of(kernel: str) -> str:

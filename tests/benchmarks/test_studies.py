@@ -32,14 +32,15 @@ def test_cells_become_rows_like_those_of_the_presets_and_a_table(tmp_path, capsy
 
 
 def test_a_study_goes_on_where_it_stopped_and_prints_its_table_last(tmp_path, capsys):
-    assert _run(tmp_path, "--preset", "tiny", "--study", "baseline", "--minutes", "0") == 0
+    study = ["--preset", "tiny", "--size", "16x32x2x2", "--study"]
+    assert _run(tmp_path, *study, "baseline", "--minutes", "0") == 0
     assert not (tmp_path / "train_step.jsonl").exists()
-    assert _run(tmp_path, "--preset", "tiny", "--study", "baseline", "--size", "16x32x2x2") == 0
+    assert _run(tmp_path, *study, "baseline") == 0
     assert len(_rows(tmp_path)) == 3
     capsys.readouterr()
-    assert _run(tmp_path, "--preset", "tiny", "--study", "baseline", "precision") == 0
-    assert len(_rows(tmp_path)) == 2 * 3 + 2 * 4  # cells of fp32 are those of the baseline
-    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("| 32x64x2x4 | forward+backward |")
+    assert _run(tmp_path, *study, "baseline", "precision") == 0
+    assert len(_rows(tmp_path)) == 3 + 4  # cells of fp32 are those of the baseline
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("| 16x32x2x2 | forward+backward |")
     assert (tmp_path / "files" / "baseline" / "page.md").exists()
 
 

@@ -66,6 +66,17 @@ def test_names_of_kernels():
     assert kind_of("sm80_xmma_gemm_f32f32_f32f32_f32_nn_n") == "matrix products"
     long = "void at::native::vectorized_elementwise_kernel<4, at::native::MulFunctor<float>, std::array<char*, 3ul> >"
     assert short_name(long + "(int, at::native::MulFunctor<float>)") == "vectorized_elementwise_kernel (MulFunctor)"
+    copy = (
+        "at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<at::native::direct_copy_kernel_cuda"
+    )
+    assert (
+        short_name(f"void {copy}(at::TensorIteratorBase&)::{{lambda()#3}}>")
+        == "elementwise_kernel (direct_copy_kernel_cuda)"
+    )
+    total = "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::func_wrapper_t<float, "
+    assert (
+        short_name(total + "at::native::sum_functor<float, float, float>::operator()") == "reduce_kernel (sum_functor)"
+    )
     assert short_name("sm80_xmma_gemm_f32f32_f32f32_f32_nn_n") == "sm80_xmma_gemm_f32f32_f32f32_f32_nn_n"
 
 

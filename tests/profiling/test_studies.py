@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cs336.profiling import step_studies
 from cs336.profiling.cells import FAILURE, run_cells
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.studies import STUDIES
@@ -26,6 +27,8 @@ def _run(name, folder):
     study, sizes = STUDIES[name], TINY_PROFILING.sizes
     rows = run_cells(study.cells(TINY_PROFILING, sizes, CPU, folder), device=CPU)
     assert not [row[FAILURE] for row in rows if FAILURE in row]
+    if name in step_studies.STUDIES:
+        assert step_studies.rows_of_study(name, TINY_PROFILING, sizes, rows) == rows
     page = study.page(TINY_PROFILING, sizes, rows)
     page.write(folder)
     if name != "compile":  # its tiny grid is empty
