@@ -19,7 +19,7 @@ class ProfilingConfig:
         context_length, batch_size: where a study does not vary them.
         warmup_steps, measured_steps: of each cell.
         warmup_counts, warmup_sizes: of the study of warm-up, each cell in a process of its own.
-        compile_sizes: compiled beside eager; compiling the whole model takes a second or two a layer.
+        compile_sizes, compile_precisions: compiled beside eager; compiling takes a second or two a layer and mode.
         profile_contexts: at which every size is profiled.
         long_sizes: go on doubling the context to the largest that fits, `longest_context` at most.
         memory_size, memory_contexts: whose memory is recorded over time.
@@ -37,6 +37,7 @@ class ProfilingConfig:
     warmup_counts: tuple[int, ...] = (0, 1, 2, 5)
     warmup_sizes: tuple[str, ...] = ("small", "large")
     compile_sizes: tuple[str, ...] = ("small", "medium", "large", "xl")
+    compile_precisions: tuple[str, ...] = ("float32",)
     profile_contexts: tuple[int, ...] = (128, 256, 512, 1_024)
     long_sizes: tuple[str, ...] = ("small", "xl")
     longest_context: int = 16_384

@@ -120,7 +120,7 @@ def _precision(config: ProfilingConfig, size: str) -> list[StepConfig]:
 def _compile(config: ProfilingConfig, size: str) -> list[StepConfig]:
     if size not in config.compile_sizes:
         return []
-    return _varied(_base(config, size), precision=("float32", "bfloat16"), mode=MODES, compile=(False, True))
+    return _varied(_base(config, size), precision=config.compile_precisions, mode=MODES, compile=(False, True))
 
 
 def _kernels(config: ProfilingConfig, size: str) -> list[StepConfig]:

@@ -54,3 +54,10 @@ def test_warmup_tells_the_first_step():
 def test_a_size_that_a_study_names_must_be_in_the_grid():
     with pytest.raises(ValueError, match="sizes must hold large"):
         ProfilingConfig(sizes=("small",), compile_sizes=(), long_sizes=())
+
+
+def test_compile_by_hand():
+    page = step_page("compile", ProfilingConfig(), ["small"], _rows("compile", [0.2, 0.1, 0.6, 0.4, 0.8, None]))
+    assert _cells(page)[0][:6] == ["small", "float32", "forward", "200", "100", "2"]
+    assert _cells(page)[2][:6] == ["small", "float32", "step", "800", OUT_OF_MEMORY, ""]
+    assert "- float32, forward+backward, times as fast compiled: small 1.50." in page.text
