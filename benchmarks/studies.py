@@ -32,6 +32,8 @@ SUBJECT = "train_step"
 PACKAGES = ("torch", "triton")
 DEFAULT_PRESET = "course"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(StepConfig)}
+_OF_CELLS = ("context", "mode", "warmup", "steps", "precision", "compile", "attention", "layers_per_segment", "nvtx")
+_OF_CELLS += ("memory_snapshot",)
 _COLUMNS = {
     "size": "size",
     "context_length": "context",
@@ -83,8 +85,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure what the options name; returns the exit status: 1 if a cell failed otherwise than for memory."""
+def run(options: argparse.Namespace) -> int | None:
+    """Measure what the options name.
+
+    Returns:
+        The exit status, 1 if a cell failed otherwise than for memory; None without --size and --study.
+
+    Raises:
+        UserError: options that do not go together.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in _OF_CELLS if getattr(options, name)]
+    if given and (options.study or not options.size):
+        raise UserError(f"{', '.join(given)}: of cells, which --size names; a study has its own")
+    if not (options.size or options.study):
+        return None
     device = pick_device(options.device)
     try:
         if options.study:

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def instead_of_cases(options: argparse.Namespace) -> int | None:
     """With --size or --study the handout's harness runs, without peers; returns its exit status."""
-    return studies.run(options) if options.size or options.study else None
+    return studies.run(options)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:

@@ -54,6 +54,8 @@ def test_timelines_are_drawn(tmp_path):
     [
         (["--size", "huge"], "no size 'huge'"),
         (["--size", "small", "--preset", "tiny"], "exclude each other"),
+        (["--mode", "step", "--nvtx"], "--mode, --nvtx: of cells"),
+        (["--study", "baseline", "--preset", "tiny", "--compile"], "--compile: of cells"),
         (["--study", "baseline", "--preset", "tiny", "--size", "small"], "of preset tiny have 16x32x2x2"),
         (["--size", "16x32x1x2", "--context", "8", "--memory-snapshot", "x.pickle"], "only CUDA's allocator"),
         (["--size", "16x32x1x2", "--context", "8", "16", "--memory-snapshot", "x.pickle"], "records one step"),
