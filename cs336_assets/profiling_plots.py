@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
 from cs336.profiling.cells import FAILURE, Row
+from cs336.profiling.kernel_times import KINDS
 
 _COLORS = {"forward": "#1f77b4", "backward": "#d62728", "optimizer": "#2ca02c"}
 
@@ -44,7 +45,9 @@ def shares_by_kind(rows: Sequence[Row], path: Path) -> None:
     figure, axes = _axes(height=0.32 * len(sound) + 1.4)
     names = [f"{row['settings']['size']}, T={row['settings']['context_length']:,}" for row in sound]
     left = [0.0] * len(sound)
-    for kind in dict.fromkeys(kind for row in sound for kind in row["seconds_by_kind"]):
+    for kind in (*KINDS, "other"):
+        if not any(kind in row["seconds_by_kind"] for row in sound):
+            continue
         widths = [row["seconds_by_kind"].get(kind, 0.0) / row["kernel_seconds"] for row in sound]
         axes.barh(names, widths, left=left, label=kind)
         left = [before + width for before, width in zip(left, widths, strict=True)]

@@ -45,6 +45,8 @@ KINDS = {
     "optimizer and clipping": ("multi_tensor", "foreach", "lerp", "norm_kernel"),
     "gathers, sorts": ("index", "sort", "scatter", "gather", "Radix"),
     "copies": ("Memcpy", "Memset", "copy"),
+    "elementwise": ("elementwise",),
+    "reductions": ("reduce",),
 }
 MATMUL = "matrix products"
 SOFTMAX_FLOPS = 5  # an element: maximum, difference, exponential, sum, quotient

@@ -63,6 +63,9 @@ def test_of_an_operator_only_the_time_that_it_spends_itself():
 
 def test_names_of_kernels():
     assert kind_of("nvjet_sm90_tst_192x192_64x3_2x1_v_bz_coopB_NNN") == "matrix products"
+    assert kind_of("void at::native::vectorized_elementwise_kernel<4, at::native::MulFunctor<float>") == "elementwise"
+    assert kind_of("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float") == "reductions"
+    assert kind_of("void cublasLt::splitKreduce_kernel<32, 16, int, float") == "matrix products"
     assert kind_of("sm80_xmma_gemm_f32f32_f32f32_f32_nn_n") == "matrix products"
     long = "void at::native::vectorized_elementwise_kernel<4, at::native::MulFunctor<float>, std::array<char*, 3ul> >"
     assert short_name(long + "(int, at::native::MulFunctor<float>)") == "vectorized_elementwise_kernel (MulFunctor)"
