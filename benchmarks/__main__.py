@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.measure import Subject, run_subject
 from cs336.files import UserError
 
-MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work"}
+MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work", "studies"}
 MACHINERY |= {"course_step", "dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     subject.add_arguments(parser)
     options = parser.parse_args(rest)
+    instead = getattr(subject, "instead_of_cases", lambda options: None)
     try:
-        return run_subject(name, subject, options)
+        status = instead(options)
+        return run_subject(name, subject, options) if status is None else status
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

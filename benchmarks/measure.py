@@ -95,7 +95,10 @@ class Case:
 
 
 class Subject(Protocol):
-    """What a module of this package offers to be a subject; its docstring is the help text."""
+    """What a module of this package offers to be a subject; its docstring is the help text.
+
+    It may offer `instead_of_cases`, too: options -> exit status, or None where its cases are to be measured.
+    """
 
     __doc__: str | None
 

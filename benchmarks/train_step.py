@@ -8,9 +8,18 @@ gradient clipping and AdamW. Losses of the first step must agree before anything
 
 On a GPU the run ends with a table of where a step's time goes, by kind of kernel; it is written as a row, too.
 
+With --size it is the handout's harness instead: a shape by name or by numbers, random weights and tokens, forward,
+forward+backward or a whole step, without peers. With --study it makes the handout's tables. Both add rows, too.
+
 Examples:
   python -m benchmarks train_step --preset course
   python -m benchmarks train_step --preset tiny --batch-size 4 --device cpu --no-compile
+  python -m benchmarks train_step --size small xl --mode forward step --precision bfloat16
+  python -m benchmarks train_step --size 256x1024x4x4 --context 64 --steps 3 --device cpu
+  python -m benchmarks train_step --study all --minutes 9      # the same line again goes on where it stopped
+  python -m benchmarks train_step --study all --preset tiny --device cpu      # a dry run, in seconds
+  nsys profile -t cuda,nvtx -o small python -m benchmarks train_step --size small --mode step --nvtx
+  nsys stats -r cuda_gpu_kern_sum --filter-nvtx forward small.nsys-rep        # without the warm-up
 
 The data assignment's step on one GPU or several, with hours for all of its steps: python -m benchmarks.course_step
 """
@@ -25,43 +34,43 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks import studies
 from benchmarks.measure import OURS, Case, Contender, append_row, hardware
 from benchmarks.peers import transformers_twin
+from benchmarks.studies import DEFAULT_PRESET
 from cs336.files import UserError
 from cs336.hardware import peak_flops_per_second, pick_device
 from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig
 from cs336.presets import find_preset
+from cs336.profiling.kernel_times import KINDS, kind_of
 from cs336.store import describe_commit
 from cs336.train.loop import TrainConfig, training_step
 
 PACKAGES = ("torch", "triton", "transformers")
 NUM_TIMED_STEPS = 10  # of one run: a step alone would be timed with the start of the next
 NUM_PROFILED_STEPS = 3
-# Kinds of kernels by what their names contain, the first that fits.
-KINDS = {
-    "attention": ("sdpa", "flash", "fmha"),
-    "matrix products": ("nvjet", "gemm", "cutlass", "xmma", "splitK"),
-    "compiled elementwise, norms, softmax": ("triton_",),
-    "optimizer and clipping": ("multi_tensor", "foreach", "lerp", "norm_kernel"),
-    "gathers, sorts": ("index", "sort", "scatter", "gather", "Radix"),
-    "copies": ("Memcpy", "Memset", "copy"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --preset, --vocab-size, --batch-size, --device and --no-compile."""
-    parser.add_argument("--preset", default="course", help="whose model and training (default %(default)s)")
+    """Add --preset, --vocab-size, --batch-size, --device, --no-compile, and those of the harness."""
+    parser.add_argument("--preset", help=f"whose model and training (default {DEFAULT_PRESET})")
     parser.add_argument("--vocab-size", type=int, help="default: what the preset's tokenizer aims for")
     parser.add_argument("--batch-size", type=int, help="sequences (default: the preset's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, for a quick look")
+    studies.add_arguments(parser)
+
+
+def instead_of_cases(options: argparse.Namespace) -> int | None:
+    """With --size or --study the handout's harness runs, without peers; returns its exit status."""
+    return studies.run(options)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """One case: the preset's step."""
     device = pick_device(options.device)
-    preset = find_preset(options.preset)
+    preset = find_preset(options.preset or DEFAULT_PRESET)
     model = dataclasses.replace(preset.model, vocab_size=options.vocab_size or preset.bpe.vocab_size)
     train = preset.train
     if options.batch_size:  # in one piece where the preset's pieces do not fit it
@@ -209,8 +218,3 @@ def _show_where_the_time_goes(
         "commit": describe_commit(),
     }
     append_row(options.results / "train_step.jsonl", row)
-
-
-def kind_of(kernel: str) -> str:
-    """Kind of a CUDA kernel, from its name."""
-    return next((kind for kind, parts in KINDS.items() if any(part in kernel for part in parts)), "other")

@@ -37,6 +37,7 @@ from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.preset_values import changed
+from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -56,6 +57,7 @@ class Preset:
         measured_filters: those that are run; the others are off, and recorded as such.
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
+        profiling: the grids of the studies of time and memory on one GPU; they have models of their own.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
     """
@@ -79,6 +81,7 @@ class Preset:
     held_out: TextFiles | None = None
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
+    profiling: ProfilingConfig = dataclasses.field(default_factory=ProfilingConfig)
     seed: int = 0
     validation: str = ""
     fetch: bool = False
@@ -142,6 +145,7 @@ TINY = Preset(  # two CPU cores, minutes, no network
         ),
     ),
     data_ablation=DataAblationConfig(num_tokens=204_800),
+    profiling=TINY_PROFILING,
     max_training_seconds=240,
 )
 MIXTURE = replace(  # real pages in many languages, news and books, to see what each stage of the data is worth
@@ -210,6 +214,7 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
             keep_checkpoints=1,
         ),
     ),
+    profiling=ProfilingConfig(),
     fetch=True,
     max_training_seconds=3_600,
 )
@@ -220,6 +225,7 @@ MIXTURE_LARGE = replace(  # the same for a GPU: the course's model, which reads 
     model=COURSE.model,
     train=replace(COURSE.train, batch_size=64),
     data_ablation=DataAblationConfig(num_tokens=41_943_040),
+    profiling=COURSE.profiling,
 )
 RAW = replace(  # text taken as it is: no filter and no deduplication changes it; overlap with evaluations is told
     COURSE,

@@ -24,4 +24,12 @@ EXPERIMENTS = {
 }
 # Also run by itself; `--job experiments` leaves it out, as most presets have other questions.
 DATA_ABLATION = {"data_ablation": ("clean_text", "variant_tokens", "data_ablation", "data_ablation_study")}
-SWEEPS = EXPERIMENTS | DATA_ABLATION
+# Time and memory of one GPU, in models of the handout's, so no preset's job needs them.
+KERNELS = {
+    "kernels": (
+        *("attention_errors", "step_times", "baseline_times", "warmup_times", "precision_times", "compile_times"),
+        *("kernel_choice_times", "kernel_profile", "kernel_tables", "attention_baselines", "memory_profile"),
+        *("checkpointing_study", "precision_answers"),
+    )
+}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS

@@ -11,11 +11,11 @@ from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
-from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS
+from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written"]
-APART = {"experiments", "data_ablation", "data_quality"}  # not needed by anything else, so run by themselves
+FLOW += ["experiments", "data_ablation", "evals", "written", "kernels"]
+APART = {"experiments", "data_ablation", "data_quality", "kernels"}  # not needed by anything else, so run by themselves
 LONGEST_BODY = 40
 
 
@@ -95,7 +95,7 @@ def test_jobs_cover_the_graph(graph):
     for job in ("plan", *GROUPS):
         assert definitions.resolve_job_def(f"{preset}_{job}")
     assert set(GROUPS["all"]) == set(FLOW) - APART
-    for group, jobs in (("experiments", EXPERIMENTS), ("data_ablation", DATA_ABLATION)):
+    for group, jobs in (("experiments", EXPERIMENTS), ("data_ablation", DATA_ABLATION), ("kernels", KERNELS)):
         listed = [name for names in jobs.values() for name in names]
         assert listed == [name for name, stage in STAGES.items() if stage.group == group], "in their order"
 
