@@ -182,8 +182,9 @@ def check(
     Args:
         asset: the asset it speaks of.
         blocking: a failure stops everything downstream.
-        of_shards: a run that makes some shards looks at these alone where the check says something of "each", and looks
-            at the others only if need be where it is enough that it holds of "some". Of "all", it looks at all.
+        of_shards: a run that makes some shards looks at these alone where the check says something of "each", with a
+            verdict for each, and looks at the others only if need be where it is enough that it holds of "some". Of
+            "all", it looks at all.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
