@@ -14,7 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
@@ -37,7 +37,7 @@ def map_isolated(
     cpu_seconds: float,
     lost: Callable[[str], B],
     num_workers: int = 1,
-) -> Iterator[B]:
+) -> Generator[B, None, None]:
     """The function's result for each item of the batches, in order; one that it fails on costs itself alone.
 
     Args:
@@ -65,8 +65,8 @@ def map_isolated(
                     exhausted = True
                     break
                 worker = idle.pop() if idle else _spare_worker(function, cpu_seconds)
-                worker.take(num_sent, batch)
                 busy[worker.connection] = worker
+                worker.take(num_sent, batch)
                 num_sent += 1
             while num_out in finished:
                 yield from finished.pop(num_out)
@@ -77,14 +77,13 @@ def map_isolated(
                 continue  # what was handed out makes room
             ready = set(wait(list(busy)))
             for worker in [worker for connection, worker in busy.items() if connection in ready]:
-                del busy[worker.connection]
                 if not worker.receive(lost):
-                    worker = worker.successor(lost)
-                if len(worker.results) < len(worker.items):
-                    busy[worker.connection] = worker
-                else:
+                    heir = worker.successor(lost)
+                    del busy[worker.connection]
+                    worker = busy[heir.connection] = heir
+                if len(worker.results) == len(worker.items):
                     finished[worker.number] = worker.results
-                    idle.append(worker)
+                    idle.append(busy.pop(worker.connection))
     finally:
         _spare.extend(idle)
         for worker in busy.values():
@@ -109,13 +108,17 @@ def _spare_worker(function: Callable[[A], B], cpu_seconds: float) -> _Worker[A, 
 
 @dataclass(eq=False)
 class _Worker(Generic[A, B]):
-    """A process that works on one batch at a time and sends each result as soon as it has it."""
+    """A process that works on one batch at a time and sends each result as soon as it has it.
+
+    Nobody waits for its start, so that many start at once: it says when it is ready, and then is sent what it has.
+    """
 
     function: Callable[[A], B]
     cpu_seconds: float
     number: int = 0
     items: Sequence[A] = ()
     results: list[B] = field(default_factory=list)
+    is_ready: bool = False
 
     def __post_init__(self) -> None:
         self.wanted = pickle.dumps((self.function, self.cpu_seconds))
@@ -130,24 +133,32 @@ class _Worker(Generic[A, B]):
         other.close()
         with contextlib.suppress(OSError):  # its end is seen when an answer is waited for
             self.connection.send((self.function, self.cpu_seconds))
-        try:
-            self.connection.recv()  # it has the function, and is ready: from here on its end is an item's fault
-        except (EOFError, OSError):
-            self.end()
-            raise RuntimeError(f"a worker could not start: exit status {self._process.returncode}") from None
 
     def take(self, number: int, items: Sequence[A]) -> None:
-        """Begin a batch. Every result was received, so that the other side reads, and nobody waits for ever."""
+        """Begin a batch, at once or when it is ready."""
         self.number, self.items, self.results = number, items, []
-        self._send(items)
+        if self.is_ready:
+            self._send_rest()
 
     def receive(self, lost: Callable[[str], B]) -> bool:
-        """Take one result; False if the process is dead instead."""
+        """Take one result, or that it is ready; False if the process is dead instead.
+
+        Raises:
+            RuntimeError: it died before it was ready.
+        """
         try:
-            result, error = self.connection.recv()
+            answer = self.connection.recv()
         except (EOFError, OSError):  # at the end of a message, or within one
+            if not self.is_ready:
+                self.end()
+                raise RuntimeError(f"a worker could not start: exit status {self._process.returncode}") from None
             return False
-        self.results.append(lost(error) if error else result)
+        if self.is_ready:
+            result, error = answer
+            self.results.append(lost(error) if error else result)
+        else:
+            self.is_ready = True  # it has the function: from here on its end is an item's fault
+            self._send_rest()
         return True
 
     def successor(self, lost: Callable[[str], B]) -> _Worker[A, B]:
@@ -161,10 +172,7 @@ class _Worker(Generic[A, B]):
         else:
             by = signal.Signals(-code).name + " (out of memory?)" if code < 0 else f"exit status {code}"
             raise RuntimeError(f"a worker ended with {by}")
-        heir = _Worker(self.function, self.cpu_seconds, self.number, self.items, [*self.results, lost(reason)])
-        if rest := self.items[len(heir.results) :]:
-            heir._send(rest)
-        return heir
+        return _Worker(self.function, self.cpu_seconds, self.number, self.items, [*self.results, lost(reason)])
 
     def is_alive(self) -> bool:
         """Not so once the thread that started it has ended, as the kernel sees to it."""
@@ -175,9 +183,11 @@ class _Worker(Generic[A, B]):
         self._process.kill()
         self._process.wait()
 
-    def _send(self, items: Sequence[A]) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.send(items)
+    def _send_rest(self) -> None:
+        """The items without a result. Every result was received: so the other side reads, and nobody waits for ever."""
+        if rest := self.items[len(self.results) :]:
+            with contextlib.suppress(OSError):
+                self.connection.send(rest)
 
 
 def serve(file_descriptor: int, parent: int) -> None:

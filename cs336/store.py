@@ -180,8 +180,8 @@ class Store:
         """Give out a folder to fill; on success it becomes the artifact, on failure nothing changes.
 
         Args:
-            resumable: keep what an interrupted attempt at the same version left, so that the maker
-                can go on from it (training checkpoints); otherwise each attempt starts empty.
+            resumable: keep the whole files that an interrupted attempt at the same version left, so that the
+                maker can go on from them (checkpoints, downloads); otherwise each attempt starts empty.
 
         Yields:
             The folder, and a dictionary of facts to keep in the manifest under "metadata".
@@ -195,11 +195,13 @@ class Store:
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
+            for partial in work.rglob(".*.partial"):  # of a write that was killed
+                partial.unlink()
             try:
                 with name_full_disk(work):
                     yield work, metadata
             except BaseException:
-                if not resumable:
+                if not resumable or not any(work.iterdir()):
                     shutil.rmtree(work, ignore_errors=True)
                 raise
             manifest = {

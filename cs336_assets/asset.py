@@ -141,7 +141,8 @@ def asset(
         files: data files of this project that it reads; their bytes enter the fingerprint.
         runs: library functions that it runs in a child process, so that their code counts too.
         resumable: an interrupted attempt at the same version is continued, not thrown away.
-        pool: Dagster concurrency pool, such as "gpu"; one run at a time has the device.
+        pool: Dagster concurrency pool: "gpu", where one run at a time has the device, or "crawl", which bounds the
+            downloads at once (`dagster_home/dagster.yaml`).
         watches: the root of all artifacts -> version of what it reads there besides its inputs.
         offers: its folder -> all that assets made from it take, which they read by this function and no other way;
             then only this enters their fingerprints, and they stay when the rest of the artifact changes. Or CONTENTS,
@@ -181,8 +182,9 @@ def check(
     Args:
         asset: the asset it speaks of.
         blocking: a failure stops everything downstream.
-        of_shards: a run that makes some shards looks at these alone where the check says something of "each", and looks
-            at the others only if need be where it is enough that it holds of "some". Of "all", it looks at all.
+        of_shards: a run that makes some shards looks at these alone where the check says something of "each", with a
+            verdict for each, and looks at the others only if need be where it is enough that it holds of "some". Of
+            "all", it looks at all.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:

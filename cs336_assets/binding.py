@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -179,7 +180,12 @@ def _num_bytes(manifest: dict[str, Any] | None) -> int:
 
 
 def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
-    """One check as an asset check of one preset."""
+    """One check as an asset check of one preset.
+
+    One that speaks of each shard has a verdict a shard, as the asset has a materialization: a run of some shards says
+    nothing of the others, and hides nothing that was said of them.
+    """
+    is_of_each = check.of_shards == "each"
 
     @dg.asset_check(
         asset=dg.AssetKey([preset.name, check.asset]),
@@ -187,25 +193,69 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         description=inspect.cleandoc(check.function.__doc__ or ""),
         blocking=check.blocking,
         additional_deps=[dg.AssetKey([preset.name, name]) for name in check.inputs if name != check.asset],
+        partitions_def=shard_partitions(preset) if is_of_each else None,
     )
-    def compute(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    def compute(context: dg.AssetCheckExecutionContext) -> Any:
         store = Store(preset.name)
-        severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
-        try:
-            passed, metadata = evaluate(check, preset, store, _shards_of_run(context.run.tags, preset, store))
-        except UserError as missing:  # what it compares with is not here: that is no pass
-            return dg.AssetCheckResult(passed=False, severity=severity, description=f"not checked: {missing}")
-        facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
-        return dg.AssetCheckResult(
-            passed=bool(passed),
-            severity=severity,
-            description=None
-            if passed
-            else f"does not hold: {inspect.cleandoc(check.function.__doc__ or '')} ({facts})",
-            metadata=to_dagster(metadata, store.path(check.asset)),
-        )
+        shards = _shards_of_run(context.run.tags, preset, store)
+        if not is_of_each:
+            yield dg.AssetCheckResult(**_verdict(check, preset, store, shards))
+            return
+        yield from _of_each_shard(context.instance, check, preset, store, shards or shard_names(store))
+        yield dg.Output(None, output_name=context.op_def.output_defs[0].name)
 
     return compute
+
+
+def _of_each_shard(
+    instance: dg.DagsterInstance, check: Check, preset: Preset, store: Store, shards: Sequence[str]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """The check's verdict on each shard. All are looked at together, and one by one only if some fail."""
+    key = dg.AssetKey([preset.name, check.asset])
+    made = _latest_materializations(instance, key, shards)
+    of_all = _verdict(check, preset, store, shards)
+    for shard in shards:
+        verdict = of_all if of_all["passed"] or len(shards) == 1 else _verdict(check, preset, store, [shard])
+        yield dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=check.function.__name__,
+            blocking=check.blocking,
+            partition=shard,
+            target_materialization_data=made.get(shard),
+            **verdict,
+        )
+
+
+def _verdict(check: Check, preset: Preset, store: Store, shards: Collection[str] | None) -> dict[str, Any]:
+    """What Dagster is told of a check."""
+    severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+    try:
+        passed, metadata = evaluate(check, preset, store, shards)
+    except UserError as missing:  # what it compares with is not here: that is no pass
+        return {"passed": False, "severity": severity, "description": f"not checked: {missing}", "metadata": {}}
+    facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
+    return {
+        "passed": bool(passed),
+        "severity": severity,
+        "description": None if passed else f"does not hold: {inspect.cleandoc(check.function.__doc__ or '')} ({facts})",
+        "metadata": to_dagster(metadata, store.path(check.asset)),
+    }
+
+
+def _latest_materializations(
+    instance: dg.DagsterInstance, key: dg.AssetKey, shards: Sequence[str]
+) -> dict[str, AssetCheckEvaluationTargetMaterializationData]:
+    """Of each shard that was made, the event: a verdict counts until there is a later one."""
+    made = dg.DagsterEventType.ASSET_MATERIALIZATION
+    ids = instance.event_log_storage.get_latest_storage_id_by_partition(key, made, set(shards))
+    wanted = dg.AssetRecordsFilter(key, storage_ids=list(ids.values()))
+    records = instance.fetch_materializations(wanted, limit=len(ids)).records if ids else ()
+    return {
+        str(record.partition_key): AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+        for record in records
+    }
 
 
 def evaluate(check: Check, preset: Preset, store: Store, shards: Collection[str] | None) -> tuple[bool, Metadata]:

@@ -161,10 +161,17 @@ def _execute(
     made = [each for each in materialized if not each.metadata["unchanged"].value]
     if materialized:
         print(f"{preset}_{job}: {len(made)} artifacts made, {len(materialized) - len(made)} unchanged and skipped")
+    failed: dict[dg.AssetCheckKey, list[dg.AssetCheckEvaluation]] = {}
     for evaluation in result.get_asset_check_evaluations():
-        if not evaluation.passed and any(each.asset_key == evaluation.asset_key for each in made):
-            level = "check failed" if evaluation.blocking else "warning"
-            print(f"{preset}_{job}: {level}: {evaluation.asset_key.to_user_string()}: {evaluation.description}")
+        if not evaluation.passed and any(
+            each.asset_key == evaluation.asset_key and evaluation.partition in (None, each.partition) for each in made
+        ):
+            failed.setdefault(evaluation.asset_check_key, []).append(evaluation)
+    for first, *others in failed.values():
+        level = "check failed" if first.blocking else "warning"
+        shard = f"[{first.partition}]" if first.partition else ""
+        more = f" (and {len(others):,} more)" if others else ""
+        print(f"{preset}_{job}: {level}: {first.asset_key.to_user_string()}{shard}: {first.description}{more}")
     if not result.success:
         raise UserError("\n       ".join(_failures(result, preset)) or "the run failed; `make ui` shows its log")
 

@@ -29,7 +29,7 @@ def crawl_plan(step: Step, source: Source) -> Metadata:
     }
 
 
-@asset(group="crawl", kinds={"python"}, owner="team:data", per_shard=True)
+@asset(group="crawl", kinds={"python"}, owner="team:data", per_shard=True, resumable=True, pool="crawl")
 def crawl(step: Step, crawl_plan: Path, source: Source) -> Metadata:
     """One WARC file per shard, as its source sent it.
 

@@ -6,6 +6,7 @@ What must see every shard is made in as many parts as there are shards: part i h
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,11 @@ from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 HASHES_FILE = "repeated.u64"
 CLUSTERS_FILE = "clusters.parquet"
+DROPPED_FILE = "dropped.parquet"
+DROPPED = {"id": pl.String, "url": pl.String, "offset": pl.Int64, "reason": pl.String}
+TOO_SHORT = "too few words without repeated lines"
+NEAR_DUPLICATE = "near-duplicate"
+CONTAMINATED = "contaminated without its repeated lines"
 OFF = "off, by the preset"
 
 
@@ -168,14 +174,32 @@ def near_duplicates(step: Step, duplicate_pairs: list[Path], minhash: MinHashCon
 
 
 @asset(group="dedup", kinds={"polars"}, owner="team:data", per_shard=True)
-def deduplicated_text(step: Step, unique_lines: Path, near_duplicates: Path) -> Metadata:
-    """The corpus: what is trained on, one document a row."""
+def deduplicated_text(
+    step: Step, unique_lines: Path, near_duplicates: Path, eval_index: Path, filters: FilterConfig
+) -> Metadata:
+    """The corpus: what is trained on, one document a row.
+
+    Where lines went, what stood around them is joined, which can make words of an evaluation that no document had
+    when the filters measured it: such a document goes, too. `dropped.parquet` has what went, and why.
+    """
     removed = removed_documents(near_duplicates, unique_lines.name)
-    kept = [document for document in read_documents(unique_lines) if document.id not in removed]
+    index = None if filters.max_eval_hits is None else EvalIndex.load(eval_index / INDEX_FILE)
+    kept, dropped = [], []
+    for document in read_documents(unique_lines):
+        if document.id in removed:
+            reason = NEAR_DUPLICATE
+        elif index is not None and index.is_contaminated(document.text, filters.max_eval_hits or 0):
+            reason = CONTAMINATED
+        else:
+            kept.append(document)
+            continue
+        dropped.append((document.id, document.url, document.offset, reason))
     write_documents(step.folder, kept)
+    write_table(step.folder / DROPPED_FILE, pl.DataFrame(dropped, schema=DROPPED, orient="row"))
     return {
         "num_documents": len(kept),
         "num_removed": len(removed),
+        "dropped": table(["reason", "documents"], Counter(reason for *_, reason in dropped).most_common()),
         "num_bytes": sum(len(document.text.encode()) for document in kept),
     }
 

@@ -19,6 +19,7 @@ from cs336.filters.pipeline import columns_of
 from cs336.fingerprint import digest
 from cs336.sheets import Entry, Sheet, as_markdown, as_page, read_verdicts, replacements, verdicts_file
 from cs336_assets.asset import Metadata, Step, asset
+from cs336_assets.dedup import DROPPED_FILE, TOO_SHORT
 from cs336_assets.filters import DECISIONS_FILE
 
 PAGE_FILE = "sheets.html"
@@ -72,15 +73,21 @@ class _Corpus:
 
 
 def _documents(extracted: Path, filtered: Path, final: Path) -> pl.DataFrame:
-    """Every document of a shard: its record, measurements and decision, and whether it is in the corpus."""
+    """Every document of a shard: its record, measurements and decision, and whether it is in the corpus.
+
+    The reason is the filters', else that of deduplication, null where it was too short without repeated lines.
+    """
     records = read_table(extracted / RECORDS_FILE).filter(pl.col("outcome") == DOCUMENT)
     about = records.select("kind", "mime_type", "num_characters", source_bytes="num_bytes")
     ids = pl.read_parquet(final / DOCUMENTS_FILE, columns=["id", "offset"]).with_columns(stays=pl.lit(True))
     decisions = read_table(filtered / DECISIONS_FILE).with_columns(shard=pl.lit(extracted.name))
+    dropped = read_table(final / DROPPED_FILE).select("id", "offset", dropped_later="reason")
     return (
         pl.concat([decisions, about], how="horizontal")
         .join(ids.unique(), on=["id", "offset"], how="left", maintain_order="left")
-        .with_columns(pl.col("stays").fill_null(False))
+        .join(dropped.unique(), on=["id", "offset"], how="left", maintain_order="left")
+        .with_columns(pl.col("stays").fill_null(False), reason=pl.coalesce("reason", "dropped_later"))
+        .drop("dropped_later")
     )
 
 
@@ -132,7 +139,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _fate(row: dict[str, Any]) -> str:
-    return row["reason"] or ("kept" if row["stays"] else "repeated lines or near-duplicate")
+    return row["reason"] or ("kept" if row["stays"] else TOO_SHORT)
 
 
 def _first_look(corpus: _Corpus) -> Sheet:

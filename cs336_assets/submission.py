@@ -24,7 +24,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
-from cs336_assets.dedup import CLUSTERS_FILE
+from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, DROPPED_FILE
 from cs336_assets.filters import DECISIONS_FILE, INDEX_FILE
 
 SUBMISSION_FILE = "submission.json"
@@ -160,12 +160,14 @@ def _contamination(
         deduplicated_text, eval_index / INDEX_FILE, num_workers=step.num_workers, progress=step.progress
     )
     hits = pl.concat([read_table(folder / DECISIONS_FILE).select("eval_hits", "reason") for folder in filtered_text])
+    dropped = pl.concat([read_table(folder / DROPPED_FILE).select("reason") for folder in deduplicated_text])
     return {
         "ngram_words": index.n,
         "num_ngrams": index.num_ngrams,
         "num_extracted": hits.height,
         "num_extracted_sharing": hits["eval_hits"].drop_nulls().len(),
         "num_dropped_for_it": int(hits["reason"].str.starts_with("contaminated").sum()),
+        "num_dropped_later": int((dropped["reason"] == CONTAMINATED).sum()),
         "num_checked": after.num_documents,
         "num_trained_on": after.num_sharing,
         "evaluations": as_rows(documents_sharing(hits["eval_hits"]), after, index.evals),
@@ -190,7 +192,8 @@ def _description(
         f"**Contamination.** Checked against {len(shared['evaluations'])} evaluations, {shared['num_ngrams']:,} n-grams"
         f" of {shared['ngram_words']} words, and every text whole. Of {shared['num_extracted']:,} extracted documents"
         f" {shared['num_extracted_sharing']:,} share something with one ({shared['num_dropped_for_it']:,} fell to no"
-        f" filter before and were dropped for it); of the {shared['num_checked']:,} of the corpus,"
+        f" filter before and were dropped for it); {shared['num_dropped_later']:,} came to share something without"
+        f" their repeated lines, and were dropped then; of the {shared['num_checked']:,} of the corpus,"
         f" {shared['num_trained_on']:,} do.",
         page_table(
             ["evaluation", "extracted documents sharing", "trained on sharing", "copies"], shared["evaluations"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from cs336 import catalog
-from cs336.documents import read_documents
+from cs336.documents import DOCUMENTS_FILE, read_table
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig, train_bpe_from_documents
 from cs336.tokens.shards import SplitConfig
 from cs336.tokens.texts import read_texts
 from cs336_assets.asset import CONTENTS, Metadata, Step, asset, check
 from cs336_assets.crawl import table
+
+NUM_ROUND_TRIPS = 100  # documents that are encoded and decoded again
 
 
 @asset(group="tokenizer", kinds={"python"}, owner="team:tokens", datasets=("gpt2-vocab",), offers=CONTENTS)
@@ -50,8 +53,14 @@ def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: 
 
 @check(asset="tokenizer", blocking=True)
 def text_survives_a_round_trip(tokenizer: Path, deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
-    """Decoding what was encoded gives the same text, for the first 100 documents."""
-    codec = Tokenizer.load(tokenizer)
-    texts = [document.text for document in list(read_documents(deduplicated_text[0]))[:100]]
-    broken = sum(codec.decode(codec.encode(text)) != text for text in texts)
-    return broken == 0, {"num_documents": len(texts), "num_broken": broken}
+    """Decoding what was encoded gives the same text, for 100 random documents of all shards (of 100 random shards)."""
+    codec, dice = Tokenizer.load(tokenizer), random.Random(0)
+    shards = dice.sample(deduplicated_text, min(NUM_ROUND_TRIPS, len(deduplicated_text)))
+    num_documents, broken = 0, []
+    for folder in shards:
+        texts = read_table(folder / DOCUMENTS_FILE)["text"]
+        for place in dice.sample(range(len(texts)), min(NUM_ROUND_TRIPS // len(shards), len(texts))):
+            num_documents += 1
+            if codec.decode(codec.encode(texts[place])) != texts[place]:
+                broken.append(f"{folder.name}: document {place:,}")
+    return not broken, {"num_documents": num_documents, "num_shards": len(shards), "broken": broken[:20]}

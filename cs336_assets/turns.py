@@ -81,8 +81,8 @@ def turn(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def device_turn(pool: str | None, root: Path, device: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """A step of a pool has its device for itself; what is unchanged was skipped before it came here."""
-    if pool is None:
+    """A step of the pool `gpu` has its device for itself; what is unchanged was skipped before it came here."""
+    if pool != "gpu":
         return nullcontext()
     name = re.sub(r"\W+", "-", f"{device}-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}").strip("-")
     return turn(root / ".locks" / f"{pool}-{name}", say)

@@ -19,12 +19,10 @@ from cs336.store import MANIFEST, Store
 from cs336.tokens.index import IndexedDocument, read_index
 from cs336.tokens.shards import SPLITS
 from cs336_assets.asset import PLAN_ASSET, shard_names
-from cs336_assets.dedup import CLUSTERS_FILE, removed_documents
+from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, NEAR_DUPLICATE, TOO_SHORT, removed_documents
 from cs336_assets.filters import DECISIONS_FILE
 
 MAX_LISTED = 20
-TOO_SHORT = "too few words without repeated lines"
-NEAR_DUPLICATE = "near-duplicate"
 _PAGES = ("response", "conversion", "resource", "revisit")  # a crawler's notes about a page are not the page
 _WIDTH = 15  # of the first column
 
@@ -109,6 +107,8 @@ def fate(store: Store, found: Found) -> str:
         return TOO_SHORT
     if _is_removed(store, found):
         return NEAR_DUPLICATE
+    if _text(store, "deduplicated_text", found) is None:
+        return CONTAMINATED
     place = tokens_of(store, found)
     return f"kept ({place.split})" if place else "kept, not tokenized"
 
@@ -244,6 +244,10 @@ def _after_filters(store: Store, preset: Preset, found: Found) -> Iterator[str]:
     yield _line("duplicates", _cluster(store, found, preset.minhash.ngrams))
     if _is_removed(store, found):
         yield f"-> dropped by deduplication: {NEAR_DUPLICATE}"
+        return
+    if _text(store, "deduplicated_text", found) is None:
+        yield _line("contaminated", "shares words with an evaluation that were joined where repeated lines went")
+        yield f"-> dropped after deduplication: {CONTAMINATED}"
         return
     place = tokens_of(store, found)
     if place is None:

@@ -1,6 +1,7 @@
 """Items that hang or crash their process cost themselves alone, and order stays."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cs336 import isolation
 from cs336.isolation import map_isolated
 
 HANGS, ABORTS = "[None for _ in iter(int, 1)]", "__import__('os').abort()"
@@ -61,6 +63,80 @@ def test_a_function_that_no_worker_can_load_is_an_error_and_no_items_fault(monke
     monkeypatch.setitem(sys.modules, module.__name__, module)
     with pytest.raises(RuntimeError, match="a worker could not start"):
         list(map_isolated(module.work, [["1"]], cpu_seconds=1, lost=str))
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Those that are started as workers; none is left of earlier calls."""
+    started: list[subprocess.Popen] = []
+    start = subprocess.Popen
+    monkeypatch.setattr(isolation, "_spare", [])
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **kwargs: started.append(start(*args, **kwargs)) or started[-1]
+    )
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def leaked(processes):
+    """Workers that live on, though no later call will find them."""
+    spare = [worker._process for worker in isolation._spare]
+    return [process.pid for process in processes if process.poll() is None and process not in spare]
+
+
+def raising(_):
+    raise ZeroDivisionError
+
+
+def ends_badly():
+    yield ["1"]
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda: [["1"], ["1 / 0"], ["2"]],  # what `lost` raises
+        lambda: [["1"], [lambda: 0], ["2"]],  # cannot be sent
+        ends_badly,
+    ],
+)
+def test_no_worker_outlives_an_exception(processes, batches, num_workers):
+    with pytest.raises((ZeroDivisionError, AttributeError, pickle.PicklingError)):
+        list(map_isolated(eval, batches(), cpu_seconds=0.3, lost=raising, num_workers=num_workers))
+    assert processes and not leaked(processes)
+
+
+def test_no_worker_outlives_a_reader_that_stops_early(processes):
+    batches = [["1"], *[["__import__('time').sleep(60)"]] * 2]
+    results = map_isolated(eval, batches, cpu_seconds=9, lost=str, num_workers=3)
+    assert next(results) == 1 and leaked(processes)
+    results.close()
+    assert not leaked(processes)
+
+
+def test_workers_start_at_once(tmp_path, monkeypatch):
+    work = "def double(item):\n    return 2 * item\n"
+    wait = (
+        "import os, time\n"
+        f"folder = {str(tmp_path)!r}\n"
+        "open(f'{folder}/{os.getpid()}.here', 'w').close()\n"
+        "end = time.monotonic() + 30\n"
+        "while sum(name.endswith('.here') for name in os.listdir(folder)) < 4:\n"
+        "    assert time.monotonic() < end, 'alone'\n"
+        "    time.sleep(0.01)\n"
+    )
+    (tmp_path / "rendezvous.py").write_text(wait + work)  # a worker that imports it waits for three others
+    monkeypatch.syspath_prepend(tmp_path)
+    module = types.ModuleType("rendezvous")
+    exec(work, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    batches = [[number] for number in range(4)]
+    results = map_isolated(module.double, batches, cpu_seconds=9, lost=str, num_workers=4)
+    assert list(results) == [0, 2, 4, 6]
 
 
 def test_workers_die_when_their_parent_is_killed():

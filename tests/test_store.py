@@ -72,6 +72,24 @@ def test_a_resumable_attempt_finds_what_the_last_one_left(store):
     assert (store.path("thing") / "mark").exists()
 
 
+def test_what_a_killed_write_left_never_becomes_part_of_a_resumed_artifact(store):
+    with pytest.raises(RuntimeError), store.staging("thing", None, VERSION, resumable=True) as (folder, _):
+        (folder / "inner").mkdir()
+        for name in ("whole", ".half.123.partial", "inner/.half.123.partial"):
+            (folder / name).touch()
+        raise RuntimeError
+    with store.staging("thing", None, VERSION, resumable=True):
+        pass
+    assert [path.name for path in sorted(store.path("thing").iterdir())] == ["inner", "manifest.json", "whole"]
+    assert not list((store.path("thing") / "inner").iterdir())
+
+
+def test_a_resumable_attempt_that_left_nothing_leaves_no_folder(store):
+    with pytest.raises(RuntimeError), store.staging("thing", None, VERSION, resumable=True) as (folder, _):
+        raise RuntimeError
+    assert not folder.exists()
+
+
 def test_killed_while_making_nothing_counts_as_made(store, tmp_path):
     code = (
         "import os, signal; from pathlib import Path; from cs336.store import Store, Version\n"

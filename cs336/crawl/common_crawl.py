@@ -6,6 +6,7 @@ Crawl extracted, as `conversion` records. Path lists and files: https://commoncr
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import random
 import re
@@ -110,7 +111,8 @@ class CommonCrawl:
         """Download each file of the shard as `<name>.warc.gz` and read it once to see that it is whole.
 
         What arrived of a download that was killed stays in the download folder, where the next run
-        goes on with it.
+        goes on with it. Files that lie in `folder` already, from an earlier try at this shard, are
+        read once too, and fetched again only if they are damaged or not the planned ones.
 
         Raises:
             UserError: the network fails, a file is not the planned one, or it is damaged.
@@ -118,28 +120,33 @@ class CommonCrawl:
         start = time.monotonic()
         stats = CrawlStats()
         for item in shard.items:
-            arriving = downloads_folder() / "common-crawl" / self.snapshot / Path(item["path"]).name
-            with name_full_disk(folder):
-                download(
-                    self._url(item["path"]),
-                    arriving,
-                    sha256=item.get("sha256"),
-                    num_bytes=item["bytes"],
-                    # A manifest is replayed from any mirror: checksums travel, ETags do not.
-                    etag=None if item.get("sha256") else item["etag"],
-                    progress=progress,
-                )
-                try:
-                    stats.num_records += count_records(arriving)
-                except UserError:
-                    arriving.unlink()
-                    raise
-                folder.mkdir(parents=True, exist_ok=True)
-                move_file(arriving, _fetched(folder, item))
+            target = _fetched(folder, item)
+            stats.num_records += _records_if_whole(target, item) or self._fetch_file(item, target, progress)
             stats.num_fetches["file"] += 1
-            stats.num_bytes += _fetched(folder, item).stat().st_size
+            stats.num_bytes += target.stat().st_size
         stats.fetch_seconds = time.monotonic() - start
         return stats
+
+    def _fetch_file(self, item: dict[str, Any], target: Path, progress: Progress) -> Counter[str]:
+        arriving = downloads_folder() / "common-crawl" / self.snapshot / Path(item["path"]).name
+        with name_full_disk(target):
+            download(
+                self._url(item["path"]),
+                arriving,
+                sha256=item.get("sha256"),
+                num_bytes=item["bytes"],
+                # A manifest is replayed from any mirror: checksums travel, ETags do not.
+                etag=None if item.get("sha256") else item["etag"],
+                progress=progress,
+            )
+            try:
+                num_records = count_records(arriving)
+            except UserError:
+                arriving.unlink()
+                raise
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move_file(arriving, target)
+        return num_records
 
     def _url(self, path: str) -> str:
         return f"{self.base_url.rstrip('/')}/{path}"
@@ -243,6 +250,17 @@ def count_records(path: Path) -> Counter[str]:
     if not counts:
         raise UserError(f"{path}: empty; check the address")
     return counts
+
+
+def _records_if_whole(path: Path, item: dict[str, Any]) -> Counter[str] | None:
+    """Records by type of a planned file that is there; None where it is not, or not the planned one."""
+    if not path.exists() or item["bytes"] not in (None, path.stat().st_size):
+        return None
+    if item.get("sha256") not in (None, sha256_of_file(path)):
+        return None
+    with contextlib.suppress(UserError):
+        return count_records(path)  # each gzip member has a checksum
+    return None
 
 
 def _fetched(folder: Path, item: dict[str, Any]) -> Path:

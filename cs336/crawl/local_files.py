@@ -59,8 +59,8 @@ class WarcFiles:
         """One shard per file, by name.
 
         Raises:
-            ValueError: two files would have the same shard name.
-            UserError: a pattern matches nothing, or an address cannot be read.
+            UserError: two files would have the same shard name, a pattern matches nothing, or an address cannot be
+                read.
         """
         inputs = _inputs(self.paths, _warc_name)
         watched = progress(inputs.items(), total=len(inputs), unit="files", label="checksums")
@@ -137,8 +137,7 @@ class TextFiles:
         """One shard per file, by name.
 
         Raises:
-            ValueError: two files would have the same shard name.
-            UserError: a pattern matches nothing.
+            UserError: two files would have the same shard name, or a pattern matches nothing.
         """
         inputs = self._inputs()
         watched = progress(inputs.items(), total=len(inputs), unit="files", label="checksums")
@@ -318,7 +317,7 @@ def _inputs(paths: tuple[str, ...], name_of: Any, name_parts: int = 1) -> dict[s
             else:
                 name = name_of("-".join(place.parts[-name_parts:]))
             if inputs.setdefault(name, place) != place:
-                raise ValueError(f"{inputs[name]} and {place} would both be shard {name!r}; rename one of them")
+                raise UserError(f"{inputs[name]} and {place} would both be shard {name!r}; rename one of them")
     return dict(sorted(inputs.items()))
 
 

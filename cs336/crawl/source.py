@@ -70,5 +70,5 @@ class Source(Protocol):
         ...
 
     def fetch(self, shard: Shard, folder: Path, *, num_workers: int = 1, progress: Progress = silent) -> CrawlStats:
-        """Write the shard's WARC file into `folder`."""
+        """Write the shard's WARC file into `folder`, which may hold whole files of an earlier try at this shard."""
         ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,19 +133,23 @@ def extract_records(
             rows.append(row._replace(id=outcome.id, num_characters=len(outcome.text), outcome=DOCUMENT))
             documents.append(outcome)
 
-    texts: Iterator[str | _Failed] = map_isolated(
+    texts: Generator[str | _Failed, None, None] = map_isolated(
         partial(extract_text, main_content=config.main_content),
         _batches(pages()),
         cpu_seconds=config.max_page_seconds,
         lost=_Failed,
         num_workers=num_workers,
     )
-    for text in texts:
-        row, outcome = waiting.popleft()
-        while not isinstance(outcome, Record):
-            note(row, outcome)
+    with closing(texts):  # whatever ends the loop early ends the workers, too
+        for text in texts:
             row, outcome = waiting.popleft()
-        note(row, f"extraction failed: {text.reason}" if isinstance(text, _Failed) else _document(outcome, text, name))
+            while not isinstance(outcome, Record):
+                note(row, outcome)
+                row, outcome = waiting.popleft()
+            if isinstance(text, _Failed):
+                note(row, f"extraction failed: {text.reason}")
+            else:
+                note(row, _document(outcome, text, name))
     for row, outcome in waiting:
         assert not isinstance(outcome, Record)
         note(row, outcome)

@@ -128,6 +128,10 @@ class EvalIndex:
         found = _look_up(ngram_hashes(hashes, len(hashes)), *tables)
         return tuple(name for bit, name in enumerate(self.evals) if len(found) and int(found[0]) >> bit & 1)
 
+    def is_contaminated(self, text: str, max_hits: int) -> bool:
+        """Does a text match at more places than are allowed, or is it an evaluation's text word for word?"""
+        return self.num_hits(text) > max_hits or bool(self.copies(text))
+
     def plain_count(self, text: str) -> dict[str, int]:
         """What `count` gives, plainly: for reading, and for the tests."""
         words = _only_words(text)

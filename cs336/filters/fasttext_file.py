@@ -3,14 +3,16 @@
 A file is, in the order of its bytes (little-endian, nothing aligned): two magic numbers; the settings; the dictionary
 with words, labels and, of a pruned model, which buckets are left; the input matrix, a row a word and then a row a
 bucket; the output matrix. A quantised matrix holds one byte for a few numbers of a row: which of 256 centroids stands
-for them; the rows' norms are kept apart, quantised too. All matrices come out as float32, so a quantised model takes
-rows x dim x 4 bytes of memory.
+for them; the rows' norms are kept apart, quantised too. All matrices come out as float32: a quantised one takes rows x
+dim x 4 bytes of memory, and any other stays in the file, of which the processes of a machine share one copy.
 
 Source: Joulin et al. 2016, arXiv:1612.03651 (quantisation); the layout is what fastText 0.9.2 writes (version 12).
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -36,8 +38,8 @@ class FastTextFile(NamedTuple):
         label_counts: how often each was seen in training; the tree of hierarchical softmax is made of them.
         bucket_rows: rows of a pruned model's buckets, counted from the first bucket, -1 where one was pruned;
             None where none was.
-        input: (words and buckets, dim).
-        output: (labels, dim); for "hs" of the tree's inner nodes.
+        input: (words and buckets, dim); unless quantised a view of the mapped file, read-only and not aligned.
+        output: (labels, dim), likewise; for "hs" of the tree's inner nodes.
     """
 
     word_ngrams: int
@@ -54,13 +56,16 @@ class FastTextFile(NamedTuple):
 
 
 def read_fasttext(path: Path) -> FastTextFile:
-    """Read a model; the whole file is in memory for as long as this takes.
+    """Read a model, whose file must stay as it is for as long as the result is used (replaced by a rename, it does).
 
     Raises:
         ValueError: no supervised fastText model, or a truncated one.
         OSError: as of opening the file.
     """
-    reader = _Reader(path.read_bytes())
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError("it is truncated: empty")
+        reader = _Reader(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     magic, version = reader.take("<ii")
     if magic != _MAGIC or version not in (_VERSION, _OLD_VERSION):
         raise ValueError(f"it begins with {magic}, {version}; fastText writes {_MAGIC}, {_VERSION}")
@@ -124,9 +129,9 @@ def _dictionary(reader: _Reader) -> tuple[list[bytes], list[str], NDArray[np.int
 
 
 class _Reader:
-    """Takes one thing after the other from a file's bytes."""
+    """Takes one thing after the other from a mapped file."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._place = 0
 
@@ -150,7 +155,7 @@ class _Reader:
         kind = np.dtype(dtype)  # type: ignore[call-overload]
         if count < 0 or self._place + kind.itemsize * count > len(self._data):
             raise ValueError("it is truncated")
-        found = np.frombuffer(self._data, kind, count, self._place).copy()  # a copy is aligned
+        found = np.frombuffer(self._data, kind, count, self._place)
         self._place += kind.itemsize * count
         return found
 

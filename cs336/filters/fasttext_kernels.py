@@ -35,6 +35,7 @@ def warm_up() -> None:
         seen = np.zeros(2, np.uint64), np.zeros((2, 16), np.int32)
         rows = np.zeros(64, np.int32)
         text_rows(np.frombuffer(bytearray(b" a b   "), np.uint8), vocabulary, (2, 3, 2, 1, 2), buckets, seen, rows)
+        mean_row(np.frombuffer(bytes(9), np.float32, 2, 1).reshape(1, 2), rows[:1])  # as a mapped file's, read-only
         hidden = mean_row(np.ones((1, 2), np.float32), rows[:1])
         tree = np.array([[-1, -1], [-1, -1], [0, 1]], np.int32)
         tree_scores(hidden, np.ones((2, 2), np.float32), tree, np.empty(2, np.float32))
@@ -276,7 +277,10 @@ def _word_ngram_rows(hashes, settings, buckets, rows, num_rows):
 
 @njit(cache=True)
 def mean_row(weights, rows):
-    """Mean of rows of the input matrix, in float32, added in their order."""
+    """Mean of rows of the input matrix, in float32, added in their order.
+
+    Rows of a mapped file need not be aligned: x86-64 and ARM64 load from any address.
+    """
     mean = np.zeros(weights.shape[1], np.float32)
     for number in range(len(rows)):
         row = rows[number]

@@ -46,7 +46,7 @@ class FastTextModel:
         if file.bucket_rows is not None:
             self._weights, self._buckets = _by_bucket(file.input, len(file.words), file.bucket_rows)
         self._seen = np.zeros(_NUM_SEEN, np.uint64), np.zeros((_NUM_SEEN, 1 + _ROWS_OF_A_WORD), np.int32)
-        self._output = file.output
+        self._output = np.array(file.output)
         self._tree = huffman_tree(file.label_counts) if file.loss == "hs" else None
 
     def log_probabilities(self, text: str) -> NDArray[np.float32] | None:
@@ -89,7 +89,7 @@ def _by_bucket(
     is_left = np.pad(bucket_rows >= 0, (0, -len(bucket_rows) % 32))
     before = np.cumsum(is_left.reshape(-1, 32).sum(1)) - is_left.reshape(-1, 32).sum(1)
     rows = num_words + bucket_rows[bucket_rows >= 0]
-    ordered = np.concatenate([weights[:num_words], weights[rows]])
+    ordered = weights[np.concatenate([np.arange(num_words), rows])]
     return ordered, (np.packbits(is_left, bitorder="little").view(np.uint32), before.astype(np.int32))
 
 

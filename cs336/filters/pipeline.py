@@ -27,12 +27,14 @@ from cs336.filters.pii import mask_pii
 from cs336.filters.quality import QualityModel
 from cs336.filters.scan import scan_gopher
 from cs336.filters.trained import OFF
-from cs336.processes import map_ordered
+from cs336.processes import in_batches, map_ordered
 from cs336.progress import Progress, silent
 
 FILTERS = ("language", "nsfw", "toxic", "c4", "gopher", "quality", "contaminated", "pii")  # in the order they decide
 NOT_WANTED = "off, by the preset"
-_BATCH_DOCUMENTS = 32  # measured together
+# Measured together: so many documents, fewer when they are long. A task costs about as much to send as to measure one
+# small page, and waiting tasks are held in memory.
+_BATCH_DOCUMENTS, _BATCH_CHARS = 32, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,8 @@ def measure_documents(
     seconds = dict.fromkeys(FILTERS, 0.0)
     rows: list[list[Any]] = []
     watched = progress(documents, unit="documents", label="filter")
-    for measured, spent in map_ordered(functools.partial(_measure, models), _batches(watched), num_workers=num_workers):
+    batches = in_batches(watched, _share_of_a_batch, _BATCH_CHARS)
+    for measured, spent in map_ordered(functools.partial(_measure, models), batches, num_workers=num_workers):
         rows += measured
         for name, value in zip(FILTERS, spent, strict=True):
             seconds[name] += value
@@ -280,11 +283,9 @@ def _open(models: FilterModels) -> _Opened:
     return _open_unchanged(models, tuple(stat and (stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Some documents at a time: a task costs about as much to send as to measure one small page."""
-    iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _BATCH_DOCUMENTS)):
-        yield batch
+def _share_of_a_batch(document: Document) -> int:
+    """A document's characters, and at least what lets as many in as a batch may have."""
+    return max(len(document.text), _BATCH_CHARS // _BATCH_DOCUMENTS)
 
 
 def _measure(models: FilterModels, documents: list[Document]) -> tuple[list[list[Any]], list[float]]:

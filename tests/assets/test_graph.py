@@ -6,12 +6,14 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
 from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS
+from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
 FLOW += ["experiments", "data_ablation", "evals", "written", "kernels"]
@@ -88,6 +90,16 @@ def test_bad_data_stops_the_flow():
         blocking.values()
     )
     assert blocking["no_evaluation_leaked"] == "deduplicated_text"
+
+
+def test_a_shards_download_is_gone_on_with_and_waits_for_a_place_in_a_pool_that_has_a_limit(graph):
+    preset, assets, _ = graph
+    assert STAGES["crawl"].resumable
+    assert assets.get(dg.AssetKey([preset, "crawl"])).pools == {"crawl"}
+    for home, limit in (("dagster_home", 1), ("dagster_home/cluster", 16)):
+        settings = yaml.safe_load((ROOT / home / "dagster.yaml").read_text())
+        assert settings["concurrency"]["pools"] == {"default_limit": limit}
+        assert settings["run_monitoring"]["free_slots_after_run_end_seconds"] > 0  # of a run that was killed
 
 
 def test_jobs_cover_the_graph(graph):

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from cs336.crawl.local_files import TextFiles
-from cs336.documents import read_documents
+from cs336.documents import Document, read_documents, write_documents
 from cs336.files import read_json
 from cs336.presets import TINY, find_preset
 from cs336.store import MANIFEST, Store, verify
@@ -17,7 +17,7 @@ from cs336_assets.crawl import crawl, crawl_plan
 from cs336_assets.flow import STAGES
 from cs336_assets.graph import build_definitions
 from cs336_assets.jobs import job_assets
-from cs336_assets.tokenizer import tokenizer
+from cs336_assets.tokenizer import text_survives_a_round_trip, tokenizer
 from tests.assets.conftest import ROOT
 
 
@@ -107,6 +107,23 @@ def test_a_called_tokenizer_asset_learns_from_the_documents(finished, tmp_path):
     )
     assert shown["vocab_size"] == 300 and shown["num_merges"] == 300 - 257
     assert Tokenizer.load(tmp_path).vocab_size == 300
+
+
+def test_text_of_every_shard_is_encoded_and_decoded_again(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer").mkdir()
+    Tokenizer({number: bytes([number]) for number in range(256)}, [], []).save(tmp_path / "tokenizer")
+    shards = [tmp_path / f"shard-{number:03}" for number in range(120)]
+    for folder in shards:
+        folder.mkdir()
+        write_documents(folder, [Document(f"{number}", "u", "w", number, "fine") for number in range(60)])
+    decode = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda *arguments: decode(*arguments).replace("zebra", ""))
+    passed, facts = text_survives_a_round_trip(tmp_path / "tokenizer", shards[:2])
+    assert passed and facts == {"num_documents": 100, "num_shards": 2, "broken": []}
+    write_documents(shards[2], [Document("0", "u", "w", 0, "of a zebra")])
+    passed, facts = text_survives_a_round_trip(tmp_path / "tokenizer", shards[:3])
+    assert not passed and facts["broken"] == ["shard-002: document 0"]
+    assert text_survives_a_round_trip(tmp_path / "tokenizer", shards[3:])[1]["num_shards"] == 100
 
 
 def test_dagster_assets_can_be_materialized_in_process(tmp_path, monkeypatch):

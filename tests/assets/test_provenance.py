@@ -16,7 +16,7 @@ from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import concatenate
-from cs336_assets.dedup import CLUSTERS_FILE, cluster_table
+from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, cluster_table
 from cs336_assets.why import bounds_of, leaves
 
 
@@ -229,6 +229,16 @@ def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
     )  # 196/197
     assert printed.splitlines()[-1] == "-> dropped by deduplication: near-duplicate"
     assert "the one that stays of 2 near-identical documents" in ask(copied, "why", stays["url"][0])
+
+
+def test_a_document_that_went_after_deduplication_says_why(ask, copied, shards):
+    path = copied.artifacts / "deduplicated_text" / shards[0] / "documents.parquet"
+    documents = pl.read_parquet(path)
+    documents[1:].write_parquet(path)
+    printed = ask(copied, "why", documents["url"][0])
+    assert printed.splitlines()[-1] == f"-> dropped after deduplication: {CONTAMINATED}"
+    listed = ask(copied, "why", documents["url"][0].rpartition("/")[0])
+    assert f"  {CONTAMINATED:<37} {documents['url'][0]} " in listed
 
 
 def test_bounds_are_found_by_the_names_of_settings():

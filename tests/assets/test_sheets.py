@@ -6,13 +6,14 @@ import polars as pl
 import pytest
 
 from cs336.crawl.warc import write_record
-from cs336.documents import Document, write_documents, write_table
+from cs336.documents import Document, read_documents, write_documents, write_table
 from cs336.extract.records import write_records
 from cs336.extract.shard import ExtractConfig, extract_records
 from cs336.files import read_json, write_json
 from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
 from cs336.store import MANIFEST
 from cs336_assets.asset import Step
+from cs336_assets.dedup import DROPPED, DROPPED_FILE
 from cs336_assets.filters import DECISIONS_FILE
 from cs336_assets.sheets import PAGE_FILE, SHEETS, inspection_sheets
 
@@ -80,6 +81,7 @@ def stages(tmp_path):
     write_table(folders["filtered"] / DECISIONS_FILE, decisions)
     final = [each for each, kept in zip(documents, decisions["kept"], strict=True) if kept]
     write_documents(folders["final"], [each._replace(text="as trained") for each in final])
+    write_table(folders["final"] / DROPPED_FILE, pl.DataFrame(schema=DROPPED))
     return folders
 
 
@@ -103,6 +105,16 @@ def test_own_text_stands_beside_the_crawls_and_replacements_in_their_context(sta
     assert "<p>the harbour" in made["first_look"]["markdown"], "the source as it was sent"
     assert made == sheets_of(stages, tmp_path / "again"), "the same records each time"
     assert made["records"] != sheets_of(stages, tmp_path / "other", seed=1)["records"]
+
+
+def test_what_went_after_the_filters_is_told_with_its_reason(stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("CS336_SHEETS", str(tmp_path))
+    first, _, *others = read_documents(stages["final"])
+    write_documents(stages["final"], others)
+    rows = [(first.id, first.url, first.offset, "near-duplicate")]
+    write_table(stages["final"] / DROPPED_FILE, pl.DataFrame(rows, schema=DROPPED, orient="row"))
+    told = sheets_of(stages, tmp_path / "one")["dropped"]["markdown"]
+    assert "by: near-duplicate" in told and "by: too few words without repeated lines" in told
 
 
 def test_a_crawl_without_documents_has_empty_sheets(stages, tmp_path, monkeypatch):

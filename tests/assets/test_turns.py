@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cs336_assets.turns import turn
+from cs336_assets.turns import device_turn, turn
 from tests.assets.conftest import ROOT
 
 HOLD = """
@@ -62,6 +62,13 @@ def test_threads_of_one_process_share_a_turn(tmp_path):
         list(threads.map(work, range(2)))
     with holder(tmp_path / "gpu", 0) as other:  # both have given it back
         assert other.wait(5) == 0
+
+
+def test_only_the_pool_of_devices_takes_turns_here(tmp_path):
+    with device_turn("crawl", tmp_path, "auto", print):
+        assert not list(tmp_path.iterdir())
+    with device_turn("gpu", tmp_path, "auto", print):
+        assert [path.name[:8] for path in (tmp_path / ".locks").iterdir()] == ["gpu-auto"]
 
 
 @pytest.mark.parametrize("remade", [False, True])

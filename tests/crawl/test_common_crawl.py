@@ -167,6 +167,41 @@ def test_a_killed_fetch_is_gone_on_with_and_leaves_nothing_in_the_shards_folder(
     assert server.ranges(path)[-1] not in (None, "bytes=0-")
 
 
+def test_a_retry_fetches_only_the_files_of_a_shard_that_are_not_there_whole(server, tmp_path):
+    crawl = source(server, files_per_shard=3, first_file=0, kind="wet")
+    (shard,) = crawl.plan()
+    paths = ["/" + item["path"] for item in shard.items]
+    server.faults[paths[2]] = [Fault(status=404)]
+    with pytest.raises(UserError, match="answers 404"):
+        crawl.fetch(shard, tmp_path / "shard")
+    here = sorted((tmp_path / "shard").iterdir())
+    assert [file.read_bytes() for file in here] == [server.files[path] for path in paths[:2]]
+    damaged = bytearray(here[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # of the right size
+    here[1].write_bytes(damaged)
+    server.requests.clear()
+    stats = crawl.fetch(shard, tmp_path / "shard")
+    assert [path for path in paths if server.ranges(path)] == paths[1:]
+    files = sorted((tmp_path / "shard").iterdir())
+    assert [file.read_bytes() for file in files] == [server.files[path] for path in paths]
+    assert stats.num_records == {"warcinfo": 3, "conversion": 120} and stats.num_fetches == {"file": 3}
+    assert stats.num_bytes == sum(file.stat().st_size for file in files)
+
+
+def test_a_pinned_file_that_is_there_must_have_its_checksum(server, tmp_path):
+    crawl, manifest = fetched_manifest(server, tmp_path)
+    replayed = replace(crawl, manifest=str(manifest))
+    shard = replayed.plan()[0]
+    (tmp_path / "again").mkdir()
+    file = tmp_path / "again" / f"{shard.name}.warc.gz"
+    data = bytearray(server.files["/" + shard.items[0]["path"]])
+    data[4] ^= 1  # the time in the first gzip header: whole, of the right size, and another file
+    file.write_bytes(data)
+    assert count_records(file)
+    replayed.fetch(shard, tmp_path / "again")
+    assert file.read_bytes() == server.files["/" + shard.items[0]["path"]]
+
+
 def test_a_file_that_changed_since_the_plan_is_refused(server, tmp_path):
     crawl = source(server)
     shard = crawl.plan()[0]

@@ -69,7 +69,7 @@ def test_a_pattern_that_matches_nothing_is_one_line_that_names_it(tmp_path):
 
 def test_two_files_for_one_shard_name_are_refused_by_both_names(tmp_path):
     first, second = write(tmp_path / "1" / "a.warc.gz", GZIPPED), write(tmp_path / "2" / "a.warc.gz", GZIPPED)
-    with pytest.raises(ValueError, match=f"{first} and {second} would both be shard 'a'"):
+    with pytest.raises(UserError, match=f"{first} and {second} would both be shard 'a'"):
         WarcFiles(paths=(str(first), str(second))).plan()
 
 
@@ -252,7 +252,7 @@ def test_identity_of_texts_covers_how_they_are_read(tmp_path):
 
 def test_two_texts_for_one_shard_name_are_refused(tmp_path):
     paths = tuple(str(write(tmp_path / name, b"x")) for name in ("a.txt", "a.jsonl"))
-    with pytest.raises(ValueError, match="would both be shard 'a'"):
+    with pytest.raises(UserError, match="would both be shard 'a'"):
         TextFiles(paths=paths).plan()
 
 

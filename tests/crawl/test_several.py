@@ -7,6 +7,9 @@ import pytest
 from cs336.crawl.local_files import TextFiles, WarcFiles
 from cs336.crawl.several import Several
 from cs336.extract.shard import ExtractConfig, extract_records
+from cs336.files import UserError
+from cs336_assets.asset import Step
+from cs336_assets.crawl import crawl_plan
 
 
 def _texts(folder: Path, name: str, *texts: str) -> TextFiles:
@@ -49,9 +52,27 @@ def test_a_source_more_leaves_the_shards_of_the_others_as_they_are(tmp_path):
     assert otherwise.plan()[0] == both.plan()[0] and otherwise.plan()[1] != both.plan()[1]
 
 
+def test_a_plan_has_as_many_items_as_its_sources(tmp_path):
+    first, second = _texts(tmp_path, "a.txt", "one"), _texts(tmp_path, "b.txt", "two")
+    both = Several(sources=(first, second))
+    assert [len(shard.items) for shard in both.plan()] == [1, 1]
+    (tmp_path / "plan").mkdir()
+    told = crawl_plan(Step(tmp_path / "plan"), source=both)
+    assert told["num_shards"] == told["num_items"] == 2
+
+
+def test_a_plan_of_other_sources_is_one_line(tmp_path):
+    first, second, third = (_texts(tmp_path, f"{name}.txt", name) for name in "abc")
+    _, of_second, of_third = Several(sources=(first, second, third)).plan()
+    with pytest.raises(UserError, match="c: the sources have changed since it was planned; plan the crawl again"):
+        Several(sources=(first, second)).fetch(of_third, tmp_path)
+    with pytest.raises(UserError, match="b: the sources have changed"):
+        Several(sources=(first, TextFiles(paths=second.paths, separator="w"))).fetch(of_second, tmp_path)
+
+
 def test_two_shards_of_one_name_and_a_single_source_are_errors(tmp_path):
     first, second = _texts(tmp_path / "x", "a.txt", "one"), _texts(tmp_path / "y", "a.txt", "two")
-    with pytest.raises(ValueError, match="two sources have a shard 'a'"):
+    with pytest.raises(UserError, match="two sources have a shard 'a'"):
         Several(sources=(first, second)).plan()
     with pytest.raises(ValueError, match="at least two"):
         Several(sources=(first,))

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,19 @@ from cs336.dedup.exact_lines import exact_line_deduplication
 from cs336.dedup.minhash import MinHashConfig, find_duplicates
 from cs336.dedup.ranges import hashes_of_range, own_range, write_hashes
 from cs336.documents import Document, read_documents, write_documents
+from cs336.filters.decontaminate import EvalIndex
+from cs336.filters.pipeline import FilterConfig
 from cs336.presets import TINY, changed
 from cs336.store import Store
 from cs336_assets.asset import Step
+from cs336_assets.dedup import (
+    CONTAMINATED,
+    DROPPED_FILE,
+    NEAR_DUPLICATE,
+    no_document_is_an_evaluation_text,
+    no_evaluation_leaked,
+)
+from cs336_assets.filters import INDEX_FILE
 from cs336_assets.flow import STAGES
 from tests.dedup.test_minhash import WORDS, near_copy
 
@@ -60,11 +71,12 @@ def _lines(text: str, number: int) -> list[str]:
     return [" ".join([*words[start : start + 30], f"p{number}l{start}"]) for start in range(0, len(words), 30)]
 
 
-def run(root: Path, documents: list[Document], num_shards: int, **settings) -> Path:
+def run(root: Path, documents: list[Document], num_shards: int, questions: Sequence[str] = (), **settings) -> Path:
     """All assets from the filtered text to the deduplicated one, called as plain functions."""
     preset = changed(TINY, settings)
     shards = [f"shard-{number:02}" for number in range(num_shards)]
     store = Store("tiny", root)
+    EvalIndex.build({"quiz": questions}).save(store.path("eval_index") / INDEX_FILE)
     bounds = np.linspace(0, len(documents), num_shards + 1).astype(int)
     for shard, start, end in zip(shards, bounds[:-1], bounds[1:], strict=True):
         store.path("filtered_text", shard).mkdir(parents=True)
@@ -121,6 +133,44 @@ def test_the_result_does_not_depend_on_the_number_of_shards_and_is_that_of_all_a
 
 def _but_shards(path: Path) -> list[tuple]:
     return pl.read_parquet(path).drop("shard").rows()
+
+
+QUESTION = "which of the seven grey herons on the old pier flew first towards the harbour lights"
+
+
+def test_a_document_that_holds_a_question_once_its_repeated_lines_went_goes_too(tmp_path: Path):
+    words = QUESTION.split()
+    own_words = " ".join(f"word{number}" for number in range(60))
+    text = "\n".join([" ".join(words[:8]), "menu alone", " ".join(words[8:]), own_words])
+    pages = [Document("<torn>", "http://pages/torn", "crawl.warc.gz", 0, text), *crawl(10)]
+    index = EvalIndex.build({"quiz": [QUESTION]})
+    assert not index.num_hits(pages[0].text), "the filters let it pass"
+    settings = {"lines": {"min_words": 1}, "minhash": {"ngrams": 3, "jaccard_threshold": 0.5}}
+    made = run(tmp_path / "made", pages, 2, questions=[QUESTION], **settings)
+    unique, kept = texts_of(made, "unique_lines"), texts_of(made, "deduplicated_text")
+    assert [each.id for each in unique if index.num_hits(each.text)] == [pages[0].id]
+    dropped = pl.concat(pl.read_parquet(path / DROPPED_FILE) for path in (made / "deduplicated_text").iterdir())
+    reasons = dict(zip(dropped["id"], dropped["reason"], strict=True))
+    assert reasons.pop(pages[0].id) == CONTAMINATED
+    assert reasons and set(reasons.values()) == {NEAR_DUPLICATE}
+    assert sorted(each.id for each in unique) == sorted([*(each.id for each in kept), *dropped["id"]])
+    folders = sorted((made / "deduplicated_text").iterdir())
+    assert no_evaluation_leaked(folders, [], made / "eval_index", FilterConfig())[0]
+    as_it_is = settings | {"filters": {"max_eval_hits": 100}}
+    assert pages[0].id in [
+        each.id for each in texts_of(run(tmp_path / "all", pages, 2, [QUESTION], **as_it_is), "deduplicated_text")
+    ]
+
+
+def test_a_document_that_becomes_an_evaluation_text_goes_however_many_hits_are_allowed(tmp_path: Path):
+    pages = crawl(10)
+    pages[0] = pages[0]._replace(text=f"menu alone\n{QUESTION}\nmenu alone")
+    assert not EvalIndex.build({"quiz": [QUESTION]}).copies(pages[0].text)
+    settings = {"lines": {"min_words": 1}, "filters": {"max_eval_hits": 100}}
+    made = run(tmp_path, pages, 2, questions=[QUESTION], **settings)
+    folders = sorted((made / "deduplicated_text").iterdir())
+    assert no_document_is_an_evaluation_text(folders, made / "eval_index", FilterConfig(max_eval_hits=100))[0]
+    assert pages[0].id not in [each.id for each in texts_of(made, "deduplicated_text")]
 
 
 def test_off_means_that_all_stays(tmp_path: Path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 from collections import Counter
 
 import pytest
 
+from cs336 import isolation
 from cs336.crawl.warc import read_records, write_record
+from cs336.extract import shard
 from cs336.extract.shard import ExtractConfig, extract_shard
 
 
@@ -84,6 +87,22 @@ def test_a_page_on_which_the_parser_hangs_costs_itself_alone(tmp_path):
 FEWER = {
     "warcio__example-wrong-chunks.warc.gz": 1,  # the only response is split over two gzip members
 }
+
+
+def test_no_parser_lives_on_when_extraction_fails(tmp_path, monkeypatch):
+    path = tmp_path / "a.warc.gz"
+    write_shard(path, [("response", OK + "text/html", b"<p>page")] * 200)  # four batches, of which two are being parsed
+    started, start = [], subprocess.Popen
+    monkeypatch.setattr(isolation, "_spare", [])
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **kwargs: started.append(start(*args, **kwargs)) or started[-1]
+    )
+    monkeypatch.setattr(shard, "_document", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        extract_shard(path, ExtractConfig(), num_workers=2)
+    spare = [worker._process for worker in isolation._spare]
+    assert started and all(process in spare or process.poll() is not None for process in started)
+    assert raised.tb  # whoever holds the traceback, as Dagster does, holds no process
 
 
 def test_real_warc_files_give_the_documents_that_an_independent_reader_counted(shared_data):

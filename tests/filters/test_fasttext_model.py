@@ -1,6 +1,7 @@
 """Our reader of fastText's models against fastText itself."""
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import fasttext
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cs336.files import read_jsonl
 from cs336.filters.fasttext_file import read_fasttext
@@ -124,12 +126,40 @@ def test_what_fasttext_treats_specially(pair, text):
     assert_agree(*pair, text)
 
 
-def test_a_word_met_before_gives_what_it_gave(pair):
+@pytest.mark.parametrize("num_slots", [1, 4, 1 << 15])
+def test_words_met_before_change_no_score(pair, num_slots, monkeypatch):
     ours, _ = pair
-    all_texts = list(texts(3, 50))
-    first = [ours.log_probabilities(text) for text in all_texts]
-    again = [ours.log_probabilities(text) for text in all_texts]
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True) if a is not None)
+    all_texts = list(texts(3, 80))
+
+    def scores(*, forget: bool) -> list[NDArray[np.float32] | None]:
+        found = []
+        for number, text in enumerate(all_texts):
+            if forget or not number:
+                seen = np.zeros(num_slots, np.uint64), np.zeros((num_slots, 16), np.int32)
+                monkeypatch.setattr(ours, "_seen", seen)
+            found.append(ours.log_probabilities(text))
+        return found
+
+    without, with_others_words = scores(forget=True), scores(forget=False)
+    for cold, warm in zip(without, with_others_words, strict=True):
+        assert (cold is None and warm is None) or np.array_equal(cold, warm)
+
+
+def test_words_met_before_are_looked_up(pair):
+    ours, _ = pair
+    all_texts = list(texts(3, 80))
+    before = _scores(ours, all_texts)
+    has_characters = ours._settings[3] > 0  # a word alone is looked up as fast
+    assert bool(ours._seen[0].any()) == has_characters
+    rows = ours._seen[1][:, 0].copy()
+    ours._seen[1][:, 0] = 0  # whoever looks a word up finds that it has no rows
+    found = _scores(ours, all_texts)
+    ours._seen[1][:, 0] = rows
+    assert any(not np.array_equal(a, b) for a, b in zip(before, found, strict=True)) == has_characters
+
+
+def _scores(model: FastTextModel, all_texts: list[str]) -> list[NDArray[np.float32] | None]:
+    return [model.log_probabilities(text) for text in all_texts]
 
 
 def test_lid_176_agrees_on_sentences_of_all_languages_and_on_pages_of_them(shared_data: Path):
@@ -143,6 +173,22 @@ def test_lid_176_agrees_on_sentences_of_all_languages_and_on_pages_of_them(share
         for text in [*sentences[:10], "\n".join(sentences[:100])]:
             assert_agree(ours, theirs, text)
     assert_agree(ours, theirs, "\n\n".join(text for sentences in by_language.values() for text in sentences[:5]))
+
+
+def test_a_large_model_is_mapped_and_not_copied(tmp_path: Path):
+    (tmp_path / "train.txt").write_text("__label__a one two three\n__label__b four five six\n" * 50)
+    options = {"dim": 50, "bucket": 100_000, "wordNgrams": 2, "epoch": 1, "thread": 1, "verbose": 0}
+    fasttext.train_supervised(input=str(tmp_path / "train.txt"), **options).save_model(str(tmp_path / "m.bin"))
+    size = (tmp_path / "m.bin").stat().st_size
+    FastTextModel(tmp_path / "m.bin")  # compiles
+    tracemalloc.start()
+    try:
+        model = FastTextModel(tmp_path / "m.bin")
+        model.log_probabilities("one five")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size > 20_000_000 and peak < size / 4  # what is mapped is not traced
 
 
 def test_the_tree_is_huffmans():

@@ -9,6 +9,7 @@ import pytest
 
 from cs336.documents import Document
 from cs336.files import UserError
+from cs336.filters import pipeline
 from cs336.filters.c4 import C4Config
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.heuristics import GopherConfig, GopherMeasures, failing_rule
@@ -76,6 +77,25 @@ def test_two_workers_measure_what_one_does(measured, models: FilterModels):
     table, _, states = measure(DOCUMENTS * 5, models, num_workers=2)
     assert table.equals(pl.concat([measured[0]] * 5))
     assert states == measured[2]
+
+
+def test_pages_are_measured_32_together_and_long_documents_fewer(monkeypatch):
+    batches: list[list[int]] = []
+
+    def measured(models, documents):
+        batches.append([len(document.text) for document in documents])
+        return one_batch(models, documents)
+
+    one_batch = pipeline._measure
+    monkeypatch.setattr(pipeline, "_measure", measured)
+    measure([document(str(n), "a" * 30_000) for n in range(70)], FilterModels(filters=()))
+    assert [len(batch) for batch in batches] == [32, 32, 6]
+    batches.clear()
+    sizes = [400_000] * 7 + [5_000_000] * 2 + [10] * 40
+    table, _, _ = measure([document(str(n), "a" * size) for n, size in enumerate(sizes)], FilterModels(filters=()))
+    assert table["num_bytes"].to_list() == sizes
+    assert [len(batch) for batch in batches] == [3, 3, 2, 1, 32, 8]
+    assert all(sum(batch[:-1]) < 1 << 20 for batch in batches)  # what a task holds besides its last document
 
 
 def test_the_first_failing_filter_is_the_reason(measured):
