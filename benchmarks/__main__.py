@@ -18,6 +18,7 @@ from cs336.files import UserError
 
 MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work"}
 MACHINERY |= {"course_step", "dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
+MACHINERY |= {"rank_studies"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -55,8 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     subject.add_arguments(parser)
     options = parser.parse_args(rest)
+    run = getattr(subject, "run", None)  # of a subject that starts processes of its own and compares nothing by turns
     try:
-        return run_subject(name, subject, options)
+        return run(options) if run else run_subject(name, subject, options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ from typing import Any
 
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
-from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written
+from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written, parallel
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -31,6 +31,7 @@ _FLOW = [
     speedrun,
     submission,
     written,
+    parallel,
 ]
 
 

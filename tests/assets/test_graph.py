@@ -14,8 +14,13 @@ from cs336_assets.graph import build_definitions
 from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written"]
-APART = {"experiments", "data_ablation", "data_quality"}  # not needed by anything else, so run by themselves
+FLOW += ["experiments", "data_ablation", "evals", "written", "parallel"]
+APART = {
+    "experiments",
+    "data_ablation",
+    "data_quality",
+    "parallel",
+}  # not needed by anything else, so run by themselves
 LONGEST_BODY = 40
 
 
