@@ -6,6 +6,7 @@ is the bus bandwidth, which compares across numbers of ranks.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,6 +168,9 @@ def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
     comments = []
     lines = lines_of(rows)
     for (backend, count), line in lines.items():
+        if not math.isfinite(line.bytes_per_second):
+            comments.append(f"**{backend}, {count} processes.** The time does not grow with the size: it is noise.")
+            continue
         even = line.latency_seconds * line.bytes_per_second
         comments.append(
             f"**{backend}, {count} processes.** A call costs {1e6 * line.latency_seconds:,.0f} µs however small it is,"

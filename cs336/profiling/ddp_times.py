@@ -7,6 +7,7 @@ backward pass to the last averaged gradient, between events: what is left to wai
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -229,7 +230,8 @@ def machine_line(rows: Sequence[dict[str, Any]]) -> Line | None:
     points = [
         (int(size), row[size]["ms"] / 1e3) for size in map(str, row.get("cell", {}).get("bytes", ())) if size in row
     ]
-    return fit_line(points) if len(points) > 1 else None
+    line = fit_line(points) if len(points) > 1 else None
+    return line if line and math.isfinite(line.bytes_per_second) else None  # no bandwidth: the times were noise
 
 
 def bucket_model(rows: Sequence[dict[str, Any]], size: str) -> tuple[list[dict[str, Any]], float]:

@@ -110,7 +110,8 @@ def _machine(row: dict[str, Any]) -> Any:
 
 
 def _in_words(cell: dict[str, Any]) -> str:
-    return " ".join(str(value) for value in cell.values() if not isinstance(value, dict))
+    words = {key: value for key, value in cell.items() if not isinstance(value, dict)}
+    return " ".join(f"profile of {value}" if key == "profiled" else str(value) for key, value in words.items())
 
 
 # ---- inside a rank
