@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 
 from benchmarks.rank_studies import TINY, add_common_arguments, finish, open_rows, say
+from cs336.model.attention import KERNELS
 from cs336.model.sizes import SIZES
 from cs336.profiling import full_step
 from cs336.profiling.parallel_config import FullStepConfig
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=rules.dtype)
     parser.add_argument("--recompute", type=int, default=rules.layers_per_segment, metavar="LAYERS")
     parser.add_argument("--chunk-tokens", type=int, default=rules.chunk_tokens, help="whose logits are held at once")
+    parser.add_argument("--attention", choices=list(KERNELS), default=rules.attention, help="kernel (default fused)")
+    parser.add_argument("--compile", action="store_true", help="norms and rotations by torch.compile")
     parser.add_argument("--rep", type=float, default=rules.rep_ms, help="ms of timed steps; --warmup: ms before them")
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, for a dry run")
     parser.add_argument("--check", action="store_true", help="compare with the plain model instead of timing")
@@ -50,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         layers_per_segment=options.recompute,
         chunk_tokens=options.chunk_tokens,
+        attention=options.attention,
+        compiled=options.compile,
         warmup_ms=options.warmup,
         rep_ms=options.rep,
         timeout_seconds=options.timeout,

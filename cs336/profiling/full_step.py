@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cs336.hardware import peak_flops_per_second
 from cs336.model.accounting import count_parameters, flops_by_part
+from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import Rank
@@ -95,7 +96,11 @@ def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     model = TransformerLM(config.model, device=device, dtype=getattr(torch, config.dtype)).train()
-    return model.use_attention_kernel("fused").recompute_in_segments(config.layers_per_segment)
+    if config.compiled:  # what holds no sharded weight: around those, hooks change what a compiled graph would keep
+        for module in model.modules():
+            if isinstance(module, RMSNorm | RotaryPositionalEmbedding):
+                module.compile(dynamic=False)
+    return model.use_attention_kernel(config.attention).recompute_in_segments(config.layers_per_segment)
 
 
 def _batch(config: FullStepConfig, device: torch.device) -> Tensor:
@@ -218,6 +223,8 @@ _COLUMNS = {
     "tokens": "tokens a step",
     "dtype": "dtype",
     "segment": "layers a segment",
+    "attention": "attention",
+    "compiled": "norms, rotation",
     "ms": "ms a step",
     "spread": "least to most",
     "used": "of peak",
@@ -247,6 +254,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "tokens": num_tokens,
             "dtype": cell["dtype"],
             "segment": cell["layers_per_segment"],
+            "attention": cell["attention"],
+            "compiled": "compiled" if cell["compiled"] else "eager",
             "state": row.get("state") or row.get("failure"),
         }
         if "ms" in row:

@@ -112,6 +112,8 @@ class FullStepConfig:
         dtype: of weights, gradients and states.
         layers_per_segment: activation checkpointing; 0 keeps all.
         chunk_tokens: whose logits are held at once.
+        attention: kernel, see `CausalMultiHeadSelfAttention.use_kernel`.
+        compiled: norms and rotations by `torch.compile`, which keeps less of them than the memory plan says.
         warmup_ms, rep_ms: of the timing, as `triton.testing.do_bench` takes them.
     """
 
@@ -122,6 +124,8 @@ class FullStepConfig:
     dtype: str = "bfloat16"
     layers_per_segment: int = 1
     chunk_tokens: int = 2_048
+    attention: str = "fused"
+    compiled: bool = False
     warmup_ms: float = 10_000.0
     rep_ms: float = 30_000.0
     timeout_seconds: float = 590.0  # the rules: ten minutes from empty caches
@@ -133,7 +137,7 @@ class FullStepConfig:
     def described(self) -> dict[str, Any]:
         """What a row says of it."""
         left_out = ("timeout_seconds",)
-        return {key: value for key, value in asdict(self).items() if key not in left_out}
+        return {"work": "full step"} | {key: value for key, value in asdict(self).items() if key not in left_out}
 
     @property
     def tokens_per_rank(self) -> int:

@@ -34,7 +34,14 @@ def run_cell(
         `{"failure": line}`.
     """
     try:
-        return run_ranks(function, world_size, *arguments, device=device, timeout_seconds=timeout_seconds)[0]
+        return run_ranks(
+            function,
+            world_size,
+            *arguments,
+            device=device,
+            timeout_seconds=timeout_seconds,
+            start_method="forkserver",  # one import of PyTorch for all cells, in a process that never touches a GPU
+        )[0]
     except RankError as error:
         if any(sign in f"{error} {error.details}" for sign in _OUT_OF_MEMORY_SIGNS):
             return {"state": OUT_OF_MEMORY, "rank": error.rank}

@@ -50,6 +50,9 @@ def record(step: Callable[[], Any], path: Path | None, device: torch.device) -> 
 
     Args:
         path: where the small trace goes (`.json.gz`, which Perfetto opens too); None on ranks that write none.
+
+    Raises:
+        RuntimeError: on a GPU, the profiler saw no kernel.
     """
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -64,6 +67,8 @@ def record(step: Callable[[], Any], path: Path | None, device: torch.device) -> 
         whole = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(whole))
         events = json.loads(whole.read_text())["traceEvents"]
+    if device.type == "cuda" and not any(event.get("cat") == "kernel" for event in events):
+        raise RuntimeError("the profiler saw no kernel: it may not read the GPU's counters here")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"traceEvents": small_trace(events)}, separators=(",", ":"))
     path.write_bytes(gzip.compress(content.encode(), mtime=0))

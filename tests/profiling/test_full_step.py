@@ -37,7 +37,7 @@ def timed(place):
 
 
 def test_output_loss_and_weights_are_the_plain_models():
-    for name, found in run_ranks(compared, 2, timeout_seconds=200)[0].items():
+    for name, found in run_ranks(compared, 2, timeout_seconds=200, start_method="forkserver")[0].items():
         # In bf16, a gradient is rounded once for each rank before it is averaged: a unit in the last place of a weight.
         bound = 2**-7 * found["scale"] if name == "bf16" else 2e-6
         assert all(found[key] <= bound for key in ("loss", "weights", "output")), (name, found)
@@ -45,7 +45,7 @@ def test_output_loss_and_weights_are_the_plain_models():
 
 
 def test_steps_are_counted_and_bytes_are_those_of_the_plan():
-    found = run_ranks(timed, 2, timeout_seconds=200)[0]
+    found = run_ranks(timed, 2, timeout_seconds=200, start_method="forkserver")[0]
     assert found["bench"]["calls"] == 5 + 1 + 1 and found["bench"]["num_steps"] == 1
     row = found["row"]
     for counted in row["counted"]:

@@ -19,5 +19,5 @@ def test_all_forms_equal_one_process(world_size):
 
 
 def test_a_form_that_averages_nothing_is_found():
-    found = run_ranks(with_gradients_summed, 2, timeout_seconds=200)[0]
+    found = run_ranks(with_gradients_summed, 2, timeout_seconds=200, start_method="forkserver")[0]
     assert {form for form, value in found.items() if value > TOLERANCE} == {"naive", "flat"}

@@ -44,7 +44,7 @@ def fsdp_rows(place):
 
 
 def test_data_parallel_forms_train_alike_and_are_compared(tmp_path):
-    rows = run_ranks(rows_of_all, 2, tmp_path, timeout_seconds=200)[0]
+    rows = run_ranks(rows_of_all, 2, tmp_path, timeout_seconds=200, start_method="forkserver")[0]
     table = ddp_times.compared(rows, "own")
     assert [line["form"] for line in table] == ddp_times.forms(CONFIG)
     losses = [line["last_loss"] for line in table if line["form"] != ddp_times.ALONE]
@@ -72,7 +72,7 @@ def test_a_form_that_does_not_exist_is_an_error():
 
 
 def test_optimizers_hold_what_the_closed_forms_say():
-    rows = run_ranks(optimizer_rows, 2, timeout_seconds=200)[0]
+    rows = run_ranks(optimizer_rows, 2, timeout_seconds=200, start_method="forkserver")[0]
     for row in rows:
         stages = row["stages"]
         first, before, after = (
@@ -91,7 +91,7 @@ def test_optimizers_hold_what_the_closed_forms_say():
 
 
 def test_sharded_forms_hold_half_and_every_gather_is_seen():
-    rows = run_ranks(fsdp_rows, 2, timeout_seconds=200)[0]
+    rows = run_ranks(fsdp_rows, 2, timeout_seconds=200, start_method="forkserver")[0]
     whole, ahead, in_turn, peer = ({**row["counted"][0], **row} for row in rows)
     for form in (ahead, in_turn, peer):
         assert whole["parameters"] / 2 <= form["parameters"] < 0.6 * whole["parameters"]
