@@ -84,7 +84,10 @@ def small_trace(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     def is_kept(event: dict[str, Any]) -> bool:
         if event["name"] in PHASES:
             return event.get("cat") == annotation
-        return event.get("cat") in _GPU_KINDS if on_gpu else event.get("cat") == "cpu_op" or _communicates(event)
+        if on_gpu:
+            return event.get("cat") in _GPU_KINDS
+        # Not autograd's own frames, which last as long as what their hooks wait for.
+        return (event.get("cat") == "cpu_op" and event["name"].startswith("aten::")) or _communicates(event)
 
     return [
         {key: event[key] for key in ("ph", "cat", "ts", "dur", "pid", "tid")} | {"name": event["name"][:_MAX_NAME]}
@@ -168,10 +171,12 @@ def draw(timelines: dict[str, Timeline], path: Path) -> None:
 
     figure = Figure(figsize=(10.0, 1.0 + 1.5 * len(timelines)), dpi=110, layout="constrained")
     sides = figure.subplots(len(timelines), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max((end for timeline in timelines.values() for _, _, end in timeline.phases), default=0.0)
     for axes, (name, timeline) in zip(sides, timelines.items(), strict=True):
         for place, (phase, start, end) in enumerate(timeline.phases):
             axes.axvspan(start, end, color="grey", alpha=0.16 if place % 2 else 0.07, lw=0)
-            axes.text((start + end) / 2, 1.78, phase, ha="center", va="top", fontsize=7, color="dimgrey", clip_on=True)
+            if end - start > 0.05 * longest:  # room for its name
+                axes.text((start + end) / 2, 1.78, phase, ha="center", va="top", fontsize=7, color="dimgrey")
         for height, color, spans in (
             (1.0, "#1f77b4", timeline.computation),
             (0.2, "#d62728", timeline.communication),
