@@ -306,9 +306,15 @@ def _comment(table: Sequence[dict[str, Any]]) -> str:
     said = (
         f"Fastest: {best['form']}, {best['ms']:,.4g} ms, {best['share']} of it communicating; slowest: {worst['form']}."
     )
-    if NAIVE in sent and OVERLAPPED in sent:
-        hidden = 1 - sent[OVERLAPPED]["exposed_ms"] / max(1e-9, sent[NAIVE]["exposed_ms"])
-        said += f" Sending during the backward pass hides {hidden:.0%} of what naive sending adds."
+    naive, overlapped = (sent.get(form, {}).get("exposed_ms") for form in (NAIVE, OVERLAPPED))
+    if naive is not None and overlapped is not None:
+        if naive <= sent[NAIVE]["ms_std"]:
+            said += " What naive sending adds is less than the steps vary: nothing can be said of hiding it."
+        elif overlapped > naive:
+            said += f" Sending during the backward pass costs {overlapped / naive:.3g} times what naive sending adds."
+        else:
+            hidden = 1 - max(0.0, overlapped) / naive
+            said += f" Sending during the backward pass hides {hidden:.0%} of what naive sending adds."
     if PEER in sent:
         own = min((row["ms"] for form, row in sent.items() if form != PEER), default=0.0)
         said += f" The best of ours takes {own / sent[PEER]['ms']:.3g} times as long as {PEER}."

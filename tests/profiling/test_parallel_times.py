@@ -131,6 +131,9 @@ def test_the_share_communicating_and_the_bucket_model_by_hand():
     assert table["naive"]["share"] == "25.0%" and table["overlapped"]["exposed_ms"] == 5.0
     assert table["flat"] == {"form": "flat", "state": "out of memory"}
     assert "hides 80% of what naive sending adds" in ddp_times.page(rows)
+    slower = [*rows[:2], row("naive", 80.0), row("overlapped", 90.0)]
+    assert "costs 3 times what naive sending adds" in ddp_times.page(slower)
+    assert "less than the steps vary" in ddp_times.page([*rows[:2], row("naive", 74.0), row("overlapped", 90.0)])
     # w = 1 GB/s and o = 0.1 ms: 80 MB in 8 buckets add 10 ms + 0.8 ms; best is sqrt(80e6 x 1e9 x 1e-4) bytes.
     modelled, best = ddp_times.bucket_model(rows, "own")
     assert modelled[0]["modelled_ms"] == pytest.approx(10.8, rel=1e-3) and modelled[0]["measured_ms"] == 15.0
