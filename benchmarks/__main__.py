@@ -75,7 +75,7 @@ def _print_overview(names: list[str]) -> None:
     print("usage: python -m benchmarks SUBJECT [--help] [options]\n\nSubjects:")
     for name in names:
         summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip().split("\n")[0]
-        print(f"  {name:<12} {summary}")
+        print(f"  {name:<15} {summary}")
     print(
         "\nOurs and the established tools do the same work on the same input, by turns, in one run. Tools that"
         "\nare not installed are left out with a message. Each figure becomes a row in benchmarks/results/. The last"

@@ -24,8 +24,8 @@ from cs336.profiling.rank_cells import require_gpus, run_cell
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the contest."""
     rules = FullStepConfig()
-    add_common_arguments(parser)
-    parser.set_defaults(timeout=rules.timeout_seconds, warmup=rules.warmup_ms)
+    add_common_arguments(parser, warmup=rules.warmup_ms, timed_by="ms")
+    parser.set_defaults(timeout=rules.timeout_seconds)
     parser.add_argument("--size", choices=list(SIZES), default="8b")
     parser.add_argument("--layers", type=int, help="fewer than the size has")
     parser.add_argument("--context-length", type=int, help="tokens of a sequence")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk-tokens", type=int, default=rules.chunk_tokens, help="whose logits are held at once")
     parser.add_argument("--attention", choices=list(KERNELS), default=rules.attention, help="kernel (default fused)")
     parser.add_argument("--compile", action="store_true", help="norms and rotations by torch.compile")
-    parser.add_argument("--rep", type=float, default=rules.rep_ms, help="ms of timed steps; --warmup: ms before them")
+    parser.add_argument("--rep", type=float, default=rules.rep_ms, help="ms of timed steps (default %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, for a dry run")
     parser.add_argument("--check", action="store_true", help="compare with the plain model instead of timing")
 

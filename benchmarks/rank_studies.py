@@ -39,11 +39,15 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of all studies on several processes."""
+def add_common_arguments(
+    parser: argparse.ArgumentParser, *, warmup: float = ParallelConfig().num_warmup, timed_by: str = "steps"
+) -> None:
+    """Options of all studies on several processes; the warm-up is counted in steps, or in ms."""
     parser.set_defaults(repeats=ParallelConfig().num_steps)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="NCCL or Gloo (default %(default)s)")
-    parser.add_argument("--warmup", type=int, default=ParallelConfig().num_warmup, help="steps before those timed")
+    parser.add_argument(
+        "--warmup", type=int, default=warmup, help=f"{timed_by} before those timed (default %(default)s)"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one cell (default %(default)s)")
     parser.add_argument("--again", action="store_true", help="measure also what has a row already")
 
