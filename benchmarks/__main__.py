@@ -18,6 +18,7 @@ from cs336.files import UserError
 
 MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work", "studies"}
 MACHINERY |= {"course_step", "dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
+MACHINERY |= {"rank_studies"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -75,7 +76,7 @@ def _print_overview(names: list[str]) -> None:
     print("usage: python -m benchmarks SUBJECT [--help] [options]\n\nSubjects:")
     for name in names:
         summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip().split("\n")[0]
-        print(f"  {name:<12} {summary}")
+        print(f"  {name:<15} {summary}")
     print(
         "\nOurs and the established tools do the same work on the same input, by turns, in one run. Tools that"
         "\nare not installed are left out with a message. Each figure becomes a row in benchmarks/results/. The last"

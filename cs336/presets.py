@@ -38,6 +38,7 @@ from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
+from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -56,6 +57,8 @@ class Preset:
         held_out: clean text that they are compared on; None takes the documents that `split` holds out.
         measured_filters: those that are run; the others are off, and recorded as such.
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
+        parallel: what the studies of parallel training measure.
+        full_step: the contest's training step.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         profiling: the grids of the studies of time and memory on one GPU; they have models of their own.
         fetch: download the external data sets it names; otherwise only what is there is used.
@@ -78,6 +81,8 @@ class Preset:
     experiments: ExperimentConfig
     speedrun: SpeedrunConfig
     data_ablation: DataAblationConfig
+    parallel: ParallelConfig
+    full_step: FullStepConfig
     held_out: TextFiles | None = None
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
@@ -88,6 +93,7 @@ class Preset:
     max_training_seconds: float = float("inf")
 
 
+_TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
     source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
@@ -146,6 +152,20 @@ TINY = Preset(  # two CPU cores, minutes, no network
     ),
     data_ablation=DataAblationConfig(num_tokens=204_800),
     profiling=TINY_PROFILING,
+    parallel=ParallelConfig(  # over Gloo, to see how it is done: its figures say nothing of GPUs
+        device="cpu",
+        model=_TWO_LAYERS,
+        smaller_size="",
+        context_length=64,
+        num_warmup=2,
+        num_steps=3,
+        all_reduce_bytes=(100_000, 1_000_000, 10_000_000),
+        process_counts=(2, 4),
+        bucket_sizes_mb=(0.1, 1.0),
+    ),
+    full_step=FullStepConfig(
+        device="cpu", model=_TWO_LAYERS, dtype="float32", chunk_tokens=32, warmup_ms=100.0, rep_ms=500.0
+    ),
     max_training_seconds=240,
 )
 MIXTURE = replace(  # real pages in many languages, news and books, to see what each stage of the data is worth
@@ -215,6 +235,8 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
         ),
     ),
     profiling=ProfilingConfig(),
+    parallel=ParallelConfig(),
+    full_step=FullStepConfig(),
     fetch=True,
     max_training_seconds=3_600,
 )

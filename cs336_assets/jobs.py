@@ -24,6 +24,7 @@ def build_jobs(preset: Preset) -> list:
         "data_quality": "How good the filters are, on labelled data.",
         "pretrain": "Train the base model.",
         "evals": "Score the base model, and the leaderboard.",
+        "parallel": "Training on several devices: correctness, time and memory of each form.",
         "all": "Everything after the plan.",
     }
     return [

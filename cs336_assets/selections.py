@@ -7,6 +7,7 @@ GROUPS = {
     "data_quality": ("data_quality",),
     "pretrain": ("pretrain",),
     "evals": ("evals",),
+    "parallel": ("parallel",),
     "all": ("crawl", "extract", "filters", "dedup", "sheets", "tokenizer", "tokens", "pretrain", "evals", "written"),
 }
 PLAN_JOB = "plan"

@@ -9,6 +9,7 @@ Source: CS336 2026, assignment 2, accounting; Austin et al. 2025, jax-ml.github.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _VALUE_BYTES = 2
@@ -140,6 +141,29 @@ def max_grid_devices(layer: FeedForward, machine: Machine, *, shared_network: bo
     """
     ratio = machine.bytes_per_second / machine.flops_per_second
     return 1.5 * layer.batch * layer.d_ff * ratio**2 * (0.25 if shared_network else 1)
+
+
+def bucketed_overhead_seconds(
+    num_bytes: float, num_buckets: float, bytes_per_second: float, call_seconds: float
+) -> float:
+    """What bucketed data parallelism adds to a step where making a bucket takes as long as sending it.
+
+    Every bucket but the last hides behind the making of the next; the last one's s / (n w), and the cost of each
+    call, stay: s / (n w) + n o.
+
+    Args:
+        num_bytes: s, of all gradients.
+        bytes_per_second: w, of an all-reduce: its bytes over its time.
+        call_seconds: o, of one call.
+
+    Source: CS336 2025, assignment 2, problem ddp_bucketed.
+    """
+    return num_bytes / (num_buckets * bytes_per_second) + num_buckets * call_seconds
+
+
+def best_bucket_bytes(num_bytes: float, bytes_per_second: float, call_seconds: float) -> float:
+    """Size of a bucket at which `bucketed_overhead_seconds` is least: sqrt(s w o), from n = sqrt(s / (w o))."""
+    return math.sqrt(num_bytes * bytes_per_second * call_seconds)
 
 
 @dataclass(frozen=True)

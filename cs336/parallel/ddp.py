@@ -68,6 +68,11 @@ class _Overlapped(nn.Module):
         """The module's own."""
         return self.module(*inputs, **kwargs)
 
+    @property
+    def num_buckets(self) -> int:
+        """Messages of a step, besides the small one at its end."""
+        return len(self._buckets)
+
     def start_batch(self) -> None:
         """Forget a batch that broke off between backward and `finish_gradient_synchronization`; else not needed.
 

@@ -61,13 +61,22 @@ class FSDP(nn.Module):
             the gradients that travel; None for the parameters' own. Slices, and what optimizers see, are
             fp32.
         prefetch: gather ahead, as above; False gathers each weight only when it is needed.
+        keep_dtype: slices, and with them gradients and optimizer states, keep the parameters' own dtype, such as
+            bf16, in place of fp32.
 
     Attributes:
         module: the one wrapped, with its own names.
         max_whole_weights: the most whole weights that existed at once in the last forward pass.
     """
 
-    def __init__(self, module: nn.Module, compute_dtype: torch.dtype | None = None, *, prefetch: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        compute_dtype: torch.dtype | None = None,
+        *,
+        prefetch: bool = True,
+        keep_dtype: bool = False,
+    ) -> None:
         super().__init__()
         self.module = module
         self._prefetch = prefetch
@@ -80,7 +89,7 @@ class FSDP(nn.Module):
         broadcast([*module.parameters(), *module.buffers()])
         self._weights: list[_Weight] = []
         for parameter, layers in sharded_layers(module).items():
-            weight = _Weight(parameter, layers, compute_dtype)
+            weight = _Weight(parameter, layers, compute_dtype, keep_dtype)
             self._weights.append(weight)
             if weight.shard.requires_grad:
                 weight.whole.register_post_accumulate_grad_hook(self._reducer(weight))
@@ -228,7 +237,9 @@ def gather_full_params(fsdp: FSDP) -> dict[str, Tensor]:
     for name, parameter in fsdp.module.named_parameters(remove_duplicate=False):
         if parameter not in full:
             full[parameter] = (
-                weights[parameter].gathered(parameter) if parameter in weights else parameter.detach().float().clone()
+                weights[parameter].gathered(parameter).float()
+                if parameter in weights
+                else parameter.detach().float().clone()
             )
         result[name] = full[parameter]
     return result
@@ -238,7 +249,7 @@ class _Weight:
     """One sharded weight: this rank's slice, and room for the whole that is filled and emptied.
 
     Attributes:
-        shard: (ceil(rows / world_size), columns), fp32; the module's parameter.
+        shard: (ceil(rows / world_size), columns), fp32 unless the parameter's dtype is kept; the module's parameter.
         whole: (rows, columns) in the compute dtype; autograd's leaf. Its storage has no bytes most of the time.
         is_whole: the storage is filled, or being filled.
         users: layers whose forward is running with it.
@@ -246,10 +257,16 @@ class _Weight:
         is_lookup: only embeddings use it.
     """
 
-    def __init__(self, parameter: nn.Parameter, layers: list[nn.Module], compute_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        layers: list[nn.Module],
+        compute_dtype: torch.dtype | None,
+        keep_dtype: bool,
+    ) -> None:
         self.rows = parameter.shape[0]
         self.shard_rows = -(-self.rows // world_size())
-        wide = torch.promote_types(parameter.dtype, torch.float32)
+        wide = parameter.dtype if keep_dtype else torch.promote_types(parameter.dtype, torch.float32)
         self.shard = nn.Parameter(
             self.slice_of(parameter.detach()).to(wide, copy=True), requires_grad=parameter.requires_grad
         )

@@ -16,8 +16,9 @@ from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS
 from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written", "kernels"]
-APART = {"experiments", "data_ablation", "data_quality", "kernels"}  # not needed by anything else, so run by themselves
+FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel"]
+# Not needed by anything else, so run by themselves.
+APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel"}
 LONGEST_BODY = 40
 
 

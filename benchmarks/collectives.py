@@ -1,0 +1,46 @@
+"""All-reduce of 1 MB to 1 GB on 2, 4 and 6 processes: time, bus bandwidth, latency.
+
+  python -m benchmarks collectives                 NCCL, as many processes as there are GPUs
+  python -m benchmarks collectives --device cpu    Gloo
+
+Rows are appended to results/collectives.jsonl; sizes that have a row of this machine are not measured again. The page
+and the plot speak of all rows of the file that this machine has, of both backends.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.rank_studies import add_common_arguments, finish, open_rows, say
+from cs336.profiling import collective_times
+from cs336.profiling.parallel_config import ParallelConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the study."""
+    handout = ParallelConfig()
+    add_common_arguments(parser)
+    parser.add_argument("--processes", type=int, nargs="+", default=list(handout.process_counts))
+    parser.add_argument("--bytes", type=int, nargs="+", default=list(handout.all_reduce_bytes))
+
+
+def instead_of_cases(options: argparse.Namespace) -> int:
+    """Measure, then write page and plot."""
+    config = ParallelConfig(
+        device=options.device,
+        process_counts=tuple(options.processes),
+        all_reduce_bytes=tuple(options.bytes),
+        num_warmup=options.warmup,
+        num_steps=options.repeats,
+        timeout_seconds=options.timeout,
+    )
+    rows = open_rows("collectives", options)
+    measured = collective_times.measure_all_reduces(config, rows, say)
+    known = rows.latest()
+    return finish(
+        "collectives",
+        options,
+        measured,
+        collective_times.page(known),
+        {"collectives.png": lambda path: collective_times.draw(known, path)},
+    )

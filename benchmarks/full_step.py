@@ -1,0 +1,74 @@
+"""The contest of 2026: one whole training step of an 8B model on two GPUs, by the rules of `do_bench`.
+
+  NCCL_NVLS_ENABLE=0 python -m benchmarks full_step                            as the rules say: rep 30 s, warm-up 10 s
+  python -m benchmarks full_step --layers 4 --context-length 4096 --rep 2000   less of everything
+  python -m benchmarks full_step --device cpu --tiny --check                   equal to the plain model?
+
+Rows are appended to results/full_step.jsonl. `--check` times nothing: it trains the sharded and the plain model side by
+side and prints the largest differences; give it few layers and a short context.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from benchmarks.rank_studies import TINY, add_common_arguments, finish, open_rows, say
+from cs336.model.attention import KERNELS
+from cs336.model.sizes import SIZES
+from cs336.profiling import full_step
+from cs336.profiling.parallel_config import FullStepConfig
+from cs336.profiling.rank_cells import require_gpus, run_cell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the contest."""
+    rules = FullStepConfig()
+    add_common_arguments(parser, warmup=rules.warmup_ms, timed_by="ms")
+    parser.set_defaults(timeout=rules.timeout_seconds)
+    parser.add_argument("--size", choices=list(SIZES), default="8b")
+    parser.add_argument("--layers", type=int, help="fewer than the size has")
+    parser.add_argument("--context-length", type=int, help="tokens of a sequence")
+    parser.add_argument("--sequences", type=int, default=rules.num_sequences, help="of the whole batch (default 2)")
+    parser.add_argument("--processes", type=int, default=rules.world_size)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=rules.dtype)
+    parser.add_argument("--recompute", type=int, default=rules.layers_per_segment, metavar="LAYERS")
+    parser.add_argument("--chunk-tokens", type=int, default=rules.chunk_tokens, help="whose logits are held at once")
+    parser.add_argument("--attention", choices=list(KERNELS), default=rules.attention, help="kernel (default fused)")
+    parser.add_argument("--compile", action="store_true", help="norms and rotations by torch.compile")
+    parser.add_argument("--rep", type=float, default=rules.rep_ms, help="ms of timed steps (default %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a model of two small layers, for a dry run")
+    parser.add_argument("--check", action="store_true", help="compare with the plain model instead of timing")
+
+
+def instead_of_cases(options: argparse.Namespace) -> int:
+    """Measure or compare."""
+    model = TINY if options.tiny else SIZES[options.size]
+    changes = {"num_layers": options.layers, "context_length": options.context_length}
+    config = FullStepConfig(
+        device=options.device,
+        model=dataclasses.replace(model, **{name: value for name, value in changes.items() if value}),
+        world_size=options.processes,
+        num_sequences=options.sequences,
+        dtype=options.dtype,
+        layers_per_segment=options.recompute,
+        chunk_tokens=options.chunk_tokens,
+        attention=options.attention,
+        compiled=options.compile,
+        warmup_ms=options.warmup,
+        rep_ms=options.rep,
+        timeout_seconds=options.timeout,
+    )
+    if options.check:
+        require_gpus("the comparison", config.world_size, config.device)
+        found = run_cell(
+            full_step.compare_with_plain,
+            config.world_size,
+            config,
+            device=config.device,
+            timeout_seconds=config.timeout_seconds,
+        )
+        print(", ".join(f"{name} {value}" for name, value in found.items()))
+        return int("failure" in found)
+    row = full_step.measure_full_step(config, open_rows("full_step", options), say)
+    return finish("full_step", options, [row], full_step.page([row]), {})

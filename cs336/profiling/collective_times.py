@@ -1,0 +1,226 @@
+"""How long an all-reduce takes: over sizes, numbers of processes and backends, and the line through the figures.
+
+A ring all-reduce of S bytes over N ranks moves 2 (N - 1)/N · S bytes over each rank's link; divided by the time, that
+is the bus bandwidth, which compares across numbers of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from timeit import default_timer
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cs336.parallel.process_group import Rank
+from cs336.profiling.parallel_config import ParallelConfig
+from cs336.profiling.rank_cells import Rows, Say, over_ranks, require_gpus, run_cell, start_together, synchronize
+from cs336.profiling.tables import markdown_table
+
+_COLUMNS = {
+    "backend": "backend",
+    "processes": "processes",
+    "megabytes": "MB",
+    "ms": "ms, slowest rank",
+    "ms_std": "std over calls",
+    "ms_fastest_rank": "ms, fastest rank",
+    "bus_gb_per_second": "bus bandwidth, GB/s",
+    "state": "",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """`seconds(S) = latency_seconds + S / bytes_per_second`: the o and w of the overhead model."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+
+def measure_all_reduces(config: ParallelConfig, rows: Rows, say: Say) -> list[dict[str, Any]]:
+    """Time the config's sizes on its numbers of processes, on as many as there are GPUs for.
+
+    Each number of processes is started once; sizes that have a row already are left out.
+
+    Raises:
+        UserError: fewer than two GPUs.
+    """
+    backend = "nccl" if config.device == "cuda" else "gloo"
+    require_gpus("all-reduce between GPUs", 2, config.device)
+    found = []
+    for count in config.process_counts:
+        if config.device == "cuda" and count > torch.cuda.device_count():
+            say(f"{backend} {count} processes: left out, there are {torch.cuda.device_count()} GPUs")
+            continue
+        cells = {
+            size: {"collective": "all-reduce", "backend": backend, "processes": count, "bytes": size}
+            for size in config.all_reduce_bytes
+        }
+        missing = [size for size, cell in cells.items() if rows.find(cell) is None]
+        answer = (
+            run_cell(
+                time_all_reduces,
+                count,
+                missing,
+                config.num_warmup,
+                config.num_steps,
+                device=config.device,
+                timeout_seconds=config.timeout_seconds,
+            )
+            if missing
+            else {}
+        )
+        for size, cell in cells.items():
+            result = answer.get(str(size), answer)  # of the size, or what befell all of them
+            found.append(rows.measure(cell, lambda result=result: result, say))  # type: ignore[misc]
+    return found
+
+
+def time_all_reduces(place: Rank, sizes: Sequence[int], num_warmup: int, num_calls: int) -> dict[str, Any]:
+    """Time all-reduces of fp32 tensors; every rank calls it.
+
+    Args:
+        sizes: in bytes.
+
+    Returns:
+        For each size, as text: mean `ms` of the slowest rank, its `ms_std` over calls, the fastest rank's mean, and
+        `bus_gb_per_second`.
+    """
+    results = {}
+    for num_bytes in sizes:
+        tensor = torch.zeros(num_bytes // 4, dtype=torch.float32, device=place.device)
+        seconds = []
+        for number in range(num_warmup + num_calls):
+            start_together(place)
+            start = default_timer()
+            dist.all_reduce(tensor)
+            synchronize(place.device)  # the call returns when the work is queued, not when it is done
+            if number >= num_warmup:
+                seconds.append(default_timer() - start)
+        of_ranks = over_ranks(seconds)
+        slowest = [max(each) for each in zip(*of_ranks, strict=True)]
+        mean = statistics.mean(slowest)
+        results[str(num_bytes)] = {
+            "ms": 1e3 * mean,
+            "ms_std": 1e3 * (statistics.stdev(slowest) if len(slowest) > 1 else 0.0),
+            "ms_fastest_rank": 1e3 * min(statistics.mean(each) for each in of_ranks),
+            "bus_gb_per_second": bus_bytes(num_bytes, place.world_size) / mean / 1e9,
+            "num_warmup": num_warmup,
+            "num_calls": num_calls,
+        }
+        del tensor
+    return results
+
+
+def bus_bytes(num_bytes: float, world_size: int) -> float:
+    """What a ring all-reduce moves over each rank's link."""
+    return 2 * (world_size - 1) / world_size * num_bytes
+
+
+def fit_line(points: Sequence[tuple[float, float]]) -> Line:
+    """The line through (bytes, seconds) with the least relative error, neither part of it negative.
+
+    Raises:
+        ValueError: fewer than two sizes.
+    """
+    if len({size for size, _ in points}) < 2:
+        raise ValueError(f"a line needs at least two sizes, got {points}")
+    # Least squares of (a + b·S - t) / t: every size counts alike, though times span three orders of magnitude.
+    ones = [(1 / seconds, size / seconds) for size, seconds in points]
+    aa, ab, bb = (sum(x * y for x, y in pairs) for pairs in _products(ones))
+    a_one, b_one = sum(a for a, _ in ones), sum(b for _, b in ones)
+    determinant = aa * bb - ab * ab
+    latency = (a_one * bb - b_one * ab) / determinant
+    per_byte = (b_one * aa - a_one * ab) / determinant
+    if latency < 0:
+        latency, per_byte = 0.0, b_one / bb
+    return Line(latency, 1 / per_byte if per_byte > 0 else float("inf"))
+
+
+def _products(ones: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    return [[(a, a) for a, _ in ones], [(a, b) for a, b in ones], [(b, b) for _, b in ones]]
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], Line]:
+    """Latency and bandwidth for each backend and number of processes of which two sizes were measured."""
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        if "ms" in row:
+            cell = row["cell"]
+            groups.setdefault((cell["backend"], cell["processes"]), []).append((cell["bytes"], row["ms"] / 1e3))
+    return {group: fit_line(points) for group, points in groups.items() if len(points) > 1}
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, and what its figures say."""
+    flat = [row["cell"] | {"megabytes": row["cell"]["bytes"] / 1e6} | row for row in rows]
+    flat.sort(key=lambda row: (row["backend"], row["processes"], row["bytes"]))
+    return "\n\n".join([markdown_table(flat, _COLUMNS), *_comments(rows)])
+
+
+def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
+    comments = []
+    lines = lines_of(rows)
+    for (backend, count), line in lines.items():
+        if not math.isfinite(line.bytes_per_second):
+            comments.append(f"**{backend}, {count} processes.** The time does not grow with the size: it is noise.")
+            continue
+        even = line.latency_seconds * line.bytes_per_second
+        comments.append(
+            f"**{backend}, {count} processes.** A call costs {1e6 * line.latency_seconds:,.0f} µs however small it is,"
+            f" and then {line.bytes_per_second / 1e9:,.3g} GB/s (bus"
+            f" {bus_bytes(line.bytes_per_second, count) / 1e9:,.3g} GB/s): below {even / 1e6:,.3g} MB the call costs"
+            " more than the bytes."
+        )
+    for backend, group in groupby(sorted(lines), key=lambda key: key[0]):
+        counts = [count for _, count in group]
+        if len(counts) > 1:
+            first, last = lines[backend, counts[0]], lines[backend, counts[-1]]
+            buses = [
+                bus_bytes(lines[backend, count].bytes_per_second, count) / 1e9 for count in (counts[0], counts[-1])
+            ]
+            comments.append(
+                f"From {counts[0]} to {counts[-1]} processes {backend}'s latency becomes"
+                f" {last.latency_seconds / max(first.latency_seconds, 1e-9):.2g} times as long and the bus bandwidth"
+                f" goes from {buses[0]:,.3g} to {buses[1]:,.3g} GB/s; on links of their own it would stay."
+            )
+    return comments
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time and bus bandwidth over the tensor's size, a line for each backend and number of processes."""
+    from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
+
+    figure = Figure(figsize=(9.5, 3.6), dpi=110, layout="constrained")
+    times, buses = figure.subplots(1, 2)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "ms" in row:
+            groups.setdefault(f"{row['cell']['backend']}, {row['cell']['processes']} processes", []).append(row)
+    for name, group in sorted(groups.items()):
+        group.sort(key=lambda row: row["cell"]["bytes"])
+        sizes = [row["cell"]["bytes"] / 1e6 for row in group]
+        times.errorbar(
+            sizes,
+            [row["ms"] for row in group],
+            yerr=[row["ms_std"] for row in group],
+            fmt="o-",
+            ms=3,
+            lw=1.1,
+            label=name,
+        )
+        buses.plot(sizes, [row["bus_gb_per_second"] for row in group], "o-", ms=3, lw=1.1, label=name)
+    times.set(xlabel="MB", ylabel="ms, slowest rank", xscale="log", yscale="log")
+    buses.set(xlabel="MB", ylabel="bus bandwidth, GB/s", xscale="log", yscale="log")
+    for axes in (times, buses):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    if groups:
+        times.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,400 @@
+"""What sharding parameters saves in memory and costs in time, and whether weights arrive before they are needed.
+
+Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`DDP`) and PyTorch's `fully_shard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from timeit import default_timer
+from typing import Any
+
+import torch
+from torch import nn
+
+from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.parallel.accounting import held_bytes, weights_of, whole_weights_bytes
+from cs336.parallel.ddp import DDP
+from cs336.parallel.fsdp import FSDP
+from cs336.parallel.process_group import Rank
+from cs336.profiling import timelines
+from cs336.profiling.ddp_times import sizes_of
+from cs336.profiling.parallel_config import ParallelConfig, StepSetting
+from cs336.profiling.rank_cells import (
+    Rows,
+    Say,
+    Stopwatch,
+    over_ranks,
+    peak_and_held,
+    require_gpus,
+    run_cell,
+    synchronize,
+    time_steps,
+)
+from cs336.profiling.rank_steps import (
+    held_by_kind,
+    measured_sizes,
+    new_model,
+    random_batch,
+    training_step,
+)
+from cs336.profiling.tables import markdown_table
+from cs336.train.optimizer import AdamW
+
+WHOLE, AHEAD, IN_TURN, PEER = "whole (DDP)", "ours, prefetch", "ours, no prefetch", "PyTorch's fully_shard"
+FORMS = (WHOLE, AHEAD, IN_TURN, PEER)
+PRECISIONS = ("float32", "bfloat16")
+_ALREADY = 1e-5  # seconds that waiting for nothing takes on a CPU
+
+
+def _nothing() -> None:
+    return None
+
+
+def measure_fsdp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> list[dict[str, Any]]:
+    """Time every form in both precisions, and profile a step of ours; where a cell does not fit, a smaller size too.
+
+    Raises:
+        UserError: fewer GPUs than ranks.
+    """
+    require_gpus("the study of sharded parameters", config.world_size, config.device)
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Callable[[], dict[str, Any]]:
+        return lambda: run_cell(
+            function, config.world_size, *arguments, device=config.device, timeout_seconds=config.timeout_seconds
+        )
+
+    def measure(setting: StepSetting) -> list[dict[str, Any]]:
+        found = []
+        ranks = {"processes": config.world_size, "device": config.device}
+        for precision in PRECISIONS:
+            chosen = replace(setting, precision=precision)
+            for form in FORMS:
+                cell = {"form": form} | ranks | chosen.described()
+                found.append(rows.measure(cell, run(time_form, form, chosen), say))
+            for form in (AHEAD, IN_TURN):
+                name = form.removeprefix("ours, ").replace(" ", "-")
+                path = traces / f"fsdp-{setting.name}-{precision}-{name}.json.gz"
+                cell = {"profiled": form} | ranks | chosen.described()
+                found.append(rows.measure(cell, run(profile_form, form, chosen, path), say))
+        return found
+
+    return measured_sizes(config, measure)
+
+
+@dataclass
+class Wrapped:
+    """A model as one form trains it.
+
+    Attributes:
+        call: what is called with the inputs.
+        finish: brings the gradients over the ranks.
+        autocast: the precision for `training_step`: FSDP casts weights itself.
+        fsdp: ours.
+    """
+
+    call: nn.Module
+    finish: Callable[[], object]
+    autocast: str = "float32"
+    fsdp: FSDP | None = None
+
+
+def wrap(form: str, model: TransformerLM, precision: str, place: Rank) -> Wrapped:
+    """The model under a form, its products in a precision.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    low = torch.bfloat16 if precision == "bfloat16" else None
+    if form == WHOLE:
+        ddp = DDP(model)
+        return Wrapped(ddp, ddp.finish_gradient_synchronization, autocast=precision)
+    if form in (AHEAD, IN_TURN):
+        fsdp = FSDP(model, low, prefetch=form == AHEAD)
+        return Wrapped(fsdp, fsdp.finish_gradient_synchronization, fsdp=fsdp)
+    if form == PEER:
+        return Wrapped(_fully_sharded(model, low, place), _nothing)
+    raise ValueError(f"there is no form {form!r} of sharded training")
+
+
+def _fully_sharded(model: TransformerLM, low: torch.dtype | None, place: Rank) -> nn.Module:
+    """PyTorch's, a unit for each block, gradients travelling in the dtype that ours travel in."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(place.device.type, (place.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=low)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+def time_form(place: Rank, form: str, setting: StepSetting) -> dict[str, Any]:
+    """Train a new model under one form, time its steps, and see when its gathers finish; every rank calls it.
+
+    Returns:
+        What `time_steps` does; `memory` by stage, `counted` bytes by kind; and of ours `gathers`, see `watch_gathers`.
+    """
+    model = new_model(setting, place.device)
+    wrapped = wrap(form, model, setting.precision, place)
+    peak_and_held(place)  # building is not the study's subject; what follows counts from here
+    # Ours does not know distributed tensors; PyTorch's does the same arithmetic.
+    optimizer = (torch.optim.AdamW if form == PEER else AdamW)(model.parameters(), lr=1e-5)
+    step = training_step(wrapped.call, optimizer, random_batch(setting, place), wrapped.autocast, wrapped.finish)
+    times = time_steps(place, step, num_warmup=setting.num_warmup, num_steps=setting.num_steps)
+    memory = peak_and_held(place)
+    counted = over_ranks(held_by_kind(model.parameters(), optimizer))
+    gathers = watch_gathers(wrapped.fsdp, lambda: step(Stopwatch(place.device))) if wrapped.fsdp else None
+    return times | {"memory": memory, "counted": counted, "gathers": over_ranks(gathers)}
+
+
+def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> dict[str, Any]:
+    """Profile one step of ours, after those of the warm-up; rank 0 writes its small trace."""
+    model = new_model(setting, place.device)
+    wrapped = wrap(form, model, setting.precision, place)
+    optimizer = AdamW(model.parameters(), lr=1e-5)
+    step = training_step(wrapped.call, optimizer, random_batch(setting, place), wrapped.autocast, wrapped.finish)
+    for _ in range(max(2, setting.num_warmup)):  # the first one learns the order of the layers
+        step(Stopwatch(place.device))
+    over_ranks(None)
+    timelines.record(lambda: step(Stopwatch(place.device)), path if place.rank == 0 else None, place.device)
+    over_ranks(None)
+    if place.rank:
+        return {}
+    timeline = timelines.read_timeline(path)
+    return {
+        "trace": path.name,
+        "communication_ms": timeline.communication_ms,
+        "hidden_share": timeline.hidden_share,
+    }
+
+
+# ---- whether gathers finish in time
+
+
+@dataclass
+class _Gather:
+    """Events of one gather: when it had finished, and when a layer came to need it."""
+
+    name: str
+    forward: bool
+    finished: Any = None
+    needed: Any = None
+    waited: float = field(default=0.0)
+
+
+def watch_gathers(fsdp: FSDP, step: Callable[[], object]) -> list[dict[str, Any]]:
+    """Run a step and say of each gather how much too late, or in time, it finished.
+
+    On a GPU a stream of its own waits for each gather and records an event, and the computation's stream records one
+    when it comes to need the weight. On a CPU only the wait itself can be seen.
+
+    Returns:
+        For each gather its weight's `name`, `forward` or not, and `slack_ms`: positive where it had finished before
+        it was needed (0 on a CPU), else minus what was waited.
+    """
+    device = next(fsdp.parameters()).device
+    on_gpu = device.type == "cuda"
+    side = torch.cuda.Stream(device) if on_gpu else None
+    names = {id(parameter): name for name, parameter in fsdp.module.named_parameters()}
+    seen: list[_Gather] = []
+    open_gathers: dict[Any, _Gather] = {}
+
+    def watched(weight: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+        start_gather, wait = weight.start_gather, weight.wait
+
+        def start() -> None:
+            before = weight.is_whole
+            start_gather()
+            if before:
+                return
+            gather = _Gather(names[id(weight.shard)], forward=fsdp._in_forward)
+            if side is not None and weight._pending._work is not None:
+                with torch.cuda.stream(side):
+                    weight._pending._work.wait()
+                    gather.finished = torch.cuda.Event(enable_timing=True)
+                    gather.finished.record()
+            seen.append(gather)
+            open_gathers[weight] = gather
+
+        def wait_for_it() -> None:
+            gather = open_gathers.pop(weight, None)
+            if gather is not None and on_gpu:
+                gather.needed = torch.cuda.Event(enable_timing=True)
+                gather.needed.record()
+            begin = default_timer()
+            wait()
+            if gather is not None:
+                gather.waited = default_timer() - begin
+
+        return start, wait_for_it
+
+    for weight in fsdp._weights:
+        weight.start_gather, weight.wait = watched(weight)  # type: ignore[method-assign]
+    try:
+        step()
+        synchronize(device)
+    finally:
+        for weight in fsdp._weights:
+            del weight.__dict__["start_gather"], weight.__dict__["wait"]
+    return [{"name": gather.name, "forward": gather.forward, "slack_ms": _slack_ms(gather, on_gpu)} for gather in seen]
+
+
+def _slack_ms(gather: _Gather, on_gpu: bool) -> float:
+    if on_gpu:
+        if gather.finished is None or gather.needed is None:
+            return 0.0
+        return gather.finished.elapsed_time(gather.needed)
+    return -1e3 * gather.waited if gather.waited > _ALREADY else 0.0
+
+
+# ---- what the figures say
+
+_COLUMNS = {
+    "form": "parameters",
+    "precision": "products",
+    "ms": "ms a step",
+    "ms_std": "std",
+    "peak_gib": "peak, GiB",
+    "parameters": "weights",
+    "gradients": "gradients",
+    "states": "states",
+    "in_time": "gathers in time, forward",
+    "worst_ms": "longest wait, ms",
+    "state": "",
+}
+_GIB = 2**30
+
+
+def table_of(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
+    """A line for each form and precision; bytes of the fullest rank, in GiB, gathers of rank 0."""
+    table = []
+    for row in rows:
+        cell = row["cell"]
+        if cell.get("size") != size or "form" not in cell:
+            continue
+        line = {"form": cell["form"], "precision": cell["precision"], "state": row.get("state") or row.get("failure")}
+        if "ms" in row:
+            line |= {"ms": row["ms"], "ms_std": row["ms_std"]}
+            fullest = max(row["counted"], key=lambda kinds: sum(kinds.values()))
+            line |= {kind: value / _GIB for kind, value in fullest.items()}
+            if row["memory"]:
+                line["peak_gib"] = max(row["memory"]["peak"]) / _GIB
+            slacks = [each["slack_ms"] for each in row["gathers"][0] or () if each["forward"]]
+            if slacks:
+                line["in_time"] = f"{sum(slack >= 0 for slack in slacks)} of {len(slacks)}"
+                line["worst_ms"] = max(0.0, -min(slacks))
+        table.append(line)
+    return table
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """Tables of all sizes: time, memory, gathers, and the saving expected and measured."""
+    parts = []
+    for size in sizes_of(rows):
+        cell = next(row["cell"] for row in rows if row["cell"].get("size") == size)
+        parts += [
+            f"**{size}**, {cell['processes']} ranks of {cell['batch_size']} x {cell['context_length']} tokens, AdamW in"
+            " fp32; of the fullest rank, peaks of whole steps.",
+            markdown_table(table_of(rows, size), _COLUMNS),
+            _savings(rows, size),
+            _gathers(rows, size),
+            _speeds(rows, size),
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def expected_saving(cell: dict[str, Any], compute_bytes: int) -> dict[str, float]:
+    """Bytes that a rank holds with whole and with sharded parameters by the closed forms, and their difference."""
+    weights = weights_of(TransformerLM(ModelConfig(**cell["model"]), device="meta"))
+    whole = held_bytes("ddp", weights, cell["processes"]).total
+    sharded = held_bytes("fsdp", weights, cell["processes"]).total
+    gathered = whole_weights_bytes(weights, cell["processes"], compute_bytes=compute_bytes)
+    return {"whole": whole, "sharded": sharded, "gathered": gathered, "saved": whole - sharded - gathered}
+
+
+def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
+    said = []
+    for precision, compute_bytes in zip(PRECISIONS, (4, 2), strict=True):
+        found = {
+            row["cell"]["form"]: row
+            for row in rows
+            if row["cell"].get("size") == size and row["cell"]["precision"] == precision and "ms" in row
+        }
+        if AHEAD not in found:
+            continue
+        expected = expected_saving(found[AHEAD]["cell"], compute_bytes)
+        line = (
+            f"{precision}: weights, gradients and states take {expected['whole'] / _GIB:.3g} GiB whole and"
+            f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest weights, gathered,"
+            f" {expected['gathered'] / _GIB:.2g}: expected saving {expected['saved'] / _GIB:.3g} GiB"
+        )
+        if WHOLE in found and found[WHOLE]["memory"] and found[AHEAD]["memory"]:
+            peaks = [max(found[form]["memory"]["peak"]) / _GIB for form in (WHOLE, AHEAD)]
+            line += f"; measured, of the peaks, {peaks[0] - peaks[1]:.3g} ({peaks[0]:.3g} to {peaks[1]:.3g})"
+        said.append(f"{line}.")
+    return " ".join(said)
+
+
+def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
+    said = []
+    for row in rows:
+        cell = row["cell"]
+        if cell.get("size") != size or not any(row.get("gathers") or ()):
+            continue
+        ahead = [each for each in row["gathers"][0] if each["forward"]]
+        late = sorted((each for each in ahead if each["slack_ms"] < 0), key=lambda each: each["slack_ms"])
+        waited = -sum(each["slack_ms"] for each in late)
+        line = (
+            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} weights were there in time"
+        )
+        if late:
+            line += f"; the others kept the forward waiting {waited:,.3g} ms in all, longest {late[0]['name']}"
+        said.append(line)
+    return f"**Does a gather finish before the forward needs it?** {'. '.join(said)}." if said else ""
+
+
+def _speeds(rows: Sequence[dict[str, Any]], size: str) -> str:
+    said = []
+    for precision in PRECISIONS:
+        times = {
+            row["cell"]["form"]: row["ms"]
+            for row in rows
+            if row["cell"].get("size") == size and row["cell"]["precision"] == precision and "ms" in row
+        }
+        ours = times.get(AHEAD)
+        if ours and len(times) > 1:
+            others = ", ".join(f"{ours / ms:.3g} of {form}" for form, ms in times.items() if form != AHEAD)
+            said.append(f"{precision}: ours with prefetch takes {others}")
+    return f"{'; '.join(said)}." if said else ""
+
+
+def gather_lines(rows: Sequence[dict[str, Any]], size: str) -> dict[str, list[dict[str, Any]]]:
+    """The gathers of rank 0 for each form of ours and precision, in the order in which they began."""
+    return {
+        f"{row['cell']['form'].removeprefix('ours, ')}, {row['cell']['precision']}": row["gathers"][0]
+        for row in rows
+        if row["cell"].get("size") == size and any(row.get("gathers") or ())
+    }
+
+
+def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
+    """The slack of each forward gather, in the order in which they began; False where there are none."""
+    from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
+
+    lines = gather_lines(rows, size)
+    figure = Figure(figsize=(8.0, 3.4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for name, gathers in lines.items():
+        axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)
+    axes.axhline(0, color="grey", lw=0.8)
+    axes.set(xlabel="weight, in the order of the forward pass", ylabel="finished before needed, ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if lines:
+        axes.legend(frameon=False, fontsize=8)
+        figure.savefig(path, format="png", metadata={"Software": None})
+    return bool(lines)

@@ -1,0 +1,106 @@
+"""The training step that the studies of parallel training time, the same under every form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from cs336.model.transformer import TransformerLM
+from cs336.parallel.process_group import Rank
+from cs336.profiling.parallel_config import ParallelConfig, StepSetting
+from cs336.profiling.rank_cells import Stopwatch
+from cs336.train.loss import cross_entropy
+
+
+def measured_sizes(
+    config: ParallelConfig, measure: Callable[[StepSetting], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Rows of the size that is studied; if a cell of it did not fit, those of the smaller size too."""
+    rows = measure(config.setting())
+    if any("state" in row for row in rows) and config.smaller_size:
+        rows += measure(config.setting(config.smaller_size))
+    return rows
+
+
+def new_model(setting: StepSetting, device: torch.device) -> TransformerLM:
+    """The same weights on every rank, in fp32, made on the device; TF32 where products stay in fp32."""
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    model = TransformerLM(setting.model, device=device).train()
+    if device.type == "cuda":  # the reference holds all scores
+        model.use_attention_kernel("fused")
+    return model.recompute_in_segments(setting.layers_per_segment)
+
+
+def random_batch(setting: StepSetting, place: Rank) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of this rank, drawn by its number."""
+    generator = torch.Generator().manual_seed(1 + place.rank)
+    shape = (2, setting.batch_size, setting.model.context_length)
+    ids = torch.randint(setting.model.vocab_size, shape, generator=generator).to(place.device)
+    return ids[0], ids[1]
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    precision: str,
+    synchronize_gradients: Callable[[], object],
+    *,
+    before_update: Callable[[], object] | None = None,
+) -> Callable[[Stopwatch], Tensor]:
+    """A full step: zero_grad, forward, loss, backward, gradients over the ranks, update.
+
+    Args:
+        precision: "bfloat16" runs forward and loss under autocast.
+        before_update: called once the gradients are there.
+
+    Returns:
+        The step; it marks "forward", "backward", "synchronization" and "optimizer", for a profiler too, and returns
+        the loss.
+    """
+    inputs, targets = batch
+
+    def step(watch: Stopwatch) -> Tensor:
+        watch.mark("start")
+        optimizer.zero_grad(set_to_none=True)
+        low = torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with record_function("forward"), low:
+            loss = cross_entropy(model(inputs).float(), targets)
+        watch.mark("forward")
+        with record_function("backward"):
+            loss.backward()
+        watch.mark("backward")
+        with record_function("synchronization"):
+            synchronize_gradients()
+        watch.mark("synchronization")
+        if before_update is not None:
+            before_update()
+        with record_function("optimizer"):
+            optimizer.step()
+        watch.mark("optimizer")
+        return loss.detach()
+
+    return step
+
+
+def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Of distinct tensors; of one that is distributed over ranks, this rank's part."""
+    distinct = {id(tensor): tensor for tensor in tensors if tensor is not None}
+    here = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in distinct.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in here)
+
+
+def held_by_kind(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes of this rank's parameters, gradients and optimizer states, by counting its tensors."""
+    parameters = list(parameters)
+    states = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    return {
+        "parameters": tensor_bytes(parameters),
+        "gradients": tensor_bytes(parameter.grad for parameter in parameters),
+        "states": tensor_bytes(states),
+    }

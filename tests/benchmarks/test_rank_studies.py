@@ -1,0 +1,38 @@
+"""The studies on several processes from the command line, over Gloo: rows, page, picture, and no second measurement."""
+
+from benchmarks.__main__ import main
+from cs336.files import read_jsonl
+
+SMALL = ["--device", "cpu", "--warmup", "1", "--repeats", "2"]
+
+
+def test_all_reduces_are_measured_once_and_told(tmp_path, capsys):
+    arguments = ["collectives", *SMALL, "--bytes", "1000", "1000000", "--processes", "2", "--results", str(tmp_path)]
+    assert main(arguments) == 0 == main(arguments)
+    rows = list(read_jsonl(tmp_path / "collectives.jsonl"))
+    assert [row["cell"]["bytes"] for row in rows] == [1_000, 1_000_000] and all(row["commit"] for row in rows)
+    said = capsys.readouterr().out
+    assert said.count("there already") == 2 and (tmp_path / "collectives.md").read_text().strip() in said
+    assert (tmp_path / "collectives.png").exists()
+    assert main([*arguments, "--again"]) == 0 and len(list(read_jsonl(tmp_path / "collectives.jsonl"))) == 4
+
+
+def test_the_optimizers_memory_is_told_by_kind(tmp_path, capsys):
+    assert main(["optimizer_shard", *SMALL, "--tiny", "--results", str(tmp_path)]) == 0
+    rows = list(read_jsonl(tmp_path / "optimizer_shard.jsonl"))
+    assert [row["cell"]["optimizer"] for row in rows][:2] == ["whole", "sharded"] and len(rows) == 3
+    assert "Beside ZeRO's first stage" in capsys.readouterr().out
+
+
+def test_the_contests_step_is_compared_with_the_plain_model(capsys):
+    arguments = ["full_step", "--device", "cpu", "--tiny", "--check", "--dtype", "float32"]
+    assert main(arguments) == 0
+    found = dict(part.split(" ") for part in capsys.readouterr().out.strip().split(", "))
+    assert float(found["weights"]) < 1e-6 and float(found["output"]) < 1e-5 and float(found["scale"]) > 0.5
+
+
+def test_without_gpus_one_line_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for subject in ("collectives", "ddp", "optimizer_shard", "fsdp", "full_step"):
+        assert main([subject, "--repeats", "1"]) == 1
+        assert "needs 2 GPUs, this machine has 0" in capsys.readouterr().err
