@@ -33,5 +33,5 @@ def run_in_segments(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, lay
 
     for start in range(0, len(layers), layers_per_segment):
         segment = layers[start : start + layers_per_segment]
-        x = checkpoint(run, segment, x, use_reentrant=False)  # type: ignore[assignment]
+        x = checkpoint(run, segment, x, use_reentrant=False)
     return x
