@@ -55,10 +55,9 @@ def one_voice(place: Rank | None, *, shared: type[Exception] | tuple[type[Except
             time.sleep(_GRACE_SECONDS)
             raise SystemExit(1) from None
         if _peer_is_gone(error):
-            said = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"another process of this job ended without a word (killed? out of memory?), as rank {rank} of"
-                f" {place.world_size} noticed: {said}; start the job again"
+                f" {place.world_size} noticed; start the job again"
             ) from error
         raise
 
