@@ -136,11 +136,11 @@ def check_recomputation(place):
         fsdp, num_gathers, most_whole = FSDP(model), 0, 0
         for weight in fsdp._weights:
 
-            def start(weight=weight, plain=weight.start_gather):
+            def start(weight=weight, plain=weight.start_gather, weights=fsdp._weights):
                 nonlocal num_gathers, most_whole
                 num_gathers += not weight.is_whole
                 plain()
-                most_whole = max(most_whole, sum(weight.is_whole for weight in fsdp._weights))
+                most_whole = max(most_whole, sum(weight.is_whole for weight in weights))
 
             weight.start_gather = start
         optimizer = sgd(fsdp.parameters())
