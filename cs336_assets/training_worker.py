@@ -17,7 +17,7 @@ from cs336.processes import die_with_parent
 from cs336.progress import bar, silent
 from cs336.train.experiments import DIVERGED_FILE
 from cs336.train.loop import NotFinite
-from cs336.train.worker import is_first_rank, run_training
+from cs336.train.worker import is_first_rank, leave, run_training
 
 REPORT_EVERY_SECONDS = 5.0
 
@@ -83,4 +83,4 @@ def _reporter(pipes: PipesContext, num_steps: int, max_seconds: float) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    leave(lambda: main(Path(sys.argv[1])))

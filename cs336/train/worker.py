@@ -22,10 +22,10 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -94,6 +94,22 @@ def main(arguments: list[str] | None = None) -> int:
 def is_first_rank() -> bool:
     """Whether this process is the one of its job that writes; true of a process that is alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a process's main function and end with its exit code.
+
+    One of several processes that failed ends at once: taking leave of NCCL could wait for what nobody joins any more.
+    """
+    try:
+        code: Any = main()
+    except SystemExit as end:
+        code = end.code
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
 
 
 def run_training(
@@ -206,4 +222,4 @@ def _config(kind: type, values: dict[str, Any], name: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -1,6 +1,5 @@
 """The training loop in every form: one process's run but for rounding, going on in any other, ending with one error."""
 
-import contextlib
 import itertools
 import json
 import shutil
@@ -17,8 +16,7 @@ from safetensors.torch import load_file
 from cs336.files import UserError
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.process_group import run_ranks
-from cs336.train import checkpoint
-from cs336.train.checkpoint import checkpoint_path, checkpoint_paths, read_checkpoint
+from cs336.train.checkpoint import CheckpointWriter, checkpoint_path, checkpoint_paths, read_checkpoint
 from cs336.train.loop import NotFinite, TrainConfig, train
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
 from cs336.train.parallel_forms import FORMS
@@ -158,7 +156,9 @@ def check_other_settings(place, root):
     for form in FORMS:
         whole, parts = root / f"dropout {form}", root / f"dropout parts {form}"
         run(whole, place, form, model=dropping)
-        dist.barrier()
+        seeds = [None] * place.world_size
+        dist.all_gather_object(seeds, torch.initial_seed())
+        assert len(set(seeds)) == place.world_size
         if place.rank == 0:
             stopped_at_step_4(parts, whole)
         dist.barrier()
@@ -233,32 +233,22 @@ def check_errors(place, root):
     assert not (root / "none").exists()
 
 
+def check_only_the_first_rank_writes(place, root):
+    """A checkpoint is whole on rank 0, and nothing on the others."""
+    written = []
+    plain = CheckpointWriter.write
+    CheckpointWriter.write = lambda self, state, iteration: written.append(iteration) or plain(self, state, iteration)
+    for form in FORMS:
+        run(root / f"written {form}", place, form)
+    CheckpointWriter.write = plain
+    assert written == ([] if place.rank else [4, 8] * len(FORMS))
+
+
 def all_checks(place, root):
     check_samples_and_clock(place, root)
     check_errors(place, root)
+    check_only_the_first_rank_writes(place, root)
 
 
-def test_samples_the_clock_and_errors(tmp_path):
+def test_samples_the_clock_errors_and_who_writes(tmp_path):
     run_ranks(all_checks, 2, tmp_path, start_method="forkserver", timeout_seconds=200)
-
-
-def check_a_state_is_on_one_rank_alone(place, root):
-    """What goes into a checkpoint is whole on rank 0, and nothing on the others."""
-    written = []
-    plain = checkpoint.CheckpointWriter.write
-
-    def write(self, state, iteration):
-        written.append(iteration)
-        plain(self, state, iteration)
-
-    checkpoint.CheckpointWriter.write = write
-    for form in FORMS:
-        run(root / form, place, form)
-    with contextlib.suppress(AttributeError):
-        checkpoint.CheckpointWriter.write = plain
-    return written
-
-
-def test_only_the_first_rank_writes_checkpoints(tmp_path):
-    results = run_ranks(check_a_state_is_on_one_rank_alone, 2, tmp_path, start_method="forkserver")
-    assert results == [[4, 8] * len(FORMS), []]
