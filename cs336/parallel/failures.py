@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
@@ -18,6 +20,7 @@ from cs336.parallel.process_group import Rank
 
 _GRACE_SECONDS = 5.0  # in which another rank has spoken, and torchrun ends this one
 _SPEECH_SECONDS = 600.0  # the same where rank 0 may first have to finish writing a file
+_LAST_WORDS_SECONDS = 1.0  # for a main thread that may be about to speak
 _KEY = "spoken"
 
 
@@ -60,6 +63,32 @@ def one_voice(place: Rank | None, *, shared: type[Exception] | tuple[type[Except
                 f" {place.world_size} noticed; start the job again"
             ) from error
         raise
+
+
+def speak_when_ended(place: Rank, say: Callable[[str], None]) -> None:
+    """When SIGTERM comes before any rank has spoken, say so and end: NCCL lets no rank notice that another is gone.
+
+    A thread waits for the signal, since Python's own handlers do not run while the main thread is inside a collective.
+
+    Args:
+        say: is given the line.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(heard, 1)[0] != signal.SIGTERM:
+            pass
+        threading.Timer(_GRACE_SECONDS, os._exit, (1,)).start()  # should the store not answer
+        if _claim(place):
+            say("another process of this job was killed (out of memory?), or the job was stopped; start it again")
+        else:
+            time.sleep(_LAST_WORDS_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end").start()
 
 
 def _claim(place: Rank) -> bool:

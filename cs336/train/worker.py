@@ -32,7 +32,7 @@ import torch
 from cs336.files import UserError, read_json
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.parallel.failures import one_voice
+from cs336.parallel.failures import one_voice, speak_when_ended
 from cs336.parallel.process_group import Rank, process_group
 from cs336.processes import die_with_parent
 from cs336.progress import Progress, bar, silent
@@ -71,9 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
             recompute=options.recompute,
             report=rows.append,
             progress=bar if is_first_rank() else silent,
+            say_end=lambda line: print(f"\n{path}: {line}", file=sys.stderr, flush=True),
         )
     except UserError as error:
-        print(error, file=sys.stderr)
+        print("" if is_first_rank() else "\n", error, sep="", file=sys.stderr)  # the first's bar may stand unfinished
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes on what the terminal has sent already
@@ -120,6 +121,7 @@ def run_training(
     recompute: int = 0,
     report: Report = lambda row: None,
     progress: Progress,
+    say_end: Callable[[str], None] | None = None,
 ) -> TransformerLM | None:
     """Train from a run description, together with the other processes that torchrun has started.
 
@@ -129,6 +131,7 @@ def run_training(
         parallel: how several processes share the run, one of `FORMS`; means nothing to a process that is alone.
         recompute: layers in each segment that the backward pass runs again to save memory; 0 keeps all.
         report: called with every row of metrics, on each rank.
+        say_end: called on one rank of several that torchrun ends because another was killed.
 
     Returns:
         The model; of a form that shards it, on rank 0 alone.
@@ -146,6 +149,8 @@ def run_training(
                 if device not in ("auto", "cpu", "cuda"):
                     raise UserError(f'{name}: device "{device}" is that of one process; several take auto, cpu or cuda')
                 place = stack.enter_context(process_group(device=device))
+            if say_end is not None:
+                speak_when_ended(place, say_end)
             stack.enter_context(one_voice(place, shared=NotFinite))
         return _train(run, name, place, parallel=parallel, recompute=recompute, report=report, progress=progress)
 

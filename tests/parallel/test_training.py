@@ -42,6 +42,7 @@ CONFIG = TrainConfig(
 )
 IDENTITY = ("model_config", "train", "seed", "data")
 TOKENS = np.random.default_rng(0).integers(0, 21, 700).astype(np.uint16)
+RTOL, ATOL = 1e-5, 1e-6  # seen on two and four ranks: weights within 1.5e-7, losses within 2.3e-7 of themselves
 SOME = TOKENS[:217]  # whose windows fill no whole number of batches
 
 
@@ -105,7 +106,7 @@ def check_forms(place, root):
             folder = root / f"{form} {recompute}"
             run(folder, place, form, recompute=recompute)
             if place.rank == 0:
-                assert_same_run(folder, root / "one", rtol=1e-4, atol=2e-6)
+                assert_same_run(folder, root / "one", rtol=RTOL, atol=ATOL)
                 for written in ("config.json", METRICS_FILE):
                     assert (folder / written).stat().st_size > 0
             dist.barrier()
@@ -119,7 +120,7 @@ def check_forms(place, root):
         run_in(after, place, folder)
         if place.rank == 0:
             exact = before == after
-            assert_same_run(folder, source, rtol=0 if exact else 1e-4, atol=0 if exact else 2e-6)
+            assert_same_run(folder, source, rtol=0 if exact else RTOL, atol=0 if exact else ATOL)
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
