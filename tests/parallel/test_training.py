@@ -19,7 +19,7 @@ from cs336.parallel.process_group import run_ranks
 from cs336.train.checkpoint import CheckpointWriter, checkpoint_path, checkpoint_paths, read_checkpoint
 from cs336.train.loop import NotFinite, TrainConfig, train
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
-from cs336.train.parallel_forms import FORMS
+from cs336.train.parallel_forms import FORMS, DataParallel
 from cs336.train.resume import CHECKPOINTS_FOLDER
 
 # Sizes that neither 2 nor 4 ranks divide, of a model whose ends are tied.
@@ -253,3 +253,30 @@ def all_checks(place, root):
 
 def test_samples_the_clock_errors_and_who_writes(tmp_path):
     run_ranks(all_checks, 2, tmp_path, start_method="forkserver", timeout_seconds=200)
+
+
+def check_compiled(place, root):
+    """Compiled block by block: the same run, and the last block's gradients are there before the first's."""
+    early = []
+    plain = DataParallel._share
+
+    def share(self, compile_model):
+        plain(self, compile_model)
+        first, last = (layer.ffn.w1.weight for layer in (self.model.layers[0], self.model.layers[-1]))
+        last.register_post_accumulate_grad_hook(lambda _: early.append(first.grad is None))
+
+    DataParallel._share = share
+    config = replace(CONFIG, micro_batch_size=0)
+    run_in("one", place, root / "one", config=config)
+    for form, recompute in (("ddp", 0), ("zero1", 2), ("fsdp2", 0), ("fsdp2", 2)):
+        folder = root / f"{form} {recompute}"
+        run(folder, place, form, config=config, compile_model=True, recompute=recompute)
+        if place.rank == 0:
+            assert_same_run(folder, root / "one", rtol=1e-4, atol=1e-5)
+        dist.barrier()
+    assert early == [True] * 2 * CONFIG.num_steps
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_the_same_run_and_let_gradients_leave_early(tmp_path):
+    run_ranks(check_compiled, 2, tmp_path, start_method="forkserver", timeout_seconds=280)
