@@ -53,8 +53,7 @@ class Step:
         folder: to be filled; becomes the artifact.
         preset: name of the preset.
         part: the crawl shard or the cell, for assets made in parts.
-        num_workers, device, compile_model, num_processes, parallel, recompute: of this machine, see `Runtime`; they
-            never change an artifact.
+        num_workers to recompute: of this machine, see `Runtime`; they never change an artifact.
         progress: wraps long loops.
         context: Dagster's, where the asset runs under it.
     """

@@ -21,6 +21,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336.train.resume import CHECKPOINTS_FOLDER
 from cs336_assets.asset import Step
 from cs336_assets.launch import RUN_FILE, train_in_child
+from cs336_assets.resources import Runtime
 
 MODEL = ModelConfig(context_length=16, d_model=16, num_layers=2, num_heads=2, vocab_size=257)
 CONFIG = TrainConfig(
@@ -52,6 +53,15 @@ def inputs(tmp_path, monkeypatch):
 def step_in(folder, **options):
     folder.mkdir(exist_ok=True)
     return Step(folder=folder, num_workers=2, device="cpu", **options)
+
+
+def test_the_environment_says_how_a_run_is_shared(monkeypatch):
+    plain = Runtime.from_environment()
+    assert (plain.num_processes, plain.parallel, plain.recompute) == (1, "ddp", 0)
+    for name, value in (("PROCESSES", "4"), ("PARALLEL", "fsdp2"), ("RECOMPUTE", "2")):
+        monkeypatch.setenv(f"CS336_{name}", value)
+    chosen = Runtime.from_environment()
+    assert (chosen.num_processes, chosen.parallel, chosen.recompute) == (4, "fsdp2", 2)
 
 
 def test_two_processes_make_the_run_of_one(tmp_path, inputs):
