@@ -151,9 +151,14 @@ def full_norms(fsdp: Sharded, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
         tensors: by the parameter whose shape, and cut, each has; the same parameters on all ranks.
     """
     cuts = fsdp.cuts()
-    squares = torch.stack([tensor.float().square().sum() for tensor in tensors.values()])
-    counted = [parameter in cuts or rank() == 0 for parameter in tensors]  # what all ranks hold counts once
-    squares = torch.where(torch.tensor(counted).to(squares.device), squares, torch.zeros_like(squares))
+    squares = torch.stack(
+        [
+            tensor.float().square().sum()
+            if parameter in cuts or rank() == 0
+            else tensor.new_zeros((), dtype=torch.float32)
+            for parameter, tensor in tensors.items()  # what all ranks hold counts once
+        ]
+    )
     start_all_reduce(squares).wait()
     return squares.sqrt()
 
