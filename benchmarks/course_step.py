@@ -45,7 +45,8 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.presets import find_preset
 from cs336.store import describe_commit, versions_of
 from cs336.tokens.batches import Batches
-from cs336.train.loop import TrainConfig, evaluate, make_optimizer, training_step
+from cs336.train.forms import Form, make_optimizer
+from cs336.train.loop import TrainConfig, evaluate, training_step
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import clip_gradients
 
@@ -199,7 +200,7 @@ def _measure(
         "milliseconds_a_step": 1e3 * statistics.median(seconds) / options.steps,
         "peak_bytes": int(peak.item()),
         "first_loss": first_loss,
-        "seconds_an_evaluation_batch": _evaluation_seconds(trained, data, train, device),
+        "seconds_an_evaluation_batch": _evaluation_seconds(trained, data, train),
     }
 
 
@@ -252,14 +253,13 @@ def _prepared(
     return trained, step
 
 
-def _evaluation_seconds(
-    model: TransformerLM, data: np.ndarray, train: TrainConfig, device: torch.device, num_batches: int = 4
-) -> float:
+def _evaluation_seconds(model: TransformerLM, data: np.ndarray, train: TrainConfig, num_batches: int = 4) -> float:
     """Of one batch of windows outside autocast, as the course evaluates, on this process alone."""
     plain = dataclasses.replace(train, batch_size=train.micro_batch_size, precision="float32")
-    evaluate(model, data, plain, device=device, max_batches=1)
+    form = Form(model, plain)
+    evaluate(form, data, max_batches=1)
     start = time.perf_counter()
-    evaluate(model, data, plain, device=device, max_batches=num_batches)
+    evaluate(form, data, max_batches=num_batches)
     return (time.perf_counter() - start) / num_batches
 
 

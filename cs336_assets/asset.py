@@ -53,7 +53,7 @@ class Step:
         folder: to be filled; becomes the artifact.
         preset: name of the preset.
         part: the crawl shard or the cell, for assets made in parts.
-        num_workers, device, compile_model: of this machine; they never change an artifact.
+        num_workers to recompute: of this machine, see `Runtime`; they never change an artifact.
         progress: wraps long loops.
         context: Dagster's, where the asset runs under it.
     """
@@ -64,6 +64,9 @@ class Step:
     num_workers: int = 1
     device: str = "auto"
     compile_model: bool = False
+    num_processes: int = 1
+    parallel: str = "ddp"
+    recompute: int = 0
     progress: Progress = silent
     context: Any = None
 

@@ -34,8 +34,8 @@ def train_in_child(
 ) -> list[dict[str, Any]]:
     """Run the training worker; returns its metrics, one row a step.
 
-    What belongs to this machine (where its inputs lie, threads, device) reaches the worker
-    through its environment; `run.json` stays in the artifact and is the same on every machine.
+    What belongs to this machine (where its inputs lie, threads, device, number of processes) reaches the
+    worker through its environment; `run.json` stays in the artifact and is the same on every machine.
 
     Args:
         model: with its `vocab_size`.
@@ -57,16 +57,19 @@ def train_in_child(
     diverged = step.folder / DIVERGED_FILE
     for path in (failure, diverged):  # of an attempt before
         path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone", "--nproc-per-node", "1"]
+    command = [sys.executable, "-m", "cs336_assets.torchrun", "--standalone"]
+    command += ["--nproc-per-node", str(step.num_processes)]
     command += ["-m", "cs336_assets.training_worker", str(step.folder / RUN_FILE)]
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stall each other when cores are shared
         "CS336_TRAIN_PARENT": str(os.getpid()),
         "CS336_TRAIN_FAILURE": str(failure),
         "CS336_TRAIN_INPUTS_BELOW": str(inputs_below),
-        "CS336_TRAIN_THREADS": str(step.num_workers),
+        "CS336_TRAIN_THREADS": str(max(1, step.num_workers // step.num_processes)),
         "CS336_TRAIN_DEVICE": step.device,
         "CS336_TRAIN_COMPILE": str(int(step.compile_model)),
+        "CS336_TRAIN_PARALLEL": step.parallel,
+        "CS336_TRAIN_RECOMPUTE": str(step.recompute),
     }
     try:
         if step.context is None:

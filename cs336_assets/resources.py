@@ -19,6 +19,9 @@ class Runtime(dg.ConfigurableResource):
             of a GPU idle. Each has its share of the workers; what fills the memory runs alone, and what stops by the
             clock sees fewer tokens than it would alone.
         compile_model: use `torch.compile` in training (`CS336_COMPILE=1`).
+        num_processes: of a training run, on a GPU each where there are as many (`CS336_PROCESSES`).
+        parallel: how they share it: "ddp", "zero1", "fsdp" or "fsdp2" (`CS336_PARALLEL`).
+        recompute: layers in each segment that training runs again to save memory; 0 keeps all (`CS336_RECOMPUTE`).
         executor: "multiprocess" runs steps here, "ray" as jobs of a Ray cluster (`CS336_EXECUTOR`).
         partitions_per_run: shards that one run of a backfill takes (`CS336_PARTITIONS_PER_RUN`), so that runs spread
             over a cluster; 0 is all in one run.
@@ -30,6 +33,9 @@ class Runtime(dg.ConfigurableResource):
     device: str = "auto"
     runs_at_once: int = 1
     compile_model: bool = False
+    num_processes: int = 1
+    parallel: str = "ddp"
+    recompute: int = 0
     executor: str = "multiprocess"
     partitions_per_run: int = 0
     terminal: bool = False
@@ -42,6 +48,9 @@ class Runtime(dg.ConfigurableResource):
             device=os.environ.get("CS336_DEVICE", "auto"),
             runs_at_once=int(os.environ.get("CS336_RUNS_AT_ONCE", "1")),
             compile_model=os.environ.get("CS336_COMPILE") == "1",
+            num_processes=int(os.environ.get("CS336_PROCESSES", "1")),
+            parallel=os.environ.get("CS336_PARALLEL", "ddp"),
+            recompute=int(os.environ.get("CS336_RECOMPUTE", "0")),
             executor=os.environ.get("CS336_EXECUTOR", "multiprocess"),
             partitions_per_run=int(os.environ.get("CS336_PARTITIONS_PER_RUN", "0")),
             terminal=terminal,

@@ -5,6 +5,7 @@ A worker that failed has left its reason in the run's folder; torchrun's own rep
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,8 +24,11 @@ if __name__ == "__main__":
         sys.exit(130)
     except ChildFailedError as error:
         reason = Path(os.environ["CS336_TRAIN_FAILURE"])
-        if not reason.exists():
-            code = error.get_first_failure()[1].exitcode
-            killed = " (killed; out of memory?)" if code == -9 else ""
-            reason.write_text(f"the training worker ended with exit code {code}{killed}\n", encoding="utf-8")
+        ended_here = (0, 1, -signal.SIGTERM)  # by itself, or by torchrun, once another had gone
+        killed = [(rank, each) for rank, each in error.failures.items() if each.exitcode not in ended_here]
+        if killed or not reason.exists():  # what the others say of a rank that was killed follows from that
+            rank, failure = killed[0] if killed else error.get_first_failure()
+            which = f"the training worker{f' of rank {rank}' if rank else ''}"
+            how = " (killed; out of memory?)" if failure.exitcode == -9 else ""
+            reason.write_text(f"{which} ended with exit code {failure.exitcode}{how}\n", encoding="utf-8")
         sys.exit(1)

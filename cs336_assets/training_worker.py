@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from cs336.processes import die_with_parent
 from cs336.progress import bar, silent
 from cs336.train.experiments import DIVERGED_FILE
 from cs336.train.loop import NotFinite
-from cs336.train.worker import run_training
+from cs336.train.worker import is_first_rank, leave, run_training
 
 REPORT_EVERY_SECONDS = 5.0
 
@@ -33,25 +34,32 @@ def main(run_file: Path) -> int:
     below = Path(os.environ["CS336_TRAIN_INPUTS_BELOW"])
     run["token_shards"] = [str(below / folder) for folder in run["token_shards"]]
     run["tokenizer"] = str(below / run["tokenizer"])
-    with open_dagster_pipes() as pipes:
+    first = is_first_rank()  # of several the first alone talks to Dagster
+    with open_dagster_pipes() if first else contextlib.nullcontext() as pipes:
         try:
             run_training(
                 run,
                 name=run_file.name,
-                report=_reporter(pipes, run["train"]["num_steps"], run["train"]["max_seconds"]),
-                progress=bar if sys.stderr.isatty() else silent,
+                parallel=os.environ["CS336_TRAIN_PARALLEL"],
+                recompute=int(os.environ["CS336_TRAIN_RECOMPUTE"]),
+                report=_reporter(pipes, run["train"]["num_steps"], run["train"]["max_seconds"]) if pipes else _unseen,
+                progress=bar if first and sys.stderr.isatty() else silent,
             )
         except KeyboardInterrupt:
             return 130  # whoever pressed Ctrl-C knows
         except Exception as error:
             if isinstance(error, NotFinite):
                 (run_file.parent / DIVERGED_FILE).write_text(error.event, encoding="utf-8")
-            if not isinstance(error, UserError):
+            if pipes and not isinstance(error, UserError):
                 pipes.log.error(traceback.format_exc())  # into the run's log; the terminal gets one line
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             Path(os.environ["CS336_TRAIN_FAILURE"]).write_text(f"{said}\n", encoding="utf-8")
             return 1
     return 0
+
+
+def _unseen(row: dict[str, Any]) -> None:
+    pass
 
 
 def _reporter(pipes: PipesContext, num_steps: int, max_seconds: float) -> Any:
@@ -75,4 +83,4 @@ def _reporter(pipes: PipesContext, num_steps: int, max_seconds: float) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    leave(lambda: main(Path(sys.argv[1])))

@@ -225,7 +225,9 @@ class _UsedSomewhere:
     def start(self) -> None:
         """Begin to count the ranks on which each parameter has a gradient."""
         if self._parameters:
-            self._counts = torch.tensor(self._here, dtype=torch.float32).to(self._parameters[0].device)
+            device = self._parameters[0].device
+            counts = torch.tensor(self._here, dtype=torch.float32, pin_memory=device.type == "cuda")
+            self._counts = counts.to(device, non_blocking=True)  # from pinned memory: nobody waits for the GPU
             self._pending = start_all_reduce(self._counts)
 
     def settle(self) -> None:

@@ -52,8 +52,9 @@ class FSDP(nn.Module):
     autocast, which would keep a cast of every whole weight.
 
     The gather of the i-th layer that runs starts once layer i-2 has finished its forward, so that at most two
-    whole weights exist at once; the order is learned in the first forward pass. The backward pass does the
-    same from the last layer to the first.
+    whole weights exist at once; the order is learned in the first forward pass. The backward pass gathers the
+    next weight while it computes with one, in the order of the backward pass before, which activation
+    checkpointing makes another than the reverse: layers run forward once more in it, and gather once more.
 
     Args:
         module: already on this rank's device.
@@ -83,7 +84,8 @@ class FSDP(nn.Module):
         self._in_forward = False
         self._order: list[_Weight] = []  # in which the last forward pass needed them, each once in a row
         self._seen: list[_Weight] = []  # the same of the pass under way
-        self._position: dict[_Weight, int] = {}  # in the order, for the backward pass
+        self._backward_order: list[_Weight] = []  # in which the last backward pass needed them, each once in a row
+        self._backward_seen: list[_Weight] = []
         self._reductions: deque[_Reduction] = deque()
         self.max_whole_weights = 0
         broadcast([*module.parameters(), *module.buffers()])
@@ -108,6 +110,7 @@ class FSDP(nn.Module):
     def forward_pass(self) -> Iterator[None]:
         """Around a forward pass that does not call the module itself, but other functions of it: gathers ahead."""
         self._in_forward, self._seen, self.max_whole_weights = True, [], 0
+        self._learn_backward_order()
         try:
             if self._prefetch:  # layer 1 waits for no layer
                 for weight in self._order[:2]:
@@ -116,7 +119,6 @@ class FSDP(nn.Module):
         finally:
             self._in_forward = False
             self._order = self._seen
-            self._position = {weight: place for place, weight in enumerate(self._order)}
             for weight in self._weights:  # gathered in vain: the pass took another way than the one before
                 weight.free()
 
@@ -138,11 +140,12 @@ class FSDP(nn.Module):
 
         Call it after `backward()` and before `optimizer.step()`, on every rank.
         """
+        self._learn_backward_order()
         while self._reductions:
             self._reductions.popleft().finish()
         for weight in self._weights:
             weight.backward_users = 0
-            weight.free()
+            weight.free()  # what a pass that went another way gathered in vain
             if weight.shard.requires_grad and weight.shard.grad is None:
                 weight.shard.grad = torch.zeros_like(weight.shard)
         for parameter in self._replicated:
@@ -156,10 +159,21 @@ class FSDP(nn.Module):
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
 
+    def named_shards(self) -> list[tuple[str, nn.Parameter]]:
+        """What this rank holds, under each of its names in the whole model."""
+        return list(self.module.named_parameters(remove_duplicate=False))
+
+    def cuts(self) -> dict[nn.Parameter, _Weight]:
+        """How each sharded parameter is cut; the others are whole."""
+        return {weight.shard: weight for weight in self._weights}
+
     def _before(self, weight: _Weight) -> Callable[..., Any]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            weight.start_gather()
-            weight.wait()
+            if self._in_forward or not torch.is_grad_enabled():
+                weight.start_gather()
+                weight.wait()
+            else:  # activation checkpointing runs the layer again
+                self._gather_in_backward(weight)
             weight.users += 1
             layer.__dict__["weight"] = weight.whole
             if self._in_forward:
@@ -200,13 +214,20 @@ class FSDP(nn.Module):
 
     def _before_backward(self, weight: _Weight) -> None:
         weight.backward_users += 1
+        self._gather_in_backward(weight)
+
+    def _learn_backward_order(self) -> None:
+        if self._backward_seen:
+            self._backward_order, self._backward_seen = self._backward_seen, []
+
+    def _gather_in_backward(self, weight: _Weight) -> None:
         weight.start_gather()
         weight.wait()
-        place = self._position.get(weight, 0)
-        if self._prefetch and place:
-            ahead = self._order[place - 1]
-            if not ahead.is_lookup:
-                ahead.start_gather()
+        if not self._backward_seen or self._backward_seen[-1] is not weight:
+            self._backward_seen.append(weight)
+        done = len(self._backward_seen)
+        if self._prefetch and self._backward_order[:done] == self._backward_seen and done < len(self._backward_order):
+            self._backward_order[done].start_gather()
 
     def _after_backward(self, weight: _Weight) -> None:
         # A gradient is made once all layers that share the weight are done; a frozen weight counts them.
@@ -254,7 +275,6 @@ class _Weight:
         is_whole: the storage is filled, or being filled.
         users: layers whose forward is running with it.
         backward_users: layers whose backward has begun and is not known to be over.
-        is_lookup: only embeddings use it.
     """
 
     def __init__(
@@ -274,7 +294,6 @@ class _Weight:
         self.travel_dtype = compute_dtype or parameter.dtype
         for layer in layers:
             layer._parameters["weight"] = self.shard
-        self.is_lookup = all(layer_kind(layer) == "Embedding" for layer in layers)
         self._padded = self._empty(self.travel_dtype)
         self.whole = self._padded[: self.rows].detach().requires_grad_(parameter.requires_grad)
         self._num_bytes = self._padded.untyped_storage().nbytes()

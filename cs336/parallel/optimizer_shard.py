@@ -90,7 +90,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return self._owners[parameter]
 
     def full_state_dict(self) -> dict[str, Any] | None:
-        """The state that the unsharded optimizer would save: on rank 0, in main memory; None on the others.
+        """A copy of the state that the unsharded optimizer would save: in main memory on rank 0; None on the others.
 
         All ranks call it. States travel one tensor at a time.
         """
@@ -174,4 +174,4 @@ def _received(value: Any, source: int, device: torch.device) -> Any:
 
 
 def _on_cpu(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {name: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for name, value in values.items()}

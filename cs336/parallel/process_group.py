@@ -57,11 +57,13 @@ class Rank:
         rank: from 0 to world_size - 1.
         world_size: number of processes.
         device: where its tensors live.
+        store: where the job's processes leave words for each other.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    store: dist.Store
 
 
 def rank() -> int:
@@ -104,16 +106,19 @@ def process_group(
     chosen = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(chosen)
+    timeout = timedelta(seconds=timeout_seconds)
+    store, _, _ = next(iter(dist.rendezvous(init_method, place, size, timeout=timeout)))
+    store.set_timeout(timeout)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=init_method,
+        store=dist.PrefixStore("group", store),
         rank=place,
         world_size=size,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
         device_id=chosen if on_gpu else None,
     )
     try:
-        yield Rank(place, size, chosen)
+        yield Rank(place, size, chosen, dist.PrefixStore("words", store))
     except BaseException as error:
         # No leave-taking after an error: NCCL would wait for collectives that nobody joins any more, and the
         # others' complaints that this rank is gone would come before its own. The process's end frees all.

@@ -67,10 +67,12 @@ class Batches:
         device: str | torch.device,
         keep_on_device: bool = False,
         prefetch: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Args are those of `get_batch`, and:
 
         seed: 0 or more; fixes the places drawn at every step.
+        share: (r, n) gives the r-th of n equal slices of each batch; n divides `batch_size`.
         keep_on_device: copy all tokens to the device, two bytes each, and cut the batches there.
         prefetch: a thread makes the next batches meanwhile (`in_order` only).
         """
@@ -80,6 +82,7 @@ class Batches:
         self._seed = seed
         self._device = torch.device(device)
         self._prefetch = prefetch and not keep_on_device
+        self._share = share
         self._resident: Tensor | None = None
         if keep_on_device:
             # PyTorch does little with uint16; int16 holds the same bits, and the mask in `at` reads them back.
@@ -87,7 +90,7 @@ class Batches:
             self._resident = torch.tensor(bits, device=self._device)
 
     def starts(self, step: int) -> Int[Tensor, " batch"]:
-        """Where in the tokens the stretches of step `step` begin."""
+        """Where in the tokens the stretches of step `step` begin, those of the whole batch."""
         # SeedSequence mixes the two numbers well, so near steps and near seeds share nothing.
         mixed = np.random.SeedSequence([self._seed, step]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
@@ -95,7 +98,8 @@ class Batches:
 
     def at(self, step: int) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
         """Inputs and targets of step `step` (0 or more); see `get_batch`."""
-        starts = self.starts(step)
+        place, num_shares = self._share
+        starts = self.starts(step).view(num_shares, -1)[place]
         if self._resident is None:
             stretches = _read(self._tokens, starts.tolist(), self._context_length, self._device)
         else:
@@ -148,6 +152,7 @@ def every_token_once(
     context_length: int,
     device: str | torch.device,
     max_batches: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[EveryToken]:
     """All of a text in its order, each token but the first predicted exactly once.
 
@@ -157,6 +162,7 @@ def every_token_once(
     Args:
         max_batches: where the text has more, only this many, of windows spread evenly over it: always
             the same ones.
+        share: (r, n) gives batches r, r + n, ...; to all r equally many, the missing ones counting nothing.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -170,10 +176,13 @@ def every_token_once(
         chosen = max_batches * batch_size
         firsts = [firsts[number * len(firsts) // chosen] for number in range(chosen)]
     places = torch.arange(length)
-    for begin in range(0, len(firsts), batch_size):
+    place, num_shares = share
+    for group in range(0, len(firsts), num_shares * batch_size):
+        begin = group + place * batch_size
         some = firsts[begin : begin + batch_size]
         starts = [min(first, num_targets - length) for first in some]
-        counted = places >= torch.tensor([first - start for first, start in zip(some, starts, strict=True)])[:, None]
+        skipped = [first - start for first, start in zip(some, starts, strict=True)]
+        counted = places >= torch.tensor(skipped, dtype=torch.int64)[:, None]
         num_missing = batch_size - len(some)
         counted = torch.cat((counted, torch.zeros(num_missing, length, dtype=torch.bool)))
         stretches = _read(tokens, starts + [0] * num_missing, length, torch.device(device))

@@ -44,14 +44,17 @@ def load_checkpoint(src: Path | str | IO[bytes], model: nn.Module, optimizer: to
     return restore(read_checkpoint(src), model, optimizer)
 
 
-def read_checkpoint(src: Path | str | IO[bytes]) -> dict[str, Any]:
+def read_checkpoint(src: Path | str | IO[bytes], *, mapped: bool = False) -> dict[str, Any]:
     """All that `save_checkpoint` wrote, extras too, on the CPU.
+
+    Args:
+        mapped: leave tensors in the file until they are read, so that each of several processes holds its part only.
 
     Raises:
         UserError: the file is missing or not a checkpoint.
     """
     try:
-        return torch.load(src, map_location="cpu", weights_only=True)
+        return torch.load(src, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise UserError(f"{src}: not found; is the run's folder right?") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -63,6 +66,21 @@ def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Opti
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["iteration"]
+
+
+def copy_on_cpu(value: Any, copies: dict[Any, Tensor] | None = None) -> Any:
+    """A copy of all tensors within; those that share their memory (tied weights) go on sharing it."""
+    copies = {} if copies is None else copies
+    if isinstance(value, Tensor):
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if place not in copies:
+            copies[place] = value.detach().to("cpu", copy=True)
+        return copies[place]
+    if isinstance(value, dict):
+        return {key: copy_on_cpu(item, copies) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_on_cpu(item, copies) for item in value)
+    return value
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -123,7 +141,18 @@ class CheckpointWriter:
             Exception: what went wrong in the write before.
         """
         self.wait()
-        state = _on_cpu(_state(model, optimizer, iteration, extras))
+        self.write(copy_on_cpu(_state(model, optimizer, iteration, extras)), iteration)
+
+    def write(self, state: dict[str, Any], iteration: int) -> None:
+        """Write a state in the background that nobody changes any more; see `save_checkpoint`.
+
+        Args:
+            state: with "model", "optimizer", "iteration" and extras.
+
+        Raises:
+            Exception: what went wrong in the write before.
+        """
+        self.wait()
         self._thread = threading.Thread(target=self._run, args=(state, iteration), name="checkpoint")
         self._thread.start()
 
@@ -169,21 +198,6 @@ def _state(
     model: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, extras: dict[str, Any]
 ) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration, **extras}
-
-
-def _on_cpu(value: Any, copies: dict[Any, Tensor] | None = None) -> Any:
-    """A copy of all tensors within; those that share their memory (tied weights) go on sharing it."""
-    copies = {} if copies is None else copies
-    if isinstance(value, Tensor):
-        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if place not in copies:
-            copies[place] = value.detach().to("cpu", copy=True)
-        return copies[place]
-    if isinstance(value, dict):
-        return {key: _on_cpu(item, copies) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(item, copies) for item in value)
-    return value
 
 
 def _write(state: dict[str, Any], out: Path | str | IO[bytes]) -> None:

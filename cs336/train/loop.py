@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,21 +22,16 @@ from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.progress import Progress, silent
 from cs336.tokens.batches import Batches, every_token_once
 from cs336.train.checkpoint import CheckpointWriter, checkpoint_paths, rng_state
-from cs336.train.diagnostics import activation_norms, gradient_norms, weight_norms
-from cs336.train.loss import Loss, linear_cross_entropy, linear_token_losses
-from cs336.train.metrics import (
-    METRICS_FILE,
-    Clock,
-    MetricsLog,
-    Report,
-    is_finite,
-)
-from cs336.train.optimizer import AdamW, Muon, clip_gradients
-from cs336.train.resume import CHECKPOINTS_FOLDER, SAMPLES_FILE, mark_of, resume
+from cs336.train.forms import Form
+from cs336.train.metrics import METRICS_FILE, Clock, MetricsLog, Report, is_finite
+from cs336.train.parallel_forms import make_form
+from cs336.train.resume import CHECKPOINTS_FOLDER, mark_of, resume
+from cs336.train.samples import SAMPLES_FILE, write_samples
 from cs336.train.schedule import SCHEDULES, lr_cosine, lr_wsd
 
 if TYPE_CHECKING:
     from cs336.generate.engine import TextCodec
+    from cs336.parallel.process_group import Rank
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -174,29 +170,41 @@ def train(
     folder: Path,
     device: str = "auto",
     compile_model: bool = False,
+    parallel: str = "ddp",
+    place: Rank | None = None,
+    recompute: int = 0,
     tokenizer: TextCodec | None = None,
     name_documents: NameDocuments | None = None,
     report: Report = lambda row: None,
     progress: Progress = silent,
-) -> TransformerLM:
+) -> TransformerLM | None:
     """Train a model; `folder` gets `metrics.jsonl`, `checkpoints/`, `config.json`, `model.safetensors`.
 
     The batch of a step is a function of seed and step alone, and a checkpoint holds the random streams,
     so a run that was stopped and goes on from its checkpoint ends with the weights of one that was not.
+
+    Of several processes, all of which call this, rank r takes the r-th equal slice of every batch, and rank 0 alone
+    writes. Their run is the one process's but for rounding (and the random numbers of dropout): see `forms.py`.
 
     Args:
         train_tokens, valid_tokens: one-dimensional arrays of token ids.
         folder: may hold the checkpoints of an interrupted run with the same settings.
         device: "auto" takes a GPU where there is one.
         compile_model: compile model and loss; slower to start, faster to run.
+        parallel: how several processes share the run, one of `FORMS`.
+        place: this process's among several, which are in a process group.
+        recompute: layers in each segment that the backward pass runs again to save memory; 0 keeps all.
         tokenizer: for `config.sample_interval`; samples go to `samples.jsonl`.
         name_documents: (starts of a batch's stretches, their length) -> the documents in it, for the
             error that a loss that is not finite ends in.
         report: called with every row of metrics.
 
+    Returns:
+        The trained model; of a form that shards it, on rank 0 alone.
+
     Raises:
-        UserError: too few tokens, or a checkpoint of another run.
-        NotFinite: a loss, gradient or weight is not finite: nothing of that step is saved.
+        UserError: too few tokens, a checkpoint of another run, or settings that do not go with the form.
+        NotFinite: a loss, gradient or weight is not finite: nothing of that step is saved. On all ranks alike.
     """
     if len(train_tokens) <= model_config.context_length or len(valid_tokens) < 2:
         raise UserError(
@@ -208,19 +216,16 @@ def train(
     torch_device = pick_device(device)
     _compute_deterministically(torch_device)
     torch.manual_seed(seed)
-    model = _new_model(model_config, torch_device)
-    optimizer = make_optimizer(model, config)
-    loss_of = _loss_function(model, config, torch_device)
-    if compile_model:
-        loss_of = _compiled(loss_of, torch_device)
-    batches = _training_batches(train_tokens, config, model_config.context_length, seed, torch_device)
+    model = _new_model(model_config, torch_device).recompute_in_segments(recompute)
+    form = make_form(parallel, model, config, place, compile_model=compile_model)
+    batches = _training_batches(train_tokens, model_config.context_length, seed, form)
     identity = {
         "model_config": asdict(model_config),
         "train": _plain(asdict(config)),
         "seed": seed,
         "data": {"train_tokens": mark_of(train_tokens), "valid_tokens": mark_of(valid_tokens)},
     }
-    start, seconds_before, finished = resume(model, optimizer, folder, identity, torch_device)
+    start, seconds_before, finished = resume(form, folder, identity)
     clock = Clock(seconds_before)
     context_length = model_config.context_length
     tokens_per_step = config.batch_size * context_length
@@ -234,38 +239,42 @@ def train(
 
     def save(done: int, over: bool) -> None:
         writer.settle()
-        if not math.isfinite(math.hypot(*weight_norms(model).values())):
+        if not math.isfinite(math.hypot(*form.weight_norms().values())):
             raise _not_finite("weights became infinite", done, folder, batches, name_documents, context_length)
-        writer.save(model, optimizer, done, finished=over, rng=rng_state(torch_device), **identity)
+        state = form.state()
+        if state is not None:
+            extras = {"iteration": done, "finished": over, "rng": rng_state(torch_device)}
+            writer.write(state | extras | identity, done)
 
     checkpoint_seconds = 0.0  # of the last one
 
     def is_over(done: int) -> bool:
         """Whether the run ends here: its steps are done, or one more would end too late."""
+        if done == config.num_steps or not config.max_seconds:
+            return done == config.num_steps
         saving = checkpoint_seconds if done % config.checkpoint_interval == 0 else 0.0
-        late = bool(config.max_seconds) and log.seconds_of_next_step() + saving > config.max_seconds
-        return done == config.num_steps or late
+        return form.agreed(log.seconds_of_next_step() + saving) > config.max_seconds
 
     def validate(max_batches: int | None) -> None:
         log.settle()
         watched = progress if max_batches is None else silent  # all of the held-out text takes its time
-        loss, num_tokens = evaluate(
-            model, valid_tokens, config, device=torch_device, max_batches=max_batches, progress=watched
-        )
+        loss, num_tokens = evaluate(form, valid_tokens, max_batches=max_batches, progress=watched)
         log.add(valid_loss=loss, num_valid_tokens=num_tokens)
 
-    def write_samples(done: int) -> None:
-        if tokenizer is not None:
-            log.settle()
-            _write_samples(folder / SAMPLES_FILE, model, tokenizer, config, done)
+    def sample(done: int) -> None:
+        log.settle()
+        whole = form.whole_model()
+        if tokenizer is not None and whole is not None and form.rank == 0:
+            with form.eager():
+                write_samples(folder / SAMPLES_FILE, whole, tokenizer, config, done)
 
     log = MetricsLog(
-        folder / METRICS_FILE,
+        folder / METRICS_FILE if form.rank == 0 else None,
         clock=clock,
         device=torch_device,
         precision=config.precision,
         tokens_per_step=tokens_per_step,
-        flops_per_token=training_flops(model_config, context_length) / context_length,
+        flops_per_token=training_flops(model_config, context_length) / context_length / form.num_ranks,  # on a device
         check=check,
         report=report,
     )
@@ -279,18 +288,20 @@ def train(
         for step, (inputs, targets) in zip(progress(steps, unit="steps", label=label), data, strict=False):
             writer.raise_failure()
             done = step + 1
-            learning_rate = config.learning_rate_at(done, clock.seconds())
-            for group in optimizer.param_groups:
+            seconds = form.agreed(clock.seconds()) if config.schedule_by_clock else 0.0
+            learning_rate = config.learning_rate_at(done, seconds)
+            for group in form.optimizer.param_groups:
                 group["lr"] = learning_rate * group["rate_ratio"]
-            loss = _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
+            if form.num_ranks > 1:  # each rank draws its own numbers in each step, so that no checkpoint need hold them
+                torch.manual_seed(_mixed(seed, step, form.rank))
+            loss = _accumulate_gradients(form, inputs, targets)
             norms = {}
             if config.norm_interval and done % config.norm_interval == 0:
-                norms["gradient_norms"] = gradient_norms(model)
-                with _autocast(torch_device, config.precision):
-                    norms["activation_norms"] = activation_norms(model, inputs[: config.micro_batch_size or None])
-                norms["weight_norms"] = weight_norms(model)
-            grad_norm = clip_gradients(model.parameters(), config.max_grad_norm)
-            optimizer.step()
+                norms["gradient_norms"] = form.gradient_norms()
+                norms["activation_norms"] = form.activation_norms(inputs)
+                norms["weight_norms"] = form.weight_norms()
+            grad_norm = form.clip_gradients(config.max_grad_norm)
+            form.optimizer.step()
             row = {"step": done, "num_tokens": done * tokens_per_step, "learning_rate": learning_rate} | norms
             log.begin(row, torch.stack((loss.float(), grad_norm.float())))
 
@@ -299,12 +310,12 @@ def train(
                 validate(config.valid_batches)
             sampled = config.sample_interval > 0 and done % config.sample_interval == 0
             if sampled:
-                write_samples(done)
+                sample(done)
             over = over or is_over(done)  # validating and writing took time, too
             if over:
                 validate(None)
                 if config.sample_interval and not sampled:
-                    write_samples(done)
+                    sample(done)
             log.end()
             if over or done % config.checkpoint_interval == 0:
                 log.flush()
@@ -313,8 +324,10 @@ def train(
                 checkpoint_seconds = clock.seconds() - before
             if over and done < config.num_steps:
                 break
-    save_model(model, folder)
-    return model.eval()
+    trained = form.whole_model()
+    if trained is not None and form.rank == 0:
+        save_model(trained, folder)
+    return None if trained is None else trained.eval()
 
 
 def training_step(
@@ -326,24 +339,15 @@ def training_step(
         The model, and a function of a batch's inputs and targets that trains it and returns the loss.
     """
     _compute_deterministically(device)
-    model = _new_model(model_config, device)
-    optimizer = make_optimizer(model, config)
-    loss_of = _loss_function(model, config, device)
-    if compile_model:
-        loss_of = _compiled(loss_of, device)
+    form = Form(_new_model(model_config, device), config, compile_model=compile_model)
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
-        loss = _accumulate_gradients(loss_of, optimizer, inputs, targets, config)
-        clip_gradients(model.parameters(), config.max_grad_norm)
-        optimizer.step()
+        loss = _accumulate_gradients(form, inputs, targets)
+        form.clip_gradients(config.max_grad_norm)
+        form.optimizer.step()
         return loss
 
-    return model, step
-
-
-def _compiled(loss_of: Callable[[Tensor, Tensor], Loss], device: torch.device) -> Callable[[Tensor, Tensor], Loss]:
-    # On Apple's GPUs the code that the default backend writes is not to be trusted; this one writes none.
-    return torch.compile(loss_of, dynamic=False, backend="aot_eager" if device.type == "mps" else "inductor")
+    return form.model, step
 
 
 def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM:
@@ -353,58 +357,33 @@ def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM
     return model
 
 
-def make_optimizer(model: TransformerLM, config: TrainConfig) -> AdamW:
-    """The run's optimizer; each group's `rate_ratio` times the schedule is its learning rate."""
-    named = list(model.named_parameters())
-    hidden = [p for name, p in named if config.optimizer == "muon" and p.ndim == 2 and name.startswith("layers.")]
-    taken = {id(parameter) for parameter in hidden}
-    matrices = [p for _, p in named if p.ndim >= 2 and id(p) not in taken]
-    vectors = [p for _, p in named if p.ndim < 2]  # decay would only shrink the norms' gains
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay, "rate_ratio": 1.0},
-        {"params": vectors, "weight_decay": config.weight_decay if config.decay_all else 0.0, "rate_ratio": 1.0},
-    ]
-    if config.optimizer == "adamw":
-        return AdamW(groups, config.learning_rate, config.betas, config.eps, config.weight_decay)
-    groups.append({"params": hidden, "rate_ratio": config.muon_rate_ratio, "orthogonalize": True})
-    return Muon(
-        groups, config.learning_rate, config.betas, config.eps, config.weight_decay, momentum=config.muon_momentum
-    )
-
-
-@torch.no_grad()
 def evaluate(
-    model: TransformerLM,
-    tokens: Any,
-    config: TrainConfig,
-    *,
-    device: torch.device,
-    max_batches: int | None = None,
-    progress: Progress = silent,
+    form: Form, tokens: Any, *, max_batches: int | None = None, progress: Progress = silent
 ) -> tuple[float, int]:
     """Mean loss in nats over held-out text in the run's precision, and the number of tokens predicted.
+
+    The ranks take turns at its batches, so that the mean is that of one process.
 
     Args:
         max_batches: None for a full pass in which each token but the first is predicted once.
     """
-    was_training = model.training
-    model.eval()
+    size = form.sequences_at_once
     nats, counts = [], []
     batches = every_token_once(
         tokens,
-        batch_size=config.micro_batch_size or config.batch_size,
-        context_length=model.config.context_length,
-        device=device,
-        max_batches=max_batches and max_batches * (config.batch_size // (config.micro_batch_size or config.batch_size)),
+        batch_size=size,
+        context_length=form.model.config.context_length,
+        device=form.device,
+        max_batches=max_batches and max_batches * (form.config.batch_size // size),
+        share=(form.rank, form.num_ranks),
     )
-    for batch in progress(batches, unit="batches", label="score held-out text"):
-        with _autocast(device, config.precision):
-            losses = linear_token_losses(model.hidden_states(batch.inputs), model.lm_head.weight, batch.targets)
-        nats.append(torch.where(batch.counted, losses, 0.0).sum())
-        counts.append(batch.counted.sum())
-    model.train(was_training)
-    num_tokens = int(torch.stack(counts).sum())
-    return math.fsum(torch.stack(nats).tolist()) / num_tokens, num_tokens
+    with form.evaluating():
+        for batch in progress(batches, unit="batches", label="score held-out text"):
+            losses = form.token_losses(batch.inputs, batch.targets)
+            nats.append(torch.where(batch.counted, losses, 0.0).sum())
+            counts.append(batch.counted.sum())
+    num_tokens = int(form.gathered(torch.stack(counts)).sum())
+    return math.fsum(form.gathered(torch.stack(nats)).tolist()) / num_tokens, num_tokens
 
 
 def _compute_deterministically(device: torch.device) -> None:
@@ -421,50 +400,39 @@ def _compute_deterministically(device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _loss_function(model: TransformerLM, config: TrainConfig, device: torch.device) -> Callable[[Tensor, Tensor], Loss]:
-    """Model and loss as one function of a batch, to be compiled as a whole."""
-
-    def loss_of(inputs: Tensor, targets: Tensor) -> Loss:
-        with _autocast(device, config.precision):
-            return linear_cross_entropy(
-                model.hidden_states(inputs), model.lm_head.weight, targets, z_loss=config.z_loss
-            )
-
-    return loss_of
-
-
-def _accumulate_gradients(
-    loss_of: Callable[[Tensor, Tensor], Loss],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    config: TrainConfig,
-) -> Tensor:
+def _accumulate_gradients(form: Form, inputs: Tensor, targets: Tensor) -> Tensor:
     """Leave the gradient of the whole batch's mean loss in the parameters; returns its cross-entropy."""
-    optimizer.zero_grad(set_to_none=True)
-    size = config.micro_batch_size or config.batch_size
+    form.zero_grad()
+    size = form.sequences_at_once
+    micro_batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     parts = []
-    for some_inputs, some_targets in zip(inputs.split(size), targets.split(size), strict=True):
-        loss = loss_of(some_inputs, some_targets)
-        (loss.total * (size / config.batch_size)).backward()
+    for number, (some_inputs, some_targets) in enumerate(micro_batches, start=1):
+        with form.sending(number == len(micro_batches)):
+            loss = form.loss_of(some_inputs, some_targets)
+            (loss.total * (size / len(inputs))).backward()
         parts.append(loss.cross_entropy.detach())
-    return torch.stack(parts).mean()
+    form.finish_gradients()
+    return form.mean(torch.stack(parts).mean())
 
 
-def _training_batches(
-    tokens: Any, config: TrainConfig, context_length: int, seed: int, device: torch.device
-) -> Batches:
-    on_gpu = device.type == "cuda"
-    fits = on_gpu and 2 * len(tokens) < _TOKENS_SHARE * torch.cuda.mem_get_info(device)[0]
+def _training_batches(tokens: Any, context_length: int, seed: int, form: Form) -> Batches:
+    on_gpu = form.device.type == "cuda"
+    fits = on_gpu and 2 * len(tokens) < _TOKENS_SHARE * torch.cuda.mem_get_info(form.device)[0]
     return Batches(
         tokens,
-        batch_size=config.batch_size,
+        batch_size=form.config.batch_size,
         context_length=context_length,
         seed=seed,
-        device=device,
+        device=form.device,
         keep_on_device=fits,
         prefetch=on_gpu,
+        share=(form.rank, form.num_ranks),
     )
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of its own for each tuple of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _not_finite(
@@ -484,30 +452,6 @@ def _not_finite(
     good = checkpoint_paths(folder / CHECKPOINTS_FOLDER)
     line += f"; the last good checkpoint is {good[-1]}" if good else "; there is no checkpoint yet"
     return NotFinite(f"{line}; lower learning_rate, or look at that text", f"the {what} at step {step}")
-
-
-def _write_samples(path: Path, model: TransformerLM, tokenizer: TextCodec, config: TrainConfig, step: int) -> None:
-    """Let the model continue the prompts; it goes on as if it had not (its random streams are its own)."""
-    from cs336.generate.engine import generate
-
-    model.eval()
-    completions = generate(
-        model,
-        tokenizer,
-        config.sample_prompts,
-        max_new_tokens=min(config.sample_tokens, model.config.context_length - 1),
-        temperature=config.sample_temperature,
-        seed=step,
-    )
-    model.train()
-    with path.open("a", encoding="utf-8") as file:
-        for prompt, completion in zip(config.sample_prompts, completions, strict=True):
-            row = {"step": step, "prompt": prompt, "text": completion.text}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class MetricsLog:
     the CPU wait for the GPU, and then the GPU for the CPU, at every step.
 
     Args:
-        path: an existing file goes on.
+        path: an existing file goes on; None writes nothing.
         clock: of the run; a row's `seconds` is the time at which its step was known to be done.
         tokens_per_step: for `tokens_per_second`.
         flops_per_token: for `mfu`.
@@ -61,7 +61,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         clock: Clock,
         device: torch.device,
@@ -71,7 +71,9 @@ class MetricsLog:
         check: Callable[[dict[str, Any]], None],
         report: Report,
     ) -> None:
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)  # line by line, for who looks on
+        self._file: IO[str] | None = None
+        if path is not None:
+            self._file = path.open("a", encoding="utf-8", buffering=1)  # line by line, for who looks on
         self._clock = clock
         self._device = device
         self._tokens_per_step = tokens_per_step
@@ -118,12 +120,14 @@ class MetricsLog:
         self.settle()
         while self._pending:
             self._write(self._pending.popleft())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; rows not written are dropped, as they are when the run is killed."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _fill(self, pending: _Pending) -> None:
         if "seconds" in pending.row:
@@ -140,7 +144,8 @@ class MetricsLog:
         self._check(pending.row)
 
     def _write(self, pending: _Pending) -> None:
-        self._file.write(json.dumps(pending.row) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(pending.row) + "\n")
         self._report(pending.row)
 
 

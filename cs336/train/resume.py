@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cs336.files import UserError
-from cs336.model.transformer import TransformerLM
-from cs336.train.checkpoint import checkpoint_paths, read_checkpoint, restore, restore_rng
+from cs336.train.checkpoint import checkpoint_paths, read_checkpoint, restore_rng
+from cs336.train.forms import Form
 from cs336.train.metrics import METRICS_FILE, drop_rows_after
-from cs336.train.optimizer import AdamW
+from cs336.train.samples import SAMPLES_FILE
 
 CHECKPOINTS_FOLDER = "checkpoints"
-SAMPLES_FILE = "samples.jsonl"
 
 _MARKED_TOKENS = 65_536  # of the beginning and of the end: all of an array may be more than one likes to read
 
@@ -27,12 +25,10 @@ def mark_of(tokens: Any) -> str:
     return f"{len(tokens)} tokens {hashlib.sha256(ends.astype(np.uint32).tobytes()).hexdigest()[:16]}"
 
 
-def resume(
-    model: TransformerLM, optimizer: AdamW, folder: Path, identity: dict[str, Any], device: torch.device
-) -> tuple[int, float, bool]:
+def resume(form: Form, folder: Path, identity: dict[str, Any]) -> tuple[int, float, bool]:
     """Put a run back to where its last checkpoint was made: model, optimizer, random streams, metrics.
 
-    Rows past the checkpoint are dropped: their steps will be made again.
+    Rows past the checkpoint are dropped: their steps will be made again. Of several ranks the first alone writes.
 
     Args:
         folder: of the run; may hold no checkpoint yet.
@@ -46,15 +42,18 @@ def resume(
     """
     checkpoints = folder / CHECKPOINTS_FOLDER
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for partial in [*folder.glob(".*.partial"), *checkpoints.glob(".*.partial")]:  # of a write that was killed
+    partials = [*folder.glob(".*.partial"), *checkpoints.glob(".*.partial")]  # of a write that was killed
+    for partial in partials if form.rank == 0 else ():
         partial.unlink()
     done, finished = 0, False
     if paths := checkpoint_paths(checkpoints):
-        state = read_checkpoint(paths[-1])
+        state = read_checkpoint(paths[-1], mapped=form.num_ranks > 1)
         _check_identity(paths[-1], state, identity)
-        done = restore(state, model, optimizer)
-        restore_rng(state["rng"], device)
-        finished = state["finished"]
+        form.load_state(state)
+        restore_rng(state["rng"], form.device)
+        done, finished = state["iteration"], state["finished"]
+    if form.rank:
+        return done, 0.0, finished
     rows = drop_rows_after(folder / METRICS_FILE, done)
     if (folder / SAMPLES_FILE).exists():
         drop_rows_after(folder / SAMPLES_FILE, done)

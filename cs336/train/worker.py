@@ -1,4 +1,4 @@
-"""One training process: `torchrun -m cs336.train.worker run.json`.
+"""One training process, alone or one of several: `torchrun --nproc-per-node 4 -m cs336.train.worker run.json`.
 
 `run.json` describes the whole run; the process needs nothing else of this project's data side, so
 it also runs on machines that have PyTorch and little more.
@@ -11,31 +11,37 @@ it also runs on machines that have PyTorch and little more.
 The last four may be left out; the tokenizer is needed only where the model writes samples, or where `model`
 does not say its `vocab_size`. The folder
 gets `metrics.jsonl` (a line a step), `checkpoints/`, `samples.jsonl`, and at the end `config.json` and
-`model.safetensors`. The same command goes on with a run that was stopped.
+`model.safetensors`. The same command goes on with a run that was stopped, in any form on any number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from cs336.files import UserError, read_json
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.progress import Progress, bar
+from cs336.parallel.failures import one_voice, speak_when_ended
+from cs336.parallel.process_group import Rank, process_group
+from cs336.processes import die_with_parent
+from cs336.progress import Progress, bar, silent
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.batches import documents_at
 from cs336.tokens.shards import concatenate, largest_token_id
-from cs336.train.loop import TrainConfig, train
+from cs336.train.loop import NotFinite, TrainConfig, train
 from cs336.train.metrics import Report
+from cs336.train.parallel_forms import FORMS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,18 +52,37 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="run.json")
-    path = parser.parse_args(arguments).run
+    parser.add_argument(
+        "--parallel", choices=list(FORMS), default="ddp", help="how several processes share the run (ddp)"
+    )
+    parser.add_argument(
+        "--recompute", type=int, default=0, metavar="N", help="run segments of N layers again in the backward pass (0)"
+    )
+    options = parser.parse_args(arguments)
+    path = options.run
     rows: list[dict[str, Any]] = []
     try:
-        run = read_json(path)
-        run_training(run, name=str(path), report=rows.append, progress=bar)
+        with one_voice(None):
+            run = read_json(path)
+        run_training(
+            run,
+            name=str(path),
+            parallel=options.parallel,
+            recompute=options.recompute,
+            report=rows.append,
+            progress=bar if is_first_rank() else silent,
+            say_end=lambda line: print(f"\n{path}: {line}", file=sys.stderr, flush=True),
+        )
     except UserError as error:
-        print(error, file=sys.stderr)
+        print("" if is_first_rank() else "\n", error, sep="", file=sys.stderr)  # the first's bar may stand unfinished
         return 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes on what the terminal has sent already
         step = f" after step {rows[-1]['step']:,}" if rows else ""
         print(f"\n{path}: interrupted{step}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    if not is_first_rank():
+        return 0
     if not rows:
         print(f"{run['folder']}: was finished already")
     else:
@@ -67,19 +92,70 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one of its job that writes; true of a process that is alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a process's main function and end with its exit code.
+
+    One of several processes that failed ends at once: taking leave of NCCL could wait for what nobody joins any more.
+    """
+    try:
+        code: Any = main()
+    except SystemExit as end:
+        code = end.code
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
 def run_training(
-    run: dict[str, Any], *, name: str, report: Report = lambda row: None, progress: Progress
-) -> TransformerLM:
-    """Train from a run description.
+    run: dict[str, Any],
+    *,
+    name: str,
+    parallel: str = "ddp",
+    recompute: int = 0,
+    report: Report = lambda row: None,
+    progress: Progress,
+    say_end: Callable[[str], None] | None = None,
+) -> TransformerLM | None:
+    """Train from a run description, together with the other processes that torchrun has started.
 
     Args:
         run: see the module's description; unknown settings are errors.
         name: of the file it was read from, for errors.
-        report: called with every row of metrics.
+        parallel: how several processes share the run, one of `FORMS`; means nothing to a process that is alone.
+        recompute: layers in each segment that the backward pass runs again to save memory; 0 keeps all.
+        report: called with every row of metrics, on each rank.
+        say_end: called on one rank of several that torchrun ends because another was killed.
+
+    Returns:
+        The model; of a form that shards it, on rank 0 alone.
 
     Raises:
-        UserError: a setting that is missing, does not exist or does not fit the data; or more than one process.
+        UserError: a setting that is missing, does not exist or does not fit the data or the number of processes.
+        SystemExit: another rank says what went wrong.
     """
+    with contextlib.ExitStack() as stack:
+        place = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            die_with_parent()  # else they would outlive a torchrun that is killed
+            device = run.get("device", "auto")
+            with one_voice(None):
+                if device not in ("auto", "cpu", "cuda"):
+                    raise UserError(f'{name}: device "{device}" is that of one process; several take auto, cpu or cuda')
+                place = stack.enter_context(process_group(device=device))
+            if say_end is not None:
+                speak_when_ended(place, say_end)
+            stack.enter_context(one_voice(place, shared=NotFinite))
+        return _train(run, name, place, parallel=parallel, recompute=recompute, report=report, progress=progress)
+
+
+def _train(run: dict[str, Any], name: str, place: Rank | None, **options: Any) -> TransformerLM | None:
     needed, known = (
         {"model", "train", "seed", "folder", "token_shards"},
         {"tokenizer", "device", "compile", "num_threads"},
@@ -88,11 +164,11 @@ def run_training(
     if any(wrong.values()):
         parts = [f"{what} {', '.join(names)}" for what, names in wrong.items() if names]
         raise UserError(f"{name}: {'; it '.join(parts)}")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1:
-        raise UserError(f"torchrun started {world_size} processes; training uses one so far: --nproc-per-node 1")
+    if options["recompute"] < 0:
+        raise UserError(f"--recompute is a number of layers, or 0 to keep all, got {options['recompute']}")
+    device = run.get("device", "auto") if place is None else str(place.device)
     torch.set_num_threads(run.get("num_threads") or torch.get_num_threads())
-    if pick_device(run.get("device", "auto")).type == "cuda":
+    if pick_device(device).type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32; elsewhere it is slower, or wrong (Apple's GPUs)
     folders = [Path(folder) for folder in run["token_shards"]]
     tokenizer = Tokenizer.load(Path(run["tokenizer"])) if run.get("tokenizer") else None
@@ -120,12 +196,12 @@ def run_training(
         valid_tokens=valid_tokens,
         seed=run["seed"],
         folder=Path(run["folder"]),
-        device=run.get("device", "auto"),
+        device=device,
         compile_model=run.get("compile", False),
+        place=place,
         tokenizer=tokenizer,
         name_documents=name_documents,
-        report=report,
-        progress=progress,
+        **options,
     )
 
 
@@ -151,4 +227,4 @@ def _config(kind: type, values: dict[str, Any], name: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -120,6 +120,30 @@ def test_a_part_of_a_pass_is_always_the_same_and_spread_over_the_text():
         next(every_token_once(tokens[:1], batch_size=4, context_length=5, device="cpu"))
 
 
+def test_shares_of_a_batch_are_its_slices():
+    options = {"batch_size": 6, "context_length": 7, "seed": 3, "device": "cpu"}
+    whole = Batches(TOKENS, **options)
+    shares = [Batches(TOKENS, **options, share=(place, 3)) for place in range(3)]
+    for step in (0, 5):
+        for part, number in (("inputs", 0), ("targets", 1)):
+            joined = torch.cat([share.at(step)[number] for share in shares])
+            assert torch.equal(joined, whole.at(step)[number]), part
+        assert all(torch.equal(share.starts(step), whole.starts(step)) for share in shares)
+
+
+@pytest.mark.parametrize("num_shares", [2, 3, 7])
+def test_shares_of_a_pass_are_its_batches_in_turn_and_equally_many(num_shares):
+    tokens = np.arange(98)  # 20 windows: 5 batches of 4, the last window shorter than the others
+    options = {"batch_size": 4, "context_length": 5, "device": "cpu"}
+    whole = list(every_token_once(tokens, **options))
+    shares = [list(every_token_once(tokens, **options, share=(place, num_shares))) for place in range(num_shares)]
+    assert {len(share) for share in shares} == {-(-len(whole) // num_shares)}
+    in_turn = [batch for group in zip(*shares, strict=True) for batch in group]
+    for batch, expected in zip(in_turn, whole, strict=False):
+        assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
+    assert not any(batch.counted.any() for batch in in_turn[len(whole) :])
+
+
 def test_the_documents_of_a_batch_are_those_its_stretches_touch(tmp_path):
     lengths = {"a": [4, 3, 1, 6], "b": [2, 7]}  # tokens of each training document, in two shards
     owner = []

@@ -231,6 +231,13 @@ def test_a_batch_in_parts_is_the_batch(tmp_path):
     assert first[0] == pytest.approx(first[1], rel=1e-6)  # before rounding has had time to grow
 
 
+def test_recomputation_changes_nothing(tmp_path, monkeypatch):
+    _noisy_model(monkeypatch.setattr)
+    _train(tmp_path / "kept")
+    _train(tmp_path / "recomputed", recompute=1)
+    assert _files(tmp_path / "kept") == _files(tmp_path / "recomputed")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
