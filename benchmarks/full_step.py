@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=rules.dtype)
     parser.add_argument("--recompute", type=int, default=rules.layers_per_segment, metavar="LAYERS")
     parser.add_argument("--chunk-tokens", type=int, default=rules.chunk_tokens, help="whose logits are held at once")
-    parser.add_argument("--attention", choices=list(KERNELS), default=rules.attention, help="kernel (default fused)")
+    parser.add_argument(
+        "--attention", choices=list(KERNELS), help=f"kernel (default {rules.attention}; on a CPU fused)"
+    )
+    parser.add_argument("--keep-attention", action="store_true", help="keep its outputs, and do not run it again")
+    parser.add_argument(
+        "--eager", action="store_true", help="norms, gates, loss, AdamW by plain PyTorch, not our kernels"
+    )
     parser.add_argument("--compile", action="store_true", help="norms and rotations by torch.compile")
     parser.add_argument("--rep", type=float, default=rules.rep_ms, help="ms of timed steps (default %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, for a dry run")
@@ -45,6 +51,7 @@ def instead_of_cases(options: argparse.Namespace) -> int:
     """Measure or compare."""
     model = TINY if options.tiny else SIZES[options.size]
     changes = {"num_layers": options.layers, "context_length": options.context_length}
+    on_gpu = options.device == "cuda"
     config = FullStepConfig(
         device=options.device,
         model=dataclasses.replace(model, **{name: value for name, value in changes.items() if value}),
@@ -53,7 +60,9 @@ def instead_of_cases(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         layers_per_segment=options.recompute,
         chunk_tokens=options.chunk_tokens,
-        attention=options.attention,
+        attention=options.attention or (FullStepConfig.attention if on_gpu else "fused"),
+        keep_attention=options.keep_attention,
+        fused=on_gpu and not options.eager,
         compiled=options.compile,
         warmup_ms=options.warmup,
         rep_ms=options.rep,

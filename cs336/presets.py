@@ -164,7 +164,14 @@ TINY = Preset(  # two CPU cores, minutes, no network
         bucket_sizes_mb=(0.1, 1.0),
     ),
     full_step=FullStepConfig(
-        device="cpu", model=_TWO_LAYERS, dtype="float32", chunk_tokens=32, warmup_ms=100.0, rep_ms=500.0
+        device="cpu",
+        model=_TWO_LAYERS,
+        dtype="float32",
+        chunk_tokens=32,
+        attention="fused",
+        fused=False,
+        warmup_ms=100.0,
+        rep_ms=500.0,
     ),
     max_training_seconds=240,
 )

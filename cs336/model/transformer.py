@@ -246,7 +246,7 @@ class TransformerLM(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("vocab_size is not set; take it from the tokenizer: replace(config, vocab_size=...)")
         self.config = config
-        self.recomputed_layers = 0
+        self.recomputed_layers, self.kept_attention = 0, False
         rope = _rope(config, device)
         std = config.d_model**-0.5 if config.tied else 1.0  # as a head, unit vectors would saturate softmax
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std, device=device, dtype=dtype)
@@ -300,15 +300,18 @@ class TransformerLM(nn.Module):
                 module.fused = fused
         return self
 
-    def recompute_in_segments(self, layers_per_segment: int) -> TransformerLM:
+    def recompute_in_segments(self, layers_per_segment: int, *, keep_attention: bool = False) -> TransformerLM:
         """In training keep only what enters each segment of layers (`recompute.py`); 0 keeps all. Returns the model.
+
+        Args:
+            keep_attention: keep the outputs of attention, too, and do not run it again.
 
         Raises:
             ValueError: a negative number.
         """
         if layers_per_segment < 0:
             raise ValueError(f"layers_per_segment must not be negative, got {layers_per_segment}")
-        self.recomputed_layers = layers_per_segment
+        self.recomputed_layers, self.kept_attention = layers_per_segment, keep_attention
         return self
 
     def _attentions(self) -> list[CausalMultiHeadSelfAttention]:
@@ -359,7 +362,7 @@ class TransformerLM(nn.Module):
             for number, layer in enumerate(self.layers)
         ]
         if self.recomputed_layers and self.training and torch.is_grad_enabled():
-            x = run_in_segments(layers, x, self.recomputed_layers)
+            x = run_in_segments(layers, x, self.recomputed_layers, keep_attention=self.kept_attention)
         else:
             for layer in layers:
                 x = layer(x)

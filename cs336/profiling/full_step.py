@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from timeit import default_timer
 from typing import Any
 
@@ -67,6 +67,7 @@ class FullStep:
     inputs: Tensor
     targets: Tensor
     chunk_tokens: int
+    fused: bool
 
     def __call__(self) -> Tensor:
         """One step; returns this rank's loss."""
@@ -81,7 +82,8 @@ class FullStep:
 
     def _loss(self, hidden: Tensor) -> Tensor:
         weight = self.model.lm_head.weight
-        return linear_cross_entropy(hidden, weight, self.targets, chunk_tokens=self.chunk_tokens).total
+        chunk = self.chunk_tokens
+        return linear_cross_entropy(hidden, weight, self.targets, chunk_tokens=chunk, in_place=self.fused).total
 
 
 def build(config: FullStepConfig, place: Rank) -> FullStep:
@@ -89,7 +91,8 @@ def build(config: FullStepConfig, place: Rank) -> FullStep:
     model = _model(config, place.device)
     inputs, targets = (part.chunk(place.world_size)[place.rank] for part in _batch(config, place.device))
     fsdp = FSDP(model, keep_dtype=True)
-    return FullStep(model, fsdp, AdamW(model.parameters(), lr=1e-4), inputs, targets, config.chunk_tokens)
+    optimizer = AdamW(model.parameters(), lr=1e-4, fused=config.fused)
+    return FullStep(model, fsdp, optimizer, inputs, targets, config.chunk_tokens, config.fused)
 
 
 def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
@@ -100,7 +103,8 @@ def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
         for module in model.modules():
             if isinstance(module, RMSNorm | RotaryPositionalEmbedding):
                 module.compile(dynamic=False)
-    return model.use_attention_kernel(config.attention).recompute_in_segments(config.layers_per_segment)
+    model.use_attention_kernel(config.attention).fuse(config.fused)
+    return model.recompute_in_segments(config.layers_per_segment, keep_attention=config.keep_attention)
 
 
 def _batch(config: FullStepConfig, device: torch.device) -> Tensor:
@@ -139,6 +143,7 @@ def time_full_step(place: Rank, config: FullStepConfig) -> dict[str, Any]:
             num_sequences=config.num_sequences // config.world_size,
             element_bytes=getattr(torch, config.dtype).itemsize,
             layers_per_segment=config.layers_per_segment,
+            keep_attention=config.keep_attention,
             chunk_tokens=config.chunk_tokens,
         ),
         "losses": [over_ranks(first_loss), over_ranks(last_loss)],
@@ -190,7 +195,7 @@ def compare_with_plain(place: Rank, config: FullStepConfig, num_steps: int = 3) 
         `output`, `loss` and `weights`, each the largest over steps and ranks, and the largest weight, `scale`.
     """
     step = build(config, place)
-    plain = _model(config, place.device)
+    plain = _model(replace(config, attention="fused", fused=False, compiled=False), place.device)
     optimizer = AdamW(plain.parameters(), lr=1e-4)
     inputs, targets = _batch(config, place.device)
     largest = dict.fromkeys(("output", "loss", "weights"), 0.0)
@@ -224,7 +229,7 @@ _COLUMNS = {
     "dtype": "dtype",
     "segment": "layers a segment",
     "attention": "attention",
-    "compiled": "norms, rotation",
+    "rest": "norms, rotation, gate, loss, AdamW",
     "ms": "ms a step",
     "spread": "least to most",
     "used": "of peak",
@@ -254,8 +259,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "tokens": num_tokens,
             "dtype": cell["dtype"],
             "segment": cell["layers_per_segment"],
-            "attention": cell["attention"],
-            "compiled": "compiled" if cell["compiled"] else "eager",
+            "attention": cell["attention"] + (", kept" if cell["keep_attention"] else ""),
+            "rest": ", ".join(name for name in ("fused", "compiled") if cell[name]) or "eager",
             "state": row.get("state") or row.get("failure"),
         }
         if "ms" in row:

@@ -40,6 +40,7 @@ def memory_plan(
     element_bytes: int,
     layers_per_segment: int,
     chunk_tokens: int,
+    keep_attention: bool = False,
 ) -> dict[str, int]:
     """Bytes of the fullest rank, by what they are for, and the peak.
 
@@ -48,11 +49,13 @@ def memory_plan(
         element_bytes: of weights, gradients and states: 2 for bf16.
         layers_per_segment: of the recomputation; 0 keeps all.
         chunk_tokens: whose logits are held at once.
+        keep_attention: its outputs are kept beside what enters the segments.
 
     Returns:
-        `parameters`, `gradients`, `states`; `checkpoints`, what enters the segments; `residuals` of the layers kept at
-        once; `head` and `backward`, what those need besides; `update`, the temporary of AdamW; and `peak`, the most of
-        three moments: in the loss (no gradients yet), at the first segment of the backward pass, and in the update.
+        `parameters`, `gradients`, `states`; `checkpoints`, what enters the segments, and attention; `residuals` of the
+        layers kept at once; `head` and `backward`, what those need besides; `update`, the temporary of AdamW; and
+        `peak`, the most of three moments: in the loss (no gradients yet), at the first segment of the backward pass,
+        and in the update.
     """
     weights = weights_of(TransformerLM(config, device="meta"))
     b, d, vocab = element_bytes, config.d_model, config.vocab_size
@@ -65,6 +68,9 @@ def memory_plan(
     block = block_residual_bytes(
         config, num_tokens=num_tokens, num_sequences=num_sequences, element_bytes=element_bytes
     )
+    attention = 0
+    if keep_attention and segments:
+        attention = config.num_layers * (b * d + _FP32 * config.num_heads) * num_tokens
     chunk = min(chunk_tokens, num_tokens)
     final_norm = (8 * d + 4 + b * d) * num_tokens
     head_gradients = (_FP32 + b) * vocab * d + b * d * num_tokens
@@ -72,7 +78,7 @@ def memory_plan(
         "parameters": held,
         "gradients": held,
         "states": _STATES * held,
-        "checkpoints": segments * b * d * num_tokens,
+        "checkpoints": segments * b * d * num_tokens + attention,
         "residuals": kept * block,
         "head": final_norm + b * vocab * d + head_gradients + _LOGIT_COPIES * chunk * vocab,
         "backward": 4 * b * config.hidden_width * num_tokens + b * (2 + _SENT_AT_ONCE) * largest_in_layers,

@@ -113,6 +113,9 @@ class FullStepConfig:
         layers_per_segment: activation checkpointing; 0 keeps all.
         chunk_tokens: whose logits are held at once.
         attention: kernel, see `CausalMultiHeadSelfAttention.use_kernel`.
+        keep_attention: do not run attention again, and keep its outputs.
+        fused: norms, rotations, gates, the loss and AdamW by our Triton kernels, of which the memory plan does not
+            know that they keep less.
         compiled: norms and rotations by `torch.compile`, which keeps less of them than the memory plan says.
         warmup_ms, rep_ms: of the timing, as `triton.testing.do_bench` takes them.
     """
@@ -124,7 +127,9 @@ class FullStepConfig:
     dtype: str = "bfloat16"
     layers_per_segment: int = 1
     chunk_tokens: int = 2_048
-    attention: str = "fused"
+    attention: str = "flash"
+    keep_attention: bool = False
+    fused: bool = True
     compiled: bool = False
     warmup_ms: float = 10_000.0
     rep_ms: float = 30_000.0

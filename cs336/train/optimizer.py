@@ -26,6 +26,7 @@ class AdamW(torch.optim.Optimizer):
         betas: decay of the first and second moments; (0.9, 0.95) is usual for language models.
         eps: added to the root of the second moment.
         weight_decay: each step shrinks a weight by `lr * weight_decay` of itself.
+        fused: update by our Triton kernel, in one pass; for contiguous parameters on a GPU, and AdamW alone.
 
     Raises:
         ValueError: a setting outside its range.
@@ -40,7 +41,10 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        fused: bool = False,
     ):
+        self._fused = fused
         if lr < 0:
             raise ValueError(f"lr must not be negative, got {lr}")
         if not all(0 <= beta < 1 for beta in betas):
@@ -75,6 +79,12 @@ class AdamW(torch.optim.Optimizer):
             gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
             m = [self.state[parameter]["m"] for parameter in parameters]
             v = [self.state[parameter]["v"] for parameter in parameters]
+            if self._fused:
+                from cs336.kernels.adamw import adamw_step  # only here: all else runs without Triton
+
+                settings = {"lr": lr, "betas": group["betas"], "eps": eps, "weight_decay": weight_decay}
+                adamw_step(parameters, gradients, m, v, t=t, **settings)
+                continue
             torch._foreach_lerp_(m, gradients, 1 - beta1)
             torch._foreach_mul_(v, beta2)
             torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)

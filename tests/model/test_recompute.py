@@ -29,6 +29,33 @@ def test_loss_and_gradients_are_those_of_a_model_that_keeps_all_also_with_dropou
     assert fewer < kept / 2
 
 
+@pytest.mark.parametrize("kernel", ["fused", "flash"])
+def test_attention_that_is_kept_is_not_run_again(kernel, monkeypatch):
+    config = ModelConfig(context_length=16, d_model=32, num_layers=3, num_heads=2, vocab_size=50)
+    calls = []
+
+    class Counted(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    results = []
+    for keep_attention in (False, True):
+        torch.manual_seed(0)
+        model = TransformerLM(config).use_attention_kernel(kernel)
+        model.recompute_in_segments(1, keep_attention=keep_attention)
+        calls.clear()
+        with Counted():
+            loss = model(torch.arange(32).view(2, 16)).square().mean()
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+        names = ("cs336::flash_forward", "aten::_scaled_dot_product_flash_attention_for_cpu")
+        results.append((loss, gradients, sum(name.partition(".")[0] in names for name in calls)))
+    (loss, gradients, twice), (same_loss, same_gradients, once) = results
+    assert torch.equal(loss, same_loss)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, same_gradients, strict=True))
+    assert (twice, once) == (6, 3)
+
+
 def test_nothing_is_run_twice_outside_training():
     calls = []
     model = TransformerLM(CONFIG).recompute_in_segments(1).eval()

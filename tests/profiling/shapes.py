@@ -18,5 +18,13 @@ CONFIG = ParallelConfig(
     bucket_sizes_mb=(0.001, 1.0),
 )
 FULL_STEP = FullStepConfig(
-    device="cpu", model=TINY, dtype="float32", chunk_tokens=5, warmup_ms=1.0, rep_ms=1.0, timeout_seconds=120.0
+    device="cpu",
+    model=TINY,
+    dtype="float32",
+    chunk_tokens=5,
+    attention="fused",
+    fused=False,
+    warmup_ms=1.0,
+    rep_ms=1.0,
+    timeout_seconds=120.0,
 )

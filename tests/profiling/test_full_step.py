@@ -20,6 +20,7 @@ def compared(place):
     return {
         "all kept": compare_with_plain(place, replace(FULL_STEP, layers_per_segment=0)),
         "recomputed": compare_with_plain(place, SEGMENTS),
+        "our kernels": compare_with_plain(place, replace(SEGMENTS, attention="flash", keep_attention=True, fused=True)),
         "bf16": compare_with_plain(place, replace(SEGMENTS, dtype="bfloat16")),
     }
 
