@@ -121,12 +121,18 @@ def test_lineage_metadata_plot_and_materializing_by_clicks(ui: str, browser, cop
         whole = labels & STAGES.keys()
         return whole | {name for name in STAGES for a, _, b in cut if name.startswith(a) and name.endswith(b)}
 
-    # The lineage, seen from both of its ends and from what stands alone, shows every asset.
+    # The lineage, seen from where data enters, from its end and from what stands apart, shows every asset.
     alone = [name for name, stage in STAGES.items() if not stage.inputs and not used(name)]
     seen = set()
-    for name, scope in (("crawl_plan", "downstream"), ("leaderboard", "upstream"), *((name, "") for name in alone)):
+    for name, scope, other in (
+        ("crawl_plan", "downstream", "token_shards"),
+        ("leaderboard", "upstream", "token_shards"),
+        ("attention_errors", "downstream", "step_times"),
+        ("parallel_correctness", "downstream", "all_reduce_times"),
+        *((name, "", name) for name in alone),
+    ):
         browser.get(f"{ui}/assets/micro/{name}?view=lineage&lineageScope={scope}&lineageDepth=20")
-        until(lambda name=name: name in drawn() and (name in alone or "token_shards" in drawn()))
+        until(lambda name=name, other=other: {name, other} <= drawn())
         time.sleep(1)
         seen |= drawn()
         screenshot(f"lineage-{name}-{scope}")

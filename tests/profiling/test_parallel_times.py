@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from cs336.parallel.cost_model import best_bucket_bytes, bucketed_overhead_seconds
 from cs336.parallel.process_group import Rank, run_ranks
@@ -68,7 +69,7 @@ def test_data_parallel_forms_train_alike_and_are_compared(tmp_path):
 
 def test_a_form_that_does_not_exist_is_an_error():
     with pytest.raises(ValueError, match="no form 'sideways'"):
-        ddp_times.wrap("sideways", torch.nn.Linear(1, 1), Rank(0, 1, torch.device("cpu")))
+        ddp_times.wrap("sideways", torch.nn.Linear(1, 1), Rank(0, 1, torch.device("cpu"), HashStore()))
 
 
 def test_optimizers_hold_what_the_closed_forms_say():
