@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cs336.files import UserError, read_jsonl
+from cs336.files import UserError
 from cs336.parallel.process_group import Rank, RankError, run_ranks
+from cs336.profiling.cells import append_row, read_rows
 from cs336.profiling.tables import OUT_OF_MEMORY
 
 _OUT_OF_MEMORY_SIGNS = ("OutOfMemoryError", "out of memory", "can't allocate memory")
@@ -70,7 +71,7 @@ class Rows:
     def __init__(self, path: Path, facts: dict[str, Any], *, again: bool = False) -> None:
         self.path, self._facts = path, facts
         self._latest: dict[str, dict[str, Any]] = {}
-        for row in read_jsonl(path) if path.exists() else ():
+        for row in read_rows(path):
             if _machine(row) == _machine(facts):
                 self._latest[_key(row["cell"])] = row
         self._to_measure = {key for key, row in self._latest.items() if again or "failure" in row}
@@ -87,9 +88,7 @@ class Rows:
     def add(self, cell: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append a row; it is on disk when this returns."""
         row = {"cell": cell} | result | self._facts
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        append_row(self.path, row)
         self._latest[_key(cell)] = row
         self._to_measure.discard(_key(cell))
         return row
