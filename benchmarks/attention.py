@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, seconds_of, with_peak_memory
+from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, median_seconds, with_peak_memory
 from cs336.hardware import pick_device
 
 FLASH, CUDNN, FLEX, PLAIN = "flash", "cudnn", "flex", "plain"
@@ -182,17 +182,10 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
 
     def run() -> Observation:
         _, peak = with_peak_memory(work, device=device.type)
-        return Observation(seconds={"": _seconds(work, device)}, peak_bytes=peak, result=None, details=errors)
+        seconds = median_seconds(work, device=device.type)
+        return Observation(seconds={"": seconds}, peak_bytes=peak, result=None, details=errors)
 
     return run
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type != "cuda":
-        return seconds_of(run)
-    from triton.testing import do_bench
-
-    return do_bench(run, warmup=100, rep=400, return_mode="median") / 1e3
 
 
 @functools.cache

@@ -37,8 +37,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import append_row, hardware
-from cs336.files import UserError
+from benchmarks.measure import hardware
+from cs336.files import UserError, append_jsonl
 from cs336.hardware import peak_bytes, peak_flops_per_second, pick_device
 from cs336.model.accounting import count_parameters, training_flops
 from cs336.model.transformer import ModelConfig, TransformerLM
@@ -353,7 +353,7 @@ def _report(
         "commit": describe_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    append_row(options.results / "train_step.jsonl", row)
+    append_jsonl(options.results / "train_step.jsonl", row)
 
 
 if __name__ == "__main__":

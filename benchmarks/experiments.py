@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import append_row
-from cs336.files import UserError, read_json, read_jsonl, write_jsonl
+from cs336.files import UserError, append_jsonl, read_json, read_jsonl, write_jsonl
 from cs336.store import MANIFEST
 from cs336.train.metrics import METRICS_FILE, read_rows
 
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     others = list(read_jsonl(options.results)) if options.results.exists() else []
     write_jsonl(options.results, [row for row in others if row["preset"] != rows[0]["preset"]])
     for row in rows:
-        append_row(options.results, row)
+        append_jsonl(options.results, row)
     if options.runs:
         copy_runs(options.artifacts, options.runs / rows[0]["preset"])
     print(table(rows))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import OURS, Case, Contender, Observation, seconds_of, with_peak_memory
+from benchmarks.measure import OURS, Case, Contender, Observation, median_seconds, with_peak_memory
 from cs336.hardware import pick_device
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding, silu
 from cs336.train.loss import linear_cross_entropy
@@ -222,7 +222,8 @@ def _case(
             # Once, and of what later runs do not change: after so many steps of AdamW no two are at the same one.
             kept = None if compared else [each.clone() for each in result]
             compared = True
-            return Observation(seconds={"": _seconds(work, device)}, peak_bytes=peak, result=kept)
+            seconds = median_seconds(work, device=device.type, warmup_ms=50, rep_ms=300)
+            return Observation(seconds={"": seconds}, peak_bytes=peak, result=kept)
 
         return run
 
@@ -246,14 +247,6 @@ def _difference(ours: Observation | list[Tensor], theirs: Observation | list[Ten
         if not off <= TOLERANCE * max(b.float().abs().max().item(), 1e-3):
             return f"result {place} is off by {off:.3g}"
     return None
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type != "cuda":
-        return seconds_of(run)
-    from triton.testing import do_bench
-
-    return do_bench(run, warmup=50, rep=300, return_mode="median") / 1e3
 
 
 CASES: dict[str, Callable[[torch.device, int], Case]] = {

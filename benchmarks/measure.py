@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cs336.files import append_jsonl
 from cs336.store import cpu_model, describe_commit, versions_of
 
 OURS = "ours"
@@ -155,7 +156,7 @@ def run_subject(name: str, subject: Subject, options: argparse.Namespace) -> int
             for row in of_part:
                 if row["contender"] == OURS and ours:
                     row["ratios"] = {peer: ours / figure for peer, figure in figures.items()}
-                append_row(options.results / f"{name}.jsonl", row)
+                append_jsonl(options.results / f"{name}.jsonl", row)
                 print(f"{name_of_part:<28} {row['contender']:<16} {_in_words(row)}", flush=True)
             rows += of_part
     print_table(rows)
@@ -281,6 +282,15 @@ def seconds_of(run: Callable[[], Any], *, device: str = "cpu") -> float:
     return begin.elapsed_time(end) / 1e3  # events count milliseconds
 
 
+def median_seconds(run: Callable[[], Any], *, device: str = "cpu", warmup_ms: int = 100, rep_ms: int = 400) -> float:
+    """Median duration of many calls on a GPU, as `triton.testing.do_bench` takes it; of one call on a CPU."""
+    if device != "cuda":
+        return seconds_of(run)
+    from triton.testing import do_bench
+
+    return do_bench(run, warmup=warmup_ms, rep=rep_ms, return_mode="median") / 1e3
+
+
 def with_peak_memory(run: Callable[[], Any], *, device: str = "cpu") -> tuple[Any, int | None]:
     """A call's result, and the most memory it needed beyond what was held before, in bytes.
 
@@ -387,13 +397,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def _ratio_in_words(ratio: float | None) -> str:
     return "n/a (no peer ran beside ours)" if ratio is None else f"{ratio:.3g}"
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line to a file of results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def hardware() -> dict[str, Any]:

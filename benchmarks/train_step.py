@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import studies
-from benchmarks.measure import OURS, Case, Contender, append_row, hardware
+from benchmarks.measure import OURS, Case, Contender, hardware
 from benchmarks.peers import transformers_twin
 from benchmarks.studies import DEFAULT_PRESET
-from cs336.files import UserError
+from cs336.files import UserError, append_jsonl
 from cs336.hardware import peak_flops_per_second, pick_device
 from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig
@@ -217,4 +217,4 @@ def _show_where_the_time_goes(
         "hardware": hardware(),
         "commit": describe_commit(),
     }
-    append_row(options.results / "train_step.jsonl", row)
+    append_jsonl(options.results / "train_step.jsonl", row)

@@ -150,6 +150,13 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
+def append_jsonl(path: Path, row: Any) -> None:
+    """Add one JSON value as a line, to a file that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Read JSON Lines, gzipped or not.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cs336.files import append_jsonl
 from cs336.profiling.tables import OUT_OF_MEMORY
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def run_cells(
             continue
         row = _plain(row | measured(cell.measure, device) | (surroundings or {}))
         if rows is not None:
-            append_row(rows, row)
+            append_jsonl(rows, row)
         report(cell.name, row)
         found.append(row)
     return found
@@ -125,13 +126,6 @@ def release_memory(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Add one JSON line to a file of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:

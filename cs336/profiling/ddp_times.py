@@ -31,11 +31,11 @@ from cs336.profiling.rank_cells import (
     over_ranks,
     peak_and_held,
     require_gpus,
-    run_cell,
     time_steps,
     weights_agree,
 )
 from cs336.profiling.rank_steps import (
+    fresh_ranks,
     measured_sizes,
     new_model,
     random_batch,
@@ -125,10 +125,7 @@ def measure_ddp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> l
     """
     require_gpus("the study of data parallelism", config.world_size, config.device)
 
-    def run(function: Callable[..., Any], *arguments: Any) -> Callable[[], dict[str, Any]]:
-        return lambda: run_cell(
-            function, config.world_size, *arguments, device=config.device, timeout_seconds=config.timeout_seconds
-        )
+    run = fresh_ranks(config)
 
     def measure(setting: StepSetting) -> list[dict[str, Any]]:
         ranks = {"processes": config.world_size, "device": config.device}

@@ -29,11 +29,12 @@ from cs336.profiling.rank_cells import (
     over_ranks,
     peak_and_held,
     require_gpus,
-    run_cell,
     synchronize,
     time_steps,
 )
 from cs336.profiling.rank_steps import (
+    fresh_ranks,
+    fullest,
     held_by_kind,
     measured_sizes,
     new_model,
@@ -61,10 +62,7 @@ def measure_fsdp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> 
     """
     require_gpus("the study of sharded parameters", config.world_size, config.device)
 
-    def run(function: Callable[..., Any], *arguments: Any) -> Callable[[], dict[str, Any]]:
-        return lambda: run_cell(
-            function, config.world_size, *arguments, device=config.device, timeout_seconds=config.timeout_seconds
-        )
+    run = fresh_ranks(config)
 
     def measure(setting: StepSetting) -> list[dict[str, Any]]:
         found = []
@@ -279,8 +277,7 @@ def table_of(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
         line = {"form": cell["form"], "precision": cell["precision"], "state": row.get("state") or row.get("failure")}
         if "ms" in row:
             line |= {"ms": row["ms"], "ms_std": row["ms_std"]}
-            fullest = max(row["counted"], key=lambda kinds: sum(kinds.values()))
-            line |= {kind: value / _GIB for kind, value in fullest.items()}
+            line |= {kind: value / _GIB for kind, value in fullest(row["counted"]).items()}
             if row["memory"]:
                 line["peak_gib"] = max(row["memory"]["peak"]) / _GIB
             slacks = [each["slack_ms"] for each in row["gathers"][0] or () if each["forward"]]

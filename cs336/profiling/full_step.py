@@ -28,7 +28,7 @@ from cs336.parallel.process_group import Rank
 from cs336.profiling.full_step_memory import memory_plan
 from cs336.profiling.parallel_config import FullStepConfig
 from cs336.profiling.rank_cells import Rows, Say, over_ranks, peak_and_held, require_gpus, run_cell, start_together
-from cs336.profiling.rank_steps import held_by_kind
+from cs336.profiling.rank_steps import fullest, held_by_kind
 from cs336.profiling.tables import markdown_table
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
@@ -282,7 +282,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         if "plan" not in row:
             continue
         plan = row["plan"]
-        counted = max(row["counted"], key=lambda kinds: sum(kinds.values()))
+        counted = fullest(row["counted"])
         lines = [
             {"what": name, "planned": value / 2**30, "counted": counted[name] / 2**30 if name in counted else None}
             for name, value in plan.items()

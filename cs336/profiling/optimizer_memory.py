@@ -23,11 +23,12 @@ from cs336.profiling.rank_cells import (
     over_ranks,
     peak_and_held,
     require_gpus,
-    run_cell,
     time_steps,
     weights_agree,
 )
 from cs336.profiling.rank_steps import (
+    fresh_ranks,
+    fullest,
     held_by_kind,
     measured_sizes,
     new_model,
@@ -50,23 +51,13 @@ def measure_optimizers(config: ParallelConfig, rows: Rows, say: Say) -> list[dic
         UserError: fewer GPUs than ranks.
     """
     require_gpus("the study of optimizer states", config.world_size, config.device)
+    run = fresh_ranks(config)
 
     def measure(setting: StepSetting) -> list[dict[str, Any]]:
         found = []
         for optimizer in OPTIMIZERS:
             cell = {"optimizer": optimizer, "processes": config.world_size, "device": config.device}
-
-            def run(optimizer: str = optimizer) -> dict[str, Any]:
-                return run_cell(
-                    measure_optimizer,
-                    config.world_size,
-                    optimizer,
-                    setting,
-                    device=config.device,
-                    timeout_seconds=config.timeout_seconds,
-                )
-
-            found.append(rows.measure(cell | setting.described(), run, say))
+            found.append(rows.measure(cell | setting.described(), run(measure_optimizer, optimizer, setting), say))
         return found
 
     return measured_sizes(config, measure)
@@ -159,9 +150,9 @@ def memory_table(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, An
             table.append({"optimizer": cell["optimizer"], "state": row.get("state") or row.get("failure")})
             continue
         for stage, found in row["stages"].items():
-            fullest = max(found["counted"], key=lambda kinds: sum(kinds.values()))
+            held = fullest(found["counted"])
             line = {"optimizer": cell["optimizer"], "stage": stage}
-            line |= {kind: fullest[kind] / _GIB for kind in KINDS} | {"all": sum(fullest.values()) / _GIB}
+            line |= {kind: held[kind] / _GIB for kind in KINDS} | {"all": sum(held.values()) / _GIB}
             if found["gpu"]:
                 line |= {f"gpu_{key}": max(found["gpu"][key]) / _GIB for key in ("peak", "held")}
             if stage == "after the update" and cell["optimizer"] in FORM_OF:

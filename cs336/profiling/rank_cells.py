@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cs336.files import UserError
+from cs336.files import UserError, append_jsonl
 from cs336.parallel.process_group import Rank, RankError, run_ranks
-from cs336.profiling.cells import append_row, read_rows
+from cs336.profiling.cells import read_rows
 from cs336.profiling.tables import OUT_OF_MEMORY
 
 _OUT_OF_MEMORY_SIGNS = ("OutOfMemoryError", "out of memory", "can't allocate memory")
@@ -88,7 +88,7 @@ class Rows:
     def add(self, cell: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append a row; it is on disk when this returns."""
         row = {"cell": cell} | result | self._facts
-        append_row(self.path, row)
+        append_jsonl(self.path, row)
         self._latest[_key(cell)] = row
         self._to_measure.discard(_key(cell))
         return row

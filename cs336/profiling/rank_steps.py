@@ -12,8 +12,19 @@ from torch.profiler import record_function
 from cs336.model.transformer import TransformerLM
 from cs336.parallel.process_group import Rank
 from cs336.profiling.parallel_config import ParallelConfig, StepSetting
-from cs336.profiling.rank_cells import Stopwatch
+from cs336.profiling.rank_cells import Stopwatch, run_cell
 from cs336.train.loss import cross_entropy
+
+
+def fresh_ranks(config: ParallelConfig) -> Callable[..., Callable[[], dict[str, Any]]]:
+    """(function, arguments) -> what runs it as a cell on the study's ranks; see `run_cell`."""
+
+    def cell(function: Callable[..., Any], *arguments: Any) -> Callable[[], dict[str, Any]]:
+        return lambda: run_cell(
+            function, config.world_size, *arguments, device=config.device, timeout_seconds=config.timeout_seconds
+        )
+
+    return cell
 
 
 def measured_sizes(
@@ -93,6 +104,11 @@ def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
     distinct = {id(tensor): tensor for tensor in tensors if tensor is not None}
     here = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in distinct.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in here)
+
+
+def fullest(counted: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Of the ranks' bytes by kind, those of the rank that holds most."""
+    return max(counted, key=lambda kinds: sum(kinds.values()))
 
 
 def held_by_kind(parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cs336.files import UserError
+from cs336.files import UserError, append_jsonl
 from cs336.presets import TINY, find_preset
-from cs336.profiling.cells import append_row, read_rows
+from cs336.profiling.cells import read_rows
 from cs336_assets import kernels, profiling_plots
 from cs336_assets.asset import Step
 from cs336_assets.flow import STAGES
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_measures_nothing_twice(made):
 def test_nothing_is_timed_when_an_attention_is_wrong(made, tmp_path):
     assert kernels.attention_is_exact(made["attention_errors"])[0]
     rows = read_rows(made["attention_errors"] / kernels.ROWS_FILE)
-    append_row(tmp_path / kernels.ROWS_FILE, rows[0] | {"grad_k": 0.5})
+    append_jsonl(tmp_path / kernels.ROWS_FILE, rows[0] | {"grad_k": 0.5})
     passed, facts = kernels.attention_is_exact(tmp_path)
     assert not passed and facts["wrong"] == [rows[0]["case"]]
     with pytest.raises(UserError, match="errors are too large"):
@@ -104,6 +104,20 @@ def test_the_handouts_sizes_ask_for_a_gpu_in_one_line(made, tmp_path):
     assert kernels.precision_answers(_step(tmp_path), course)["num_failed"] == 0
 
 
+def test_steady_steps_are_those_after_warm_up_and_none_are_no_proof(tmp_path):
+    def row(warmup: int, std: float) -> dict:
+        return {"case": f"{warmup}", "settings": {"warmup": warmup}, "mean_seconds": 1.0, "std_seconds": std}
+
+    assert not kernels.standard_deviations_are_small([tmp_path])[0]
+    append_jsonl(tmp_path / kernels.ROWS_FILE, {"case": "x", "settings": {"warmup": 5}, "failure": "out of memory"})
+    assert not kernels.standard_deviations_are_small([tmp_path])[0]
+    append_jsonl(tmp_path / kernels.ROWS_FILE, row(0, 0.9))
+    append_jsonl(tmp_path / kernels.ROWS_FILE, row(5, 0.01))
+    assert kernels.standard_deviations_are_small([tmp_path]) == (True, {"num_cells": 1, "large": {}})
+    append_jsonl(tmp_path / kernels.ROWS_FILE, row(5, 0.1) | {"case": "unsteady"})
+    assert not kernels.standard_deviations_are_small([tmp_path])[0]
+
+
 def test_no_other_job_holds_the_group():
     assert "kernels" not in {group for groups in GROUPS.values() for group in groups}
     assert all(STAGES[name].group == "kernels" for name in KERNELS["kernels"])
@@ -111,9 +125,9 @@ def test_no_other_job_holds_the_group():
 
 def test_a_block_with_other_gradients_is_found(tmp_path):
     row = {"case": "b", "settings": {"kind": "block"}, "gradient_bytes": 8, "expected_gradient_bytes": 8}
-    append_row(tmp_path / kernels.ROWS_FILE, row)
+    append_jsonl(tmp_path / kernels.ROWS_FILE, row)
     assert kernels.a_blocks_gradients_are_as_large_as_expected(tmp_path)[0]
-    append_row(tmp_path / kernels.ROWS_FILE, json.loads(json.dumps(row)) | {"gradient_bytes": 9})
+    append_jsonl(tmp_path / kernels.ROWS_FILE, json.loads(json.dumps(row)) | {"gradient_bytes": 9})
     assert not kernels.a_blocks_gradients_are_as_large_as_expected(tmp_path)[0]
 
 
