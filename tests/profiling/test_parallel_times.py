@@ -158,7 +158,7 @@ def test_where_the_size_does_not_fit_the_smaller_one_is_measured_too(tmp_path, m
         sizes.append(setting.name)
         return {"state": "out of memory"} if setting.name == "own" else timed
 
-    monkeypatch.setattr(ddp_times, "run_cell", cell)
+    monkeypatch.setattr("cs336.profiling.rank_steps.run_cell", cell)
     rows = Rows(tmp_path / "rows.jsonl", FACTS)
     found = ddp_times.measure_ddp(replace(CONFIG, smaller_size="small"), rows, tmp_path, lambda line: None)
     assert set(sizes) == {"own", "small"} and sizes.count("small") == len(ddp_times.forms(CONFIG)) + 2
