@@ -45,6 +45,7 @@ STREAMED = {
     "dq": {64: (128, 2), 128: (64, 2)},
     "dk_dv": {64: (64, 2), 128: (64, 2)},
 }
+CACHE_SHARE = 0.7  # of the second-level cache, for what the running blocks stream: two heads of 32,768 x 128
 _REGISTERS = gl.constexpr((240, 24))  # a thread's: of the second computing group, of the moving warp
 
 
@@ -53,11 +54,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, o: Tensor, logsumexp: Tensor, is_ca
     batch, heads, num_queries, d_head = q.shape
     padded = max(64, triton.next_power_of_2(d_head))
     keys, stages = _streamed("forward", padded, q)
-    _forward_kernel[(batch * heads, triton.cdiv(num_queries, TILE))](
+    _forward_kernel[(batch * heads * triton.cdiv(num_queries, TILE),)](
         *_descriptors(64, padded, q),
         *_descriptors(keys, padded, k, v),
         *_descriptors(64, padded, o),
         logsumexp,
+        batch * heads,
+        _heads_together(q.device, heads // k.shape[1], k, v),
         heads,
         heads // k.shape[1],
         num_queries,
@@ -86,12 +89,14 @@ def backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows:
     numbers = (heads, heads // kv_heads, num_queries, num_keys, rows.shape[-1])
     common: dict[str, Any] = {"scale": 1 / math.sqrt(d_head), "D": padded, "IS_CAUSAL": is_causal, "num_warps": 4}
     tile, stages = _streamed("dq", padded, q)
-    _backward_dq_kernel[(batch * heads, triton.cdiv(num_queries, TILE))](
+    _backward_dq_kernel[(batch * heads * triton.cdiv(num_queries, TILE),)](
         *_descriptors(64, padded, q),
         *_descriptors(tile, padded, k, v),
         *_descriptors(64, padded, o, grad_o, grad_q),
         logsumexp,
         rows,
+        batch * heads,
+        _heads_together(q.device, heads // kv_heads, k, v),
         *numbers,
         KEY_TILE=tile,
         STAGES=stages,
@@ -99,17 +104,29 @@ def backward(inputs: list[Tensor], grads: list[Tensor], logsumexp: Tensor, rows:
     )
     tile, stages = _streamed("dk_dv", padded, q)
     of_rows = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    _backward_dk_dv_kernel[(batch * kv_heads, triton.cdiv(num_keys, TILE))](
+    _backward_dk_dv_kernel[(batch * kv_heads * triton.cdiv(num_keys, TILE),)](
         *_descriptors(tile, padded, q),
         *_descriptors(64, padded, k, v),
         *_descriptors(tile, padded, grad_o),
         *_descriptors(64, padded, grad_k, grad_v),
         TensorDescriptor(rows, [rows.numel()], [1], [tile], of_rows),
+        batch * kv_heads,
+        _heads_together(q.device, 1, q, grad_o),
         *numbers,
         QUERY_TILE=tile,
         STAGES=stages,
         **common,
     )
+
+
+def _heads_together(device: torch.device, sharers: int, *streamed: Tensor) -> int:
+    """How many heads' streams the second-level cache holds at once, `sharers` of them reading one; one at least.
+
+    Blocks of more heads than these would each fetch from memory what others have just fetched.
+    """
+    of_head = sum(each.shape[2] * each.shape[3] * each.element_size() for each in streamed)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(1, int(cache * CACHE_SHARE * sharers / of_head))
 
 
 def _streamed(kernel: str, padded: int, q: Tensor) -> tuple[int, int]:
@@ -139,6 +156,19 @@ def _send(tiles, batch, head, row, source, values):
     source.store(values.to(tiles.dtype))
     fence_async_shared()
     tma.async_copy_shared_to_global(tiles, [batch, head, row, 0], source._reinterpret(tiles.dtype, shape, tiles.layout))
+
+
+@gluon.jit
+def _of_block(num_places, num_tiles, together, LAST_FIRST: gl.constexpr):
+    """The head and the tile of this block: all tiles of some heads, the longest first, then those of the next heads."""
+    block = gl.program_id(0)
+    section = block // (together * num_tiles)
+    within = block % (together * num_tiles)
+    together_here = gl.minimum(together, num_places - section * together)
+    tile = within // together_here
+    if LAST_FIRST:
+        tile = num_tiles - 1 - tile
+    return section * together + within % together_here, tile
 
 
 @gluon.jit
@@ -350,6 +380,8 @@ def _forward_kernel(
     v_tiles,
     o_tiles,
     logsumexp_base,
+    num_places,
+    together,
     heads,
     group,
     num_queries,
@@ -361,9 +393,9 @@ def _forward_kernel(
     IS_CAUSAL: gl.constexpr,
 ):
     """One tile of queries of one head. The tiles with the most keys start first, so that none is left over alone."""
-    tile = gl.num_programs(1) - 1 - gl.program_id(1) if IS_CAUSAL else gl.program_id(1)
-    batch, head = gl.program_id(0) // heads, gl.program_id(0) % heads
-    place = gl.program_id(0).to(gl.int64)
+    place, tile = _of_block(num_places, gl.cdiv(num_queries, 2 * _ROWS), together, LAST_FIRST=IS_CAUSAL)
+    batch, head = place // heads, place % heads
+    place = place.to(gl.int64)
     first_query = tile * 2 * _ROWS
     num_tiles, num_masked = _key_tiles(first_query, num_keys, KEY_TILE, IS_CAUSAL)
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEY_TILE, D], q_tiles.dtype)
@@ -525,6 +557,8 @@ def _backward_dq_kernel(
     grad_q_tiles,
     logsumexp_base,
     rows_base,
+    num_places,
+    together,
     heads,
     group,
     num_queries,
@@ -537,10 +571,9 @@ def _backward_dq_kernel(
     IS_CAUSAL: gl.constexpr,
 ):
     """One tile of queries of one head, over all keys that it sees."""
-    tile = gl.num_programs(1) - 1 - gl.program_id(1) if IS_CAUSAL else gl.program_id(1)
-    batch, head = gl.program_id(0) // heads, gl.program_id(0) % heads
-    place = gl.program_id(0).to(gl.int64)
-    num_places = gl.num_programs(0)
+    place, tile = _of_block(num_places, gl.cdiv(num_queries, 2 * _ROWS), together, LAST_FIRST=IS_CAUSAL)
+    batch, head = place // heads, place % heads
+    place = place.to(gl.int64)
     first_query = tile * 2 * _ROWS
     num_tiles, num_masked = _key_tiles(first_query, num_keys, KEY_TILE, IS_CAUSAL)
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEY_TILE, D], q_tiles.dtype)
@@ -668,6 +701,10 @@ def _dk_dv_computes(
     grad_k = gl.zeros([_ROWS, D], gl.float32, OUTPUT)
     grad_v = gl.zeros([_ROWS, D], gl.float32, OUTPUT)
     mbarrier.wait(keys_full.index(0), 0)
+    rows_k, rows_v = own_k, own_v
+    if D == 64:  # small enough to stay in registers, which are read faster than shared memory
+        rows_k = own_k.load(gl.DotOperandLayout(0, SCORES, 2))
+        rows_v = own_v.load(gl.DotOperandLayout(0, SCORES, 2))
     i = 0
     for _member in range(group):
         for MASKED in gl.static_range(1 if IS_CAUSAL else 0, -1, -1):
@@ -676,9 +713,9 @@ def _dk_dv_computes(
             for tile in range(first, last):
                 stage = i % STAGES
                 mbarrier.wait(full.index(stage), (i // STAGES) & 1)
-                scores = warpgroup_mma(own_k, q.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+                scores = warpgroup_mma(rows_k, q.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
                 grad_weights = warpgroup_mma(
-                    own_v, grad_o.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True
+                    rows_v, grad_o.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True
                 )
                 of_rows = logsumexp.index(stage).load(gl.SliceLayout(0, SCORES))
                 scores = warpgroup_mma_wait(1, [scores])
@@ -709,6 +746,8 @@ def _backward_dk_dv_kernel(
     grad_k_tiles,
     grad_v_tiles,
     rows,
+    num_places,
+    together,
     heads,
     group,
     num_queries,
@@ -725,14 +764,15 @@ def _backward_dk_dv_kernel(
     Queries beyond the end and their gradients are 0, and so is what they add; keys beyond it are not stored.
     """
     kv_heads = heads // group
-    batch, kv_head = gl.program_id(0) // kv_heads, gl.program_id(0) % kv_heads
-    first_key = gl.program_id(1) * 2 * _ROWS
+    place, tile = _of_block(num_places, gl.cdiv(num_keys, 2 * _ROWS), together, LAST_FIRST=False)
+    batch, kv_head = place // kv_heads, place % kv_heads
+    first_key = tile * 2 * _ROWS
     num_tiles = gl.cdiv(num_queries, QUERY_TILE)
     first_tile, first_whole = 0, 0  # queries before see none of these keys; those from here on see all of them
     if IS_CAUSAL:
         first_tile = first_key // QUERY_TILE
         first_whole = gl.minimum(gl.cdiv(first_key + 2 * _ROWS, QUERY_TILE), num_tiles)
-    num_rows = gl.num_programs(0) * group * padded_queries
+    num_rows = num_places * group * padded_queries
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_ROWS, D], q_tiles.dtype)
     k = gl.allocate_shared_memory(q_tiles.dtype, [2, _ROWS, D], layout)
     v = gl.allocate_shared_memory(q_tiles.dtype, [2, _ROWS, D], layout)

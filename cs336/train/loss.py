@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 # Tokens whose logits are held at once: enough for full-speed matrix products; with 10,000 entries in
-# fp32 they are 20 MB on a CPU, 330 MB on a GPU.
+# fp32 they are 20 MB on a CPU, 330 MB on a GPU. Fewer where a large vocabulary makes them too many: 4,096
+# with 150,000 entries in bf16.
 CPU_CHUNK_TOKENS = 512
 GPU_CHUNK_TOKENS = 8_192
+MAX_CHUNK_BYTES = 1_250_000_000
+MAX_LOW_SUMS = 4  # chunks whose gradients of the head may be summed in the head's own 16 bits
 
 
 def cross_entropy(logits: Float[Tensor, "... vocab"], targets: Int[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -102,12 +105,14 @@ def _arguments(
             f"hidden states {tuple(hidden.shape)}, head {tuple(weight.shape)} and targets {tuple(targets.shape)} do not"
             " belong together; they are (..., d_model), (vocab, d_model) and (...)"
         )
-    if chunk_tokens is None:
-        chunk_tokens = GPU_CHUNK_TOKENS if hidden.is_cuda else CPU_CHUNK_TOKENS
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if chunk_tokens is None:
+        chunk_tokens = GPU_CHUNK_TOKENS if hidden.is_cuda else CPU_CHUNK_TOKENS
+        while chunk_tokens > CPU_CHUNK_TOKENS and chunk_tokens * weight.shape[0] * dtype.itemsize > MAX_CHUNK_BYTES:
+            chunk_tokens //= 2
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), chunk_tokens, dtype
 
 
@@ -120,6 +125,17 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """A matrix product in the dtype of its arguments, whatever autocast says."""
     with torch.autocast(left.device.type, enabled=False):
         return left @ right
+
+
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total`, which may be overwritten, plus a product that is summed and left in `dtype`."""
+    if left.is_cuda and not torch.compiler.is_compiling():  # in one pass, and no product in a tensor of its own
+        with torch.autocast(left.device.type, enabled=False):
+            if total is None:
+                return torch.mm(left, right, out_dtype=dtype)
+            return torch.addmm(total, left, right, out_dtype=dtype, out=total)
+    product = _product(left, right)
+    return product.to(dtype) if total is None else total.add_(product)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -140,8 +156,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = torch.zeros((), dtype=torch.float32, device=rows.device)
         squares = torch.zeros((), dtype=torch.float32, device=rows.device)
         row_gradients = []
-        # fp32 whatever the products are made in: bf16 would lose what later chunks add.
-        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=rows.device) if wants_gradient else None
+        # fp32 whatever the products are made in: bf16 would lose what the last of many chunks add.
+        few = num_tokens <= MAX_LOW_SUMS * chunk_tokens
+        sum_dtype = dtype if in_place and few and weight.dtype == dtype else torch.float32
+        weight_gradient: Tensor | None = None
         for some_rows, some_targets in _chunks(rows, targets, chunk_tokens):
             low = some_rows.to(dtype)
             logits = _product(low, head.T)
@@ -149,24 +167,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses, log_normalizers, gradient = losses_of(logits, some_targets, num_tokens, z_loss, wants_gradient)
             nats = nats + losses.sum()
             squares = squares + log_normalizers.square().sum()
-            if weight_gradient is not None:
+            if wants_gradient:
                 gradient = gradient.to(dtype)
                 row_gradients.append(_product(gradient, head))
-                weight_gradient.add_(_product(gradient.T, low))
+                weight_gradient = _plus_product(weight_gradient, gradient.T, low, sum_dtype)
+            del logits, gradient  # else they would stand beside those of the next chunk
         mean = nats / num_tokens
         total = mean + z_loss * (squares / num_tokens)
         ctx.mark_non_differentiable(mean)
         if weight_gradient is not None:
-            ctx.save_for_backward(torch.cat(row_gradients), weight_gradient)
-            ctx.dtypes = rows.dtype, weight.dtype
+            ctx.save_for_backward(torch.cat(row_gradients), weight_gradient.to(weight.dtype))
+            ctx.rows_dtype = rows.dtype
         return total, mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         row_gradient, weight_gradient = ctx.saved_tensors
-        rows_dtype, weight_dtype = ctx.dtypes
         scaled = upstream[0] * row_gradient, upstream[0] * weight_gradient
-        return scaled[0].to(rows_dtype), scaled[1].to(weight_dtype), None, None, None, None, None, None
+        return scaled[0].to(ctx.rows_dtype), scaled[1], None, None, None, None, None, None
 
 
 def _by_passes(

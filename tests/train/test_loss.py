@@ -8,13 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cs336.train.loss import cross_entropy, linear_cross_entropy, linear_token_losses
 
 VOCAB = 37
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _example(scale=1.0):
+def _example(scale=1.0, dtype=torch.float32):
     torch.manual_seed(0)
-    hidden = (scale * torch.randn(3, 5, 8)).requires_grad_()
-    weight = torch.randn(VOCAB, 8, requires_grad=True)
-    return hidden, weight, torch.randint(0, VOCAB, (3, 5))
+    hidden = (scale * torch.randn(3, 5, 8, dtype=dtype, device=DEVICE)).requires_grad_()
+    weight = torch.randn(VOCAB, 8, dtype=dtype, device=DEVICE, requires_grad=True)
+    return hidden, weight, torch.randint(0, VOCAB, (3, 5), device=DEVICE)
 
 
 def _gradients(loss, *parameters):
@@ -51,7 +52,7 @@ def test_the_z_loss_is_the_mean_squared_log_of_the_denominator(in_place):
 
 def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype():
     hidden, weight, targets = _example()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=4).total
         plain = cross_entropy((hidden @ weight.T).float(), targets)
     assert loss.dtype == torch.float32
@@ -60,6 +61,17 @@ def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype():
     for ours, theirs in zip(_gradients(loss, hidden, weight), _gradients(plain, hidden, weight), strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize("chunk_tokens", [15, 4, 1])  # one product; few chunks, summed in bf16; many, in fp32
+def test_in_place_gradients_of_a_16_bit_head_are_those_in_fp32(chunk_tokens):
+    hidden, weight, targets = _example(dtype=torch.bfloat16)
+    loss = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk_tokens, in_place=True).total
+    plain = cross_entropy(hidden.float() @ weight.float().T, targets)
+    torch.testing.assert_close(loss, plain, atol=2e-2, rtol=1e-2)
+    for ours, theirs in zip(_gradients(loss, hidden, weight), _gradients(plain, hidden, weight), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, theirs, atol=4e-3, rtol=3e-2)
 
 
 class _Largest(TorchDispatchMode):
