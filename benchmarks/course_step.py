@@ -8,6 +8,7 @@
 128 sequences of 512 tokens a process and 256 a step in all, bf16 autocast, TF32 elsewhere, gradients clipped, random
 windows with a seed of their own for each process. Contenders:
   ours            the training loop's step: loss without whole logits, deterministic kernels, our AdamW
+  our attention   the same with our FlashAttention-2 kernels instead of PyTorch's
   fused AdamW     the same with PyTorch's fused AdamW, which the course's setting names
   free order      the same, and kernels may add up in any order, as the course's script lets them
   plain           logits of all tokens at once and PyTorch's cross-entropy, clipping and fused AdamW
@@ -50,7 +51,7 @@ from cs336.train.loop import TrainConfig, evaluate, training_step
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import clip_gradients
 
-CONTENDERS = ("ours", "fused AdamW", "free order", "plain")
+CONTENDERS = ("ours", "our attention", "fused AdamW", "free order", "plain")
 RESULTS = Path(__file__).parent / "results"
 NUM_TOKENS = 20_000_000  # of made-up text, drawn from as the course draws from its file
 NUM_EVALUATIONS, EVALUATION_BATCHES = 51, 1_000  # the course's: every 2,000 steps and at the end, of 128 windows each
@@ -212,7 +213,9 @@ def _prepared(
     if name == "ours" and world_size == 1:
         return training_step(model, train, device, compile_model=compiled)
     trained, _ = training_step(model, train, device)  # for the model, and the loop's choice of kernels
-    torch.use_deterministic_algorithms(name in ("ours", "fused AdamW"))
+    if name == "our attention":
+        trained.use_attention_kernel("flash")
+    torch.use_deterministic_algorithms(name in ("ours", "our attention", "fused AdamW"))
     loss_of: nn.Module = _LossOf(trained, train.precision, whole_logits=name == "plain")
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)  # type: ignore[assignment]
@@ -226,7 +229,7 @@ def _prepared(
                 gradient_as_bucket_view=True,
             )
     optimizer = make_optimizer(trained, train)
-    if name != "ours":
+    if name not in ("ours", "our attention"):
         optimizer = torch.optim.AdamW(  # type: ignore[assignment]
             [{key: group[key] for key in ("params", "weight_decay")} for group in optimizer.param_groups],
             lr=train.learning_rate,
