@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cs336.model.logprobs import token_logprobs
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CPU_CHUNK_TOKENS = 512
 GPU_CHUNK_TOKENS = 8_192
 MAX_CHUNK_BYTES = 1_250_000_000
+PADDED_TO = (
+    64  # entries of a head on a GPU whose number is no multiple of 8: else its products run several times slower
+)
 MAX_LOW_SUMS = 4  # chunks whose gradients of the head may be summed in the head's own 16 bits
 
 
@@ -89,10 +92,10 @@ def linear_token_losses(
 ) -> Float[Tensor, "..."]:
     """Nats of each single target, fp32, for evaluation; otherwise as `linear_cross_entropy`."""
     rows, flat_targets, chunk, dtype = _arguments(hidden, weight, targets, chunk_tokens)
-    head = weight.to(dtype).T
+    head = _padded(weight.to(dtype)).T
     losses = []
     for some_rows, some_targets in _chunks(rows, flat_targets, chunk):
-        logits = _product(some_rows.to(dtype), head).float()
+        logits = _product(some_rows.to(dtype), head)[:, : weight.shape[0]].float()
         losses.append(torch.logsumexp(logits, dim=-1) - logits.gather(-1, some_targets.unsqueeze(-1)).squeeze(-1))
     return torch.cat(losses).view(targets.shape)
 
@@ -119,6 +122,13 @@ def _arguments(
 def _chunks(rows: Tensor, targets: Tensor, chunk_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, rows.shape[0], chunk_tokens):
         yield rows[start : start + chunk_tokens], targets[start : start + chunk_tokens]
+
+
+def _padded(head: Tensor) -> Tensor:
+    """The head with rows of zeros, up to a number of entries whose products are fast; the same head where it is."""
+    vocab = head.shape[0]
+    extra = -vocab % PADDED_TO if head.is_cuda and vocab % 8 else 0
+    return nn.functional.pad(head, (0, 0, 0, extra)) if extra else head
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -151,7 +161,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_gradient: bool,
         in_place: bool,
     ) -> tuple[Tensor, Tensor]:
-        head = weight.to(dtype)
+        vocab = weight.shape[0]
+        head = _padded(weight.to(dtype))
         num_tokens = rows.shape[0]
         nats = torch.zeros((), dtype=torch.float32, device=rows.device)
         squares = torch.zeros((), dtype=torch.float32, device=rows.device)
@@ -163,6 +174,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for some_rows, some_targets in _chunks(rows, targets, chunk_tokens):
             low = some_rows.to(dtype)
             logits = _product(low, head.T)
+            if len(head) > vocab:
+                logits[:, vocab:] = float("-inf")
             losses_of = _in_place if in_place else _by_passes
             losses, log_normalizers, gradient = losses_of(logits, some_targets, num_tokens, z_loss, wants_gradient)
             nats = nats + losses.sum()
@@ -176,7 +189,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = mean + z_loss * (squares / num_tokens)
         ctx.mark_non_differentiable(mean)
         if weight_gradient is not None:
-            ctx.save_for_backward(torch.cat(row_gradients), weight_gradient.to(weight.dtype))
+            ctx.save_for_backward(torch.cat(row_gradients), weight_gradient[:vocab].to(weight.dtype))
             ctx.rows_dtype = rows.dtype
         return total, mean
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cs336.train import loss as loss_module
 from cs336.train.loss import cross_entropy, linear_cross_entropy, linear_token_losses
 
 VOCAB = 37
@@ -61,6 +62,23 @@ def test_under_autocast_products_are_bf16_and_gradients_keep_their_dtype():
     for ours, theirs in zip(_gradients(loss, hidden, weight), _gradients(plain, hidden, weight), strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_padded_head_changes_nothing(monkeypatch, in_place):
+    hidden, weight, targets = _example()
+
+    def found():
+        loss = linear_cross_entropy(hidden, weight, targets, z_loss=1e-3, chunk_tokens=4, in_place=in_place)
+        losses = linear_token_losses(hidden, weight, targets, chunk_tokens=4)
+        return [loss.total, loss.cross_entropy, losses, *_gradients(loss.total, hidden, weight)]
+
+    plain = found()
+    monkeypatch.setattr(
+        loss_module, "_padded", lambda head: nn.functional.pad(head, (0, 0, 0, loss_module.PADDED_TO - VOCAB))
+    )
+    for padded, expected in zip(found(), plain, strict=True):
+        torch.testing.assert_close(padded, expected)
 
 
 @pytest.mark.parametrize("chunk_tokens", [15, 4, 1])  # one product; few chunks, summed in bf16; many, in fp32
