@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import OURS, resident_bytes
+from cs336.isolation import used_cpu_seconds
 
 RESILIPARSE, TRAFILATURA = "resiliparse", "trafilatura"
 DATATROVE, DATATROVE_RESILIPARSE = "datatrove", "datatrove+resiliparse"
@@ -109,14 +109,9 @@ def _told(run: Callable[[list[str]], Share], files: list[str]) -> Share:
 
     On a machine that others use too, processor time says more than the clock.
     """
-    before = _cpu_seconds()
+    before = used_cpu_seconds()
     share = run(files)
-    return share | {"cpu_seconds": _cpu_seconds() - before, "peak_bytes": resident_bytes()}
-
-
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return share | {"cpu_seconds": used_cpu_seconds() - before, "peak_bytes": resident_bytes()}
 
 
 def _runner(job: dict[str, Any]) -> Callable[[list[str]], Share]:

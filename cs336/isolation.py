@@ -90,6 +90,12 @@ def map_isolated(
             worker.end()
 
 
+def used_cpu_seconds() -> float:
+    """Processor time of this process and of those it started, of workers that live on up to their last result."""
+    return sum(os.times()[:4]) + sum(worker.used for worker in list(_alive))
+
+
+_alive: set[_Worker[Any, Any]] = set()  # the kernel counts the others, as ended children
 _spare: list[_Worker[Any, Any]] = []  # idle ones of calls before: a crawl of many small files would start one for each
 
 
@@ -119,6 +125,7 @@ class _Worker(Generic[A, B]):
     items: Sequence[A] = ()
     results: list[B] = field(default_factory=list)
     is_ready: bool = False
+    used: float = 0.0  # seconds of processor time, at its last result
 
     def __post_init__(self) -> None:
         self.wanted = pickle.dumps((self.function, self.cpu_seconds))
@@ -131,6 +138,7 @@ class _Worker(Generic[A, B]):
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         other.close()
+        _alive.add(self)
         with contextlib.suppress(OSError):  # its end is seen when an answer is waited for
             self.connection.send((self.function, self.cpu_seconds))
 
@@ -154,7 +162,7 @@ class _Worker(Generic[A, B]):
                 raise RuntimeError(f"a worker could not start: exit status {self._process.returncode}") from None
             return False
         if self.is_ready:
-            result, error = answer
+            result, error, self.used = answer
             self.results.append(lost(error) if error else result)
         else:
             self.is_ready = True  # it has the function: from here on its end is an item's fault
@@ -182,6 +190,7 @@ class _Worker(Generic[A, B]):
         self.connection.close()
         self._process.kill()
         self._process.wait()
+        _alive.discard(self)
 
     def _send_rest(self) -> None:
         """The items without a result. Every result was received: so the other side reads, and nobody waits for ever."""
@@ -205,7 +214,7 @@ def serve(file_descriptor: int, parent: int) -> None:
                 signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # whose signal, unhandled, ends the process
                 answer = _answer(function, item)
                 signal.setitimer(signal.ITIMER_PROF, 0)
-                connection.send(answer)
+                connection.send((*answer, sum(os.times()[:2])))
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:

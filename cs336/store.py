@@ -34,6 +34,7 @@ from typing import Any
 
 from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, sync_tree, write_json
 from cs336.fingerprint import digest
+from cs336.isolation import used_cpu_seconds
 from cs336.shared_storage import MANIFEST, shared_storage
 
 RECORDED_PACKAGES = (
@@ -190,7 +191,7 @@ class Store:
         name = f"{asset}--{part}" if part else asset
         work = self.folder / ".work" / f"{name}--{version.fingerprint}"
         metadata: dict[str, Any] = {}
-        start, cpu = time.time(), _cpu_seconds()
+        start, cpu = time.time(), used_cpu_seconds()
         with name_full_disk(work), self.only_maker(asset, part):
             if not resumable:
                 shutil.rmtree(work, ignore_errors=True)
@@ -214,7 +215,7 @@ class Store:
                 "files": describe_files(work),
                 "metadata": metadata,
                 "seconds": round(time.time() - start, 3),
-                "cpu_seconds": round(_cpu_seconds() - cpu, 3),
+                "cpu_seconds": round(used_cpu_seconds() - cpu, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "machine": describe_machine(),
                 "commit": describe_commit(),
@@ -256,11 +257,6 @@ def _only_one(lock: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{lock.with_suffix('')}: another run is making this; wait for it, or stop it") from None
         yield
-
-
-def _cpu_seconds() -> float:
-    """Processor time of this process and of those that it started and that have ended."""
-    return sum(os.times()[:4])
 
 
 def install(work: Path, target: Path) -> None:

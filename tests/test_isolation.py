@@ -157,3 +157,21 @@ def test_workers_die_when_their_parent_is_killed():
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_processor_time_of_workers_that_live_on_is_counted():
+    clock = "__import__('time').process_time"
+    spins = f"[1 for start in [{clock}()] for _ in iter(lambda: {clock}() - start > 0.4, True)] and 1"
+
+    def results(item):
+        return list(map_isolated(eval, [[item]], cpu_seconds=9, lost=str))
+
+    results("0")
+    before = isolation.used_cpu_seconds()
+    assert results(spins) == [1]
+    spent = isolation.used_cpu_seconds() - before
+    assert 0.4 <= spent < 4
+    for worker in isolation._spare:  # ended ones are counted by the kernel instead, not twice
+        worker.end()
+    isolation._spare.clear()
+    assert spent - 0.1 < isolation.used_cpu_seconds() - before < spent + 2
