@@ -45,7 +45,8 @@ class SharedStorage:
     def manifests(self, folder: str) -> dict[str, dict[str, Any]]:
         """The manifest in a folder, as "", and those in the folders right below it, by their names.
 
-        One listing and one round of requests for all, as an asset may have thousands of parts.
+        One listing and one round of requests for all, as an asset may have thousands of parts. One that cannot be
+        read, as after a power failure, counts as absent: its artifact is made and copied again.
 
         Raises:
             UserError: the storage does not answer.
@@ -63,7 +64,12 @@ class SharedStorage:
             for content in contents.values():
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError | NotADirectoryError):
                     raise content
-        return {paths[path]: json.loads(content) for path, content in contents.items() if isinstance(content, bytes)}
+        found = {}
+        for path, content in contents.items():
+            if isinstance(content, bytes):
+                with contextlib.suppress(ValueError):
+                    found[paths[path]] = json.loads(content)
+        return found
 
     def upload(self, folder: Path, place: str, manifest: dict[str, Any]) -> None:
         """Copy an artifact there, its manifest last; the one that was there is no artifact from the first moment.
@@ -82,7 +88,9 @@ class SharedStorage:
             if names:
                 self._files.put([str(folder / name) for name in names], [f"{target}/{name}" for name in names])
             self._files.makedirs(target, exist_ok=True)
-            self._files.put_file(str(folder / MANIFEST), f"{target}/{MANIFEST}")
+            # A path's file is there from its first byte, so it takes its name only once it is whole.
+            self._files.put_file(str(folder / MANIFEST), f"{target}/{MANIFEST}.partial")
+            self._files.mv(f"{target}/{MANIFEST}.partial", f"{target}/{MANIFEST}")
 
     def download(self, place: str, folder: Path, manifest: dict[str, Any]) -> None:
         """Fetch an artifact's files and its manifest into an empty folder.

@@ -164,6 +164,11 @@ def excerpt(text: str) -> str:
     if len(text) > MAX_EXCERPT:
         middle = len(text) // 2
         text = f"{text[:_BEGINNING]}\n[...]\n{text[middle : middle + MAX_EXCERPT - _BEGINNING]}..."
+    return without_controls(text)
+
+
+def without_controls(text: str) -> str:
+    """A page's text or address, which a terminal takes for no command; line breaks and tabs stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

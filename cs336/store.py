@@ -90,6 +90,8 @@ class Store:
         self.folder = self.root / preset
         self._shared = shared_storage()
         self._shared_manifests: dict[str, dict[str, dict[str, Any]]] = {}  # of the assets asked for, by part
+        # Of all shards of an asset together, as they were when first asked for: each of thousands of parts asks.
+        self.versions_of_all: dict[str, str] = {}
 
     def path(self, asset: str, part: str | None = None) -> Path:
         """Where an artifact lies, whether or not it exists."""
@@ -223,6 +225,8 @@ class Store:
             }
             write_json(work / MANIFEST, manifest)
             install(work, target)
+            if part is None or asset in self.versions_of_all:
+                self.versions_of_all.clear()
             for stale in self.folder.glob(f".work/{name}--*"):  # attempts at versions nobody wants any more
                 if re.fullmatch(r"[0-9a-f]{16}(\.old)?", stale.name.removeprefix(f"{name}--")):
                     shutil.rmtree(stale, ignore_errors=True)

@@ -205,10 +205,8 @@ def _parameters(function: Callable[..., Any], *, first: str | None) -> tuple[dic
     inputs: dict[str, bool] = {}
     settings = []
     for name in names if first is None else names[1:]:
-        if hints[name] == Path:
-            inputs[name] = False
-        elif hints[name] == list[Path]:
-            inputs[name] = True
+        if hints[name] in (Path, list[Path]):
+            inputs[name] = hints[name] != Path
         else:
             settings.append(name)
     return inputs, tuple(settings)
@@ -295,22 +293,25 @@ def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
 def _input_version(name: str, everything: bool, preset: Preset, store: Store, part: str | None) -> str:
     if name == PLAN_ASSET and part:  # a longer plan leaves the shards that it had as they are
         return digest([entry for entry in _plan(store) if entry["name"] == part])
-    if everything:
-        _require_one_cut(STAGES[name], preset, store)
-        return digest([[key, data_version(name, store, key)] for key in part_names(STAGES[name], preset, store)])
-    return data_version(name, store, part if STAGES[name].in_parts else None)
+    if not everything:
+        return data_version(name, store, part if STAGES[name].in_parts else None)
+    known = store.versions_of_all if part and STAGES[name].per_shard else {}
+    if name not in known:
+        _require_one_cut(STAGES[name], preset, store, part)
+        parts = part_names(STAGES[name], preset, store)
+        known[name] = digest([[key, data_version(name, store, key)] for key in parts])
+    return known[name]
 
 
-def _require_one_cut(stage: Stage, preset: Preset, store: Store) -> None:
+def _require_one_cut(stage: Stage, preset: Preset, store: Store, asking: str | None) -> None:
     """Parts that each have a share of all parts of an input fit together only if they were made from the same ones.
 
     Raises:
         UserError: one was made from others than there are now, as when the crawl has grown since.
     """
-    for name, everything in stage.inputs.items() if stage.per_shard else ():
-        if not everything or name == PLAN_ASSET:
-            continue
-        now = _input_version(name, True, preset, store, None)
+    shared_out = [name for name, everything in stage.inputs.items() if everything and name != PLAN_ASSET]
+    for name in shared_out if stage.per_shard else ():
+        now = _input_version(name, True, preset, store, asking)
         for part in part_names(stage, preset, store):
             manifest = store.manifest(stage.name, part)
             if manifest and manifest["inputs"].get(name) != now:

@@ -204,7 +204,8 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
         if not is_of_each:
             yield dg.AssetCheckResult(**_verdict(check, preset, store, shards))
             return
-        yield from _of_each_shard(context.instance, check, preset, store, shards or shard_names(store))
+        made = [shard for shard in shards or shard_names(store) if store.manifest(check.asset, shard)]
+        yield from _of_each_shard(context.instance, check, preset, store, made)
         yield dg.Output(None, output_name=context.op_def.output_defs[0].name)
 
     return compute
@@ -213,7 +214,9 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
 def _of_each_shard(
     instance: dg.DagsterInstance, check: Check, preset: Preset, store: Store, shards: Sequence[str]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """The check's verdict on each shard. All are looked at together, and one by one only if some fail."""
+    """The check's verdict on each shard that was made. All are looked at together, and one by one only if some fail."""
+    if not shards:
+        return
     key = dg.AssetKey([preset.name, check.asset])
     made = _latest_materializations(instance, key, shards)
     of_all = _verdict(check, preset, store, shards)

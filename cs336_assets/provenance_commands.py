@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
@@ -89,12 +90,10 @@ def _why(options: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"{options.preset}: no record's address has {options.url!r} in it{place}; try a shorter part")
     if len(found) == 1:
-        for line in tell(store, preset, found[0]):
-            print(line)
+        _print(tell(store, preset, found[0]))
         return
     print(f"{len(found):,} records" + (f", the first {MAX_LISTED} of them:" if len(found) > MAX_LISTED else ":"))
-    for each in found[:MAX_LISTED]:
-        print(f"  {fate(store, each):<37} {each.record['url']} ({each.place})")
+    _print(f"  {fate(store, each):<37} {each.record['url']} ({each.place})" for each in found[:MAX_LISTED])
     print("give one whole address for its story, or of several records of one address --at OFFSET")
 
 
@@ -111,8 +110,15 @@ def _trace(options: argparse.Namespace) -> None:
         if options.batch is None
         else trace_batch(store, preset, options.batch, num_shown=options.n)
     )
+    _print(lines)
+
+
+def _print(lines: Iterable[str]) -> None:
+    """What holds addresses and texts of pages."""
+    from cs336.sheets import without_controls
+
     for line in lines:
-        print(line)
+        print(without_controls(line))
 
 
 def _what_if(options: argparse.Namespace) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import io
+import ipaddress
+import socket
 import time
 import urllib.parse
 import urllib.robotparser
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from cs336.crawl.source import CrawlStats
 from cs336.crawl.warc import write_record
@@ -28,16 +32,19 @@ class Politeness:
         delay_seconds: the least time between two requests to one host; a longer `Crawl-delay` in
             its robots.txt wins.
         timeout_seconds: for connecting, and for each read.
+        max_page_seconds: for all reads of one answer, so that a server that sends a byte at a time holds up nothing.
         max_page_bytes: bodies are cut here; the record says so. Common Crawl's limit since 2025.
         max_redirects: hops from one address; RFC 2616 recommended 5.
         max_attempts: of one request that meets a 429, a 503 or a network error.
         retry_seconds: before the second attempt; doubled for each further one.
-        max_wait_seconds: for a server that asks for more with Retry-After, the address is given up.
+        max_wait_seconds: where a server asks for more with Retry-After, or its robots.txt with Crawl-delay, the
+            address is given up.
     """
 
     user_agent: str = "cs336-crawler"
     delay_seconds: float = 0.0
     timeout_seconds: float = 10.0
+    max_page_seconds: float = 60.0
     max_page_bytes: int = 5 * 2**20
     max_redirects: int = 5
     max_attempts: int = 3
@@ -58,8 +65,8 @@ def crawl(
     """Fetch pages one after another and append their records to a WARC file.
 
     robots.txt of every host is read first and obeyed. Redirects are followed, each hop with a
-    request and a response record of its own; an address reached twice is fetched once. Errors are
-    counted and never raised.
+    request and a response record of its own, but none from a public host into a private network; an
+    address reached twice is fetched once. Errors are counted and never raised.
 
     Args:
         file: opened for writing; gets a `warcinfo` record, then the pages.
@@ -68,8 +75,9 @@ def crawl(
         hosts: where to connect for a host (its name as in the URL), instead of asking DNS.
 
     Returns:
-        Records by type, and requests by outcome: the HTTP status, "robots.txt" for addresses that
-        were not asked for, "too many redirects", or the name of a network error.
+        Records by type, and requests by outcome: the HTTP status, "robots.txt" or "crawl delay" for
+        addresses that were not asked for, "bad address", "too many redirects", "redirect to a private
+        address", or the name of a network error.
     """
     start = time.monotonic()
     session = _Session(file, politeness, date, hosts or {}, CrawlStats(), f"<urn:uuid:{_uuid(name)}>")
@@ -110,6 +118,8 @@ class _Session:
     robots: dict[str, _Rules] = field(default_factory=dict)
     last_request_seconds: dict[str, float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    is_public: dict[str, bool] = field(default_factory=dict)
+    is_sent_by_public_host: bool = False  # what is being asked for
 
     def write_info(self, name: str) -> None:
         lines = {
@@ -138,23 +148,22 @@ class _Session:
         self.stats.num_records[kind] += 1
 
 
+class _GivenUpError(Exception):
+    """An address that is not asked for; says why."""
+
+
 def _follow(url: str, session: _Session) -> None:
     """Fetch one address and what it redirects to."""
+    session.is_sent_by_public_host = False
     for _ in range(session.politeness.max_redirects + 1):
         if url in session.seen:
             return
         session.seen.add(url)
         try:
-            robots = _robots_of(url, session)
-        except ValueError:  # an address that is none, such as a port that is no number
-            session.stats.num_fetches["bad address"] += 1
+            answer = _ask(url, session)
+        except _GivenUpError as reason:
+            session.stats.num_fetches[str(reason)] += 1
             return
-        if not robots.can_fetch(session.politeness.user_agent, url):
-            session.stats.num_fetches["robots.txt"] += 1
-            return
-        delay = max(session.politeness.delay_seconds, float(robots.crawl_delay(session.politeness.user_agent) or 0))
-        try:
-            answer = _request(url, session, delay)
         except (OSError, ValueError, http.client.HTTPException) as error:
             session.stats.num_fetches[type(error).__name__] += 1
             return
@@ -163,6 +172,7 @@ def _follow(url: str, session: _Session) -> None:
         location = answer.header("location")
         if answer.status not in _REDIRECTS or not location:
             return
+        session.is_sent_by_public_host = session.is_public[urllib.parse.urlsplit(url).netloc]
         try:
             url = urllib.parse.urldefrag(urllib.parse.urljoin(url, location)).url
             scheme = urllib.parse.urlsplit(url).scheme
@@ -172,6 +182,22 @@ def _follow(url: str, session: _Session) -> None:
         if scheme not in ("http", "https"):
             return
     session.stats.num_fetches["too many redirects"] += 1
+
+
+def _ask(url: str, session: _Session) -> _Answer:
+    """The answer to one address, if its host's robots.txt allows."""
+    polite = session.politeness
+    try:
+        robots = _robots_of(url, session)
+        is_open = robots.can_fetch(polite.user_agent, url)
+    except ValueError:  # an address that is none, such as a port that is no number
+        raise _GivenUpError("bad address") from None
+    if not is_open:
+        raise _GivenUpError("robots.txt")
+    asked_seconds = int(robots.crawl_delay(polite.user_agent) or 0)  # may be too large for a float
+    if asked_seconds > polite.max_wait_seconds:
+        raise _GivenUpError("crawl delay")
+    return _request(url, session, max(polite.delay_seconds, float(asked_seconds)))
 
 
 class _Rules(urllib.robotparser.RobotFileParser):
@@ -185,19 +211,27 @@ def _robots_of(url: str, session: _Session) -> _Rules:
     """The rules of the address's host, fetched once (RFC 9309: none if absent, closed if failing)."""
     host = urllib.parse.urlsplit(url).netloc
     if host not in session.robots:
-        rules = session.robots[host] = _Rules()
+        rules = _Rules()
         try:
             answer = _request(urllib.parse.urljoin(url, "/robots.txt"), session, session.politeness.delay_seconds)
         except (OSError, http.client.HTTPException):
             rules.disallow_all = True
-            return rules
-        if answer.status == 200:
-            rules.parse(answer.body.decode("utf-8", "replace").splitlines())
-        elif answer.status >= 500:
-            rules.disallow_all = True
         else:
-            rules.allow_all = True
+            _apply(answer, rules)
+        session.robots[host] = rules
     return session.robots[host]
+
+
+def _apply(robots: _Answer, rules: _Rules) -> None:
+    if robots.status == 200:
+        try:
+            rules.parse(robots.body.decode("utf-8", "replace").splitlines())
+        except ValueError:  # what looks like a number or an address, and is none
+            rules.disallow_all = True
+    elif robots.status >= 500:
+        rules.disallow_all = True
+    else:
+        rules.allow_all = True
 
 
 def _request(url: str, session: _Session, delay_seconds: float) -> _Answer:
@@ -217,7 +251,7 @@ def _request(url: str, session: _Session, delay_seconds: float) -> _Answer:
             if answer.status not in _TRY_AGAIN or attempt == polite.max_attempts:
                 return answer
             asked = answer.header("retry-after") or ""
-            wait_seconds = float(asked) if asked.isdigit() else wait_seconds
+            wait_seconds = float(asked) if asked.isdecimal() else wait_seconds
             if wait_seconds > polite.max_wait_seconds:
                 return answer
         time.sleep(wait_seconds)
@@ -233,12 +267,9 @@ def _wait_turn(url: str, session: _Session, delay_seconds: float) -> None:
 
 
 def _get(url: str, session: _Session) -> _Answer:
-    parts = urllib.parse.urlsplit(url)
-    if parts.netloc not in session.connections:
-        address = session.hosts.get(parts.netloc, (parts.hostname or "", parts.port))
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        session.connections[parts.netloc] = kind(*address, timeout=session.politeness.timeout_seconds)
-    connection = session.connections[parts.netloc]
+    deadline = time.monotonic() + session.politeness.max_page_seconds
+    connection = _connection(url, session)
+    connection.response_class = functools.partial(_TimedResponse, deadline)  # type: ignore[assignment]
     connection.putrequest("GET", _target(url), skip_host=True, skip_accept_encoding=True)
     for name, value in _request_headers(url, session.politeness):
         connection.putheader(name, value)
@@ -250,6 +281,65 @@ def _get(url: str, session: _Session) -> _Answer:
         body = body[: session.politeness.max_page_bytes]
         connection.close()
     return _Answer(response.status, response.reason, response.version, response.getheaders(), body, is_cut)
+
+
+def _connection(url: str, session: _Session) -> http.client.HTTPConnection:
+    """An open connection to the address's host."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname:  # would be taken for this machine
+        raise ValueError(f"{url}: names no host")
+    if parts.netloc not in session.connections:
+        address = session.hosts.get(parts.netloc, (parts.hostname, parts.port))
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        session.connections[parts.netloc] = kind(*address, timeout=session.politeness.timeout_seconds)
+    connection = session.connections[parts.netloc]
+    is_open = connection.sock is not None
+    if not is_open:
+        connection.connect()
+        # Of the connection, not of the name: a name can change its address between a check and its use.
+        session.is_public[parts.netloc] = _is_public(connection.sock.getpeername()[0])
+    if session.is_sent_by_public_host and not session.is_public[parts.netloc]:
+        connection.close()
+        raise _GivenUpError("redirect to a private address")
+    connection.sock.settimeout(session.politeness.timeout_seconds)
+    return connection
+
+
+def _is_public(address: str) -> bool:
+    """Whether an IP address is one of the whole internet, not of this machine, its network or its cloud."""
+    ip = ipaddress.ip_address(address)
+    return ((ip.ipv4_mapped if ip.version == 6 else None) or ip).is_global
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """An answer that has arrived at a deadline, or reading it is a timeout."""
+
+    def __init__(self, deadline: float, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(sock, deadline))
+
+
+class _TimedReader(io.RawIOBase):
+    """What a socket receives until a deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._socket, self._deadline, self._timeout = sock, deadline, sock.gettimeout() or 0.0
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open when its connection is closed early
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_seconds = self._deadline - time.monotonic()
+        if left_seconds <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._socket.settimeout(min(left_seconds, self._timeout))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _record(url: str, answer: _Answer, session: _Session) -> None:

@@ -235,7 +235,7 @@ class TextFiles:
     def _from_json(self, line: str) -> tuple[str, str] | str:
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # an integer of thousands of digits is a bare ValueError
             return "not valid JSON"
         if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
             return "no text field"

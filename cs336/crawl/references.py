@@ -14,8 +14,8 @@ from cs336.crawl.source import CrawlStats
 from cs336.files import name_full_disk, replacing
 
 # The handout's `wget --timeout=5`, one attempt: a list of old addresses has many dead ones. A second
-# between two pages of one host.
-POLITE = Politeness(timeout_seconds=5.0, max_attempts=1, delay_seconds=1.0)
+# between two pages of one host; one that wants more than ten is left alone, as it would hold up its file.
+POLITE = Politeness(timeout_seconds=5.0, max_page_seconds=5.0, max_attempts=1, delay_seconds=1.0, max_wait_seconds=10.0)
 
 
 def sample_urls(urls: Iterable[str], count: int, *, seed: int = 0) -> list[str]:

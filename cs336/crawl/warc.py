@@ -14,6 +14,7 @@ import base64
 import gzip
 import hashlib
 import io
+import os
 import re
 import uuid
 from collections.abc import Generator, Iterator
@@ -30,14 +31,16 @@ from cs336.files import UserError
 # Common Crawl cuts pages at 1 MiB (5 MiB since 2025); other crawlers keep PDFs of some 10 MB.
 MAX_RECORD_BYTES = 32 * 2**20
 _MAX_HEADER_BYTES = 64 * 2**10
+_MAX_LENGTH_DIGITS = 18  # an offset of a file has no more, and Python refuses to read numbers of thousands
 # An oversized record is inflated and thrown away to reach the next one, up to here: about 3 s of
 # work. Beyond it, it is a bomb, and reading goes on at the next gzip member that starts a record.
 _MAX_DISCARDED_BYTES = 2**30
 _KINDS = frozenset(["warcinfo", "response", "resource", "request", "metadata", "revisit", "conversion", "continuation"])
 
 _WARC_LINE = re.compile(rb"WARC/\d")
-# URL, IP address, date of 14 digits (some writers: more), MIME type (version 2: more fields), length
-_ARC_LINE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*:\S*) (\S+) (\d{12,20}) (?:(\S*) .*?)?(\S+)\s*$")
+# URL, IP address, date of 14 digits (some writers: more), MIME type (version 2: more fields), length. A lazy `.*?`
+# in place of `(?:.* )?` would take time that grows with the square of the line's length.
+_ARC_LINE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*:\S*) (\S+) (\d{12,20}) (?:(\S*) (?:.* )?)?(\S+)\s*$")
 
 
 @dataclass(frozen=True)
@@ -288,9 +291,11 @@ def _read_frame(stream: io.BufferedReader, offset: int, *, seekable: bool, limit
         length_text = headers.get(b"content-length", b"")
         if not length_text.isdigit():
             raise _BrokenError("damaged record: no Content-Length", url=url)
+        if len(length_text) > _MAX_LENGTH_DIGITS:
+            raise _BrokenError("damaged record: Content-Length beyond any file", url=url)
         length = int(length_text)
         if length > limit:
-            _discard(stream, length, seekable=seekable)
+            _discard(stream, length, url, seekable=seekable)
             return Skipped(f"record over {limit:,} bytes", offset, url)
         block = stream.read(length)
     except BadGzipError as error:
@@ -343,17 +348,18 @@ def _starts_record(first_bytes: bytes) -> bool:
     return bool(_WARC_LINE.match(line) or _ARC_LINE.match(line))
 
 
-def _discard(stream: io.BufferedReader, length: int, *, seekable: bool) -> None:
+def _discard(stream: io.BufferedReader, length: int, url: str | None, *, seekable: bool) -> None:
     """Move past a block that is not wanted, holding 1 MiB of it at most."""
     if seekable:
-        stream.seek(length, io.SEEK_CUR)
+        if stream.seek(length, io.SEEK_CUR) > os.fstat(stream.fileno()).st_size:  # a seek past the end is no error
+            raise _BrokenError("truncated record", url=url)
         return
     if length > _MAX_DISCARDED_BYTES:
-        raise _BrokenError(f"record over {_MAX_DISCARDED_BYTES:,} bytes")
+        raise _BrokenError(f"record over {_MAX_DISCARDED_BYTES:,} bytes", url=url)
     while length > 0:
         piece = stream.read(min(length, 2**20))
         if not piece:
-            raise _BrokenError("truncated record")
+            raise _BrokenError("truncated record", url=url)
         length -= len(piece)
 
 

@@ -81,6 +81,17 @@ def test_a_run_of_several_shards_tells_them_apart_and_looks_at_all_together_firs
     assert verdicts(instance) == dict.fromkeys("abc", "SUCCEEDED") and asked[4:] == [["a", "b", "c"]]
 
 
+def test_nothing_is_said_of_a_shard_that_was_never_made(graph):
+    job, instance, _, asked = graph
+    check = job.get_subset(asset_selection=set(), asset_check_selection={dg.AssetCheckKey(KEY, "shards_are_good")})
+    assert check.execute_in_process(instance=instance, partition_key="b").success
+    assert asked == [] and verdicts(instance) == {"b": "PLANNED"}, "nor does the run fail"
+    assert job.execute_in_process(instance=instance, partition_key="a").success
+    _execute(check, "tiny", "crawl", instance, partition_range("a", "c"))
+    assert asked == [["a"], ["a"]]
+    assert verdicts(instance) == {"a": "SUCCEEDED", "b": "PLANNED", "c": "PLANNED"}
+
+
 def test_every_check_that_speaks_of_each_shard_is_partitioned():
     for check in CHECKS.values():
         (spec,) = bind_check(check, TINY).check_specs

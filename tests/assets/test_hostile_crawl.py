@@ -38,7 +38,7 @@ MODULES += ("doctest", "fractions", "heapq", "inspect", "json", "locale", "loggi
 PRESET = """
 [hostile]
 base = "micro"
-source = {{kind = "warc", paths = ["{crawl}/*.warc.gz"]}}
+source = {{kind = "warc", paths = ["{crawl}/*.warc.gz", "{crawl}/*.warc"]}}
 extract = {{max_page_seconds = 2, max_page_bytes = 3000000}}
 """
 
@@ -62,6 +62,14 @@ def hostile_pages() -> list[bytes]:
     ]
 
 
+def hostile_headers() -> list[bytes]:
+    """Gzip members whose first lines cost or claim what no file holds."""
+    return [
+        gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: " + b"9" * 5_000 + b"\r\n\r\n<p>\r\n\r\n"),
+        gzip.compress(b"http://a 1.1.1.1 20200101000000 x " + b"a" * 65_000 + b" b\n"),
+    ]
+
+
 def write_file(path: Path, pages: list[tuple[str, bytes]]) -> None:
     with path.open("wb") as file:
         for url, block in pages:
@@ -80,11 +88,16 @@ def hostile(tmp_path_factory):
     write_file(crawl / "a-good.warc.gz", good)
     bomb = page(1_000, gzip.compress(bytes(10**8)), b"Content-Encoding: gzip\r\n")
     write_file(crawl / "b-hostile.warc.gz", [good[0], *map(page, range(900, 1_000), hostile_pages()), bomb, good[1]])
+    with (crawl / "b-hostile.warc.gz").open("ab") as file:
+        file.writelines(hostile_headers())
     (crawl / "c-empty.warc.gz").write_bytes(b"")
     (crawl / "d-garbage.warc.gz").write_bytes(random.Random(1).randbytes(100_000))
     (crawl / "e-not-found.warc.gz").write_bytes(b"<html>404</html>")
     whole = (crawl / "a-good.warc.gz").read_bytes()
     (crawl / "f-truncated.warc.gz").write_bytes(whole[: len(whole) // 2])
+    claims = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 20000000\r\n\r\n<p>\r\n\r\n"
+    write_file(crawl / "g-plain.warc", good[:1])
+    (crawl / "g-plain.warc").write_bytes(claims + gzip.decompress((crawl / "g-plain.warc").read_bytes()))
     presets = folder / "presets.toml"
     presets.write_text((ROOT / "tests" / "presets.toml").read_text() + PRESET.format(crawl=crawl))
     project = make_project(folder / "project", CS336_PRESETS=str(presets))
@@ -94,10 +107,11 @@ def hostile(tmp_path_factory):
 
 def test_every_shard_is_made_and_what_is_good_comes_through(hostile):
     shards = sorted(path.name for path in (hostile / "token_shards").iterdir())
-    assert [name[0] for name in shards] == list("abcdef")
+    assert [name[0] for name in shards] == list("abcdefg")
     urls = [document.url for document in read_documents(hostile / "extracted_text" / shards[1])]
     assert urls[0].endswith("/0") and urls[-1].endswith("/1")
     assert not list(read_documents(hostile / "deduplicated_text" / shards[2]))
+    assert [document.url for document in read_documents(hostile / "extracted_text" / shards[6])] == urls[:1]
 
 
 def test_an_empty_shard_alone_stops_nothing_even_if_it_is_the_first(hostile, monkeypatch):
@@ -108,7 +122,7 @@ def test_an_empty_shard_alone_stops_nothing_even_if_it_is_the_first(hostile, mon
     for check in some:  # after the others
         passed, facts = evaluate(check, preset, store, [empty])
         assert passed or not check.blocking, (check.function.__name__, facts)
-    manifests = list(hostile.glob("*/[abdef]-*/manifest.json"))
+    manifests = list(hostile.glob("*/[abdefg]-*/manifest.json"))
     for manifest in manifests:
         manifest.rename(manifest.with_suffix(".away"))
     try:
@@ -128,6 +142,9 @@ def test_everything_is_in_the_ledger(hostile):
         "unreadable record: content over 3,000,000 bytes when decoded": 1,
         "unreadable record: empty file": 1,
         "unreadable record: truncated gzip member": 1,
+        "unreadable record: truncated record": 1,
+        "unreadable record: damaged record: Content-Length beyond any file": 1,
+        "unreadable record: damaged record: no Content-Length": 1,
     }
     assert expected.items() <= records.items(), records
     manifests = [read_json(folder / "manifest.json") for folder in (hostile / "extracted_text").iterdir()]

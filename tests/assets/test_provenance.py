@@ -17,7 +17,7 @@ from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import concatenate
 from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, cluster_table
-from cs336_assets.why import bounds_of, leaves
+from cs336_assets.why import Found, bounds_of, leaves
 
 
 @pytest.fixture
@@ -105,6 +105,20 @@ def test_a_part_of_an_address_lists_its_pages_with_their_fates(ask, finished, re
     assert f" at byte {offset:,} " in ask(finished, "why", "docs.localhost", "--at", str(offset))
     assert "has 'docs.localhost' in it at byte 7;" in ask(finished, "why", "docs.localhost", "--at", "7", fails=True)
     assert "no record's address has 'http://no.such'" in ask(finished, "why", "http://no.such", fails=True)
+
+
+@pytest.mark.parametrize(("command", "num_found"), [("why", 1), ("why", 2), ("trace", 0)])
+def test_an_address_or_a_text_cannot_command_the_terminal(capsys, monkeypatch, command, num_found):
+    url = "http://a.test/\x1b]0;owned\x07\x9b2J"
+    records = [Found("docs", 0, {"url": url, "warc": "a.warc", "offset": n}) for n in range(num_found)]
+    monkeypatch.setattr("cs336_assets.why.find_records", lambda store, address: records)
+    monkeypatch.setattr("cs336_assets.why.fate", lambda store, found: "kept")
+    monkeypatch.setattr("cs336_assets.why.tell", lambda store, preset, found: iter([url]))
+    monkeypatch.setattr("cs336_assets.trace.trace_token", lambda *place: iter([url]))
+    assert main([command, *(["docs", "1"] if command == "trace" else ["a.test"]), "--preset", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("http://a.test/\ufffd]0;owned\ufffd\ufffd2J") == max(1, num_found)
+    assert not set(printed) & {"\x1b", "\x07", "\x9b"}
 
 
 def test_what_is_missing_is_named_with_its_remedy(ask, copied, decisions):

@@ -99,6 +99,36 @@ def test_an_upload_that_is_cut_off_is_no_artifact(storage, tmp_path, monkeypatch
     assert (store_at(tmp_path / "b", storage).local("thing") / "text.txt").read_text() == "new"
 
 
+def test_a_manifest_appears_whole_or_not_at_all(storage, tmp_path, monkeypatch):
+    path, seen = f"{storage._root}/tiny/thing/{MANIFEST}", []
+
+    def in_halves(source, target, **options):
+        if source.endswith(MANIFEST):
+            with open(source, "rb") as whole, storage._files.open(target, "wb") as file:
+                file.write(whole.read(50))
+            seen.append(storage._files.exists(path))
+        put_file(source, target, **options)
+
+    put_file = storage._files.put_file
+    monkeypatch.setattr(storage._files, "put_file", in_halves)
+    make(store_at(tmp_path / "a", storage), "text")
+    assert seen == [False]
+    assert (store_at(tmp_path / "b", storage).local("thing") / "text.txt").read_text() == "text"
+    assert storage._files.exists(path) and not storage._files.exists(f"{path}.partial")
+
+
+def test_a_manifest_that_is_cut_off_costs_its_part_alone(storage, tmp_path):
+    for part in ("x", "y"):
+        make(store_at(tmp_path / "a", storage), part, part, "parts")
+    with storage._files.open(f"{storage._root}/tiny/parts/x/{MANIFEST}", "wb") as file:
+        file.write(b'{"fingerprint": "1')
+    other = store_at(tmp_path / "b", storage)
+    assert other.manifest("parts", "x") is None
+    assert (other.local("parts", "y") / "text.txt").read_text() == "y"
+    store_at(tmp_path / "a", storage).share("parts", "x")
+    assert (store_at(tmp_path / "b", storage).local("parts", "x") / "text.txt").read_text() == "x"
+
+
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(storage, tmp_path):
     make(store_at(tmp_path / "a", storage), "text")
     with storage._files.open(f"{storage._root}/tiny/thing/text.txt", "wb") as file:

@@ -10,7 +10,7 @@ import pytest
 from cs336.crawl.local_files import TextFiles
 from cs336.files import UserError
 from cs336.presets import TINY, find_preset
-from cs336.store import MANIFEST, Store
+from cs336.store import MANIFEST, Store, Version
 from cs336_assets.asset import part_names, version_of
 from cs336_assets.flow import STAGES
 from cs336_assets.graph import build_definitions
@@ -53,6 +53,39 @@ def test_parts_cut_from_another_crawl_are_refused_and_not_mixed(copied, monkeypa
     with pytest.raises(UserError, match=message):
         version_of(STAGES["unique_lines"], preset, Store("micro"), second)
     assert version_of(STAGES["line_hashes"], preset, Store("micro"), second) and current
+
+
+def test_the_version_of_all_shards_is_found_once_a_store_and_again_when_one_is_made(tmp_path, monkeypatch):
+    store, shards, reads = Store("tiny", tmp_path), [f"shard-{n:02d}" for n in range(20)], []
+    store.path("crawl_plan").mkdir(parents=True)
+    (store.path("crawl_plan") / "plan.json").write_text(json.dumps({"shards": [{"name": name} for name in shards]}))
+    (store.path("crawl_plan") / MANIFEST).write_text("{}")
+
+    def make(name, shard, code="1"):
+        version = dataclasses.replace(version_of(STAGES[name], TINY, store, shard), code=code)
+        with store.staging(name, shard, version):
+            pass
+
+    def version():
+        reads.clear()
+        return version_of(STAGES["unique_lines"], TINY, store, shards[3]).inputs["repeated_lines"]
+
+    with store.staging("filtered_text", shards[0], Version(code="1", config="1")):
+        pass
+    for shard in shards[1:]:
+        shutil.copytree(store.path("filtered_text", shards[0]), store.path("filtered_text", shard))
+    for name in ("line_hashes", "repeated_lines"):
+        for shard in shards:
+            make(name, shard)
+    monkeypatch.setattr(store, "manifest", lambda *place: reads.append(place) or Store.manifest(store, *place))
+    first = version()
+    assert len(reads) > 2 * len(shards)
+    assert version() == first and len(reads) < 5
+    make("repeated_lines", shards[7], "2")
+    assert version() != first
+    make("line_hashes", shards[7], "2")
+    with pytest.raises(UserError, match="made from other parts of line_hashes"):
+        version()
 
 
 def change_preset(project, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cs336.crawl import crawler
 from cs336.crawl.crawler import Politeness, crawl
 from cs336.crawl.warc import read_records
 
@@ -44,6 +46,18 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"5\r\nhello\r\n0\r\n\r\n")
         elif path == "/large":
             self.answer(200, "x" * 100_000)
+        elif path.startswith("/drips"):
+            self.send_response(200)
+            if path == "/drips-body":
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+            self.close_connection = True
+        elif path.startswith("/to/"):
+            self.answer(302, "moved", Location=path[4:])
         elif path == "/missing":
             self.answer(404, "no")
         elif path == "/broken":
@@ -185,3 +199,71 @@ def test_a_host_that_is_not_there_is_counted(tmp_path):
     politeness = Politeness(retry_seconds=0.0)
     stats = crawl(["http://site.test/a"], file, name="a", politeness=politeness, date=DATE, hosts=hosts)
     assert stats.num_fetches == {"robots.txt": 1}  # what cannot be asked for its rules is left alone
+
+
+@pytest.mark.parametrize(
+    ("line", "outcome"),
+    [
+        ("Crawl-delay: 3", "crawl delay"),
+        ("Crawl-delay: " + "9" * 20, "crawl delay"),
+        ("Crawl-delay: " + "9" * 400, "crawl delay"),
+        ("Crawl-delay: " + "9" * 5_000, "robots.txt"),
+        ("Crawl-delay: \u00b2", "robots.txt"),
+        ("Request-rate: 1/" + "9" * 5_000, "robots.txt"),
+        ("Disallow: http://[", "robots.txt"),
+    ],
+)
+def test_a_robots_txt_that_asks_too_much_or_is_none_closes_its_host_at_once(server, tmp_path, line, outcome):
+    server.robots = (200, f"User-agent: *\n{line}\n")
+    start = time.monotonic()
+    stats, _ = run(server, tmp_path, "/a", "/b", max_wait_seconds=2.0)
+    assert stats.num_fetches == {outcome: 2}
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("path", ["/drips-header", "/drips-body"])
+def test_a_server_that_sends_a_byte_at_a_time_costs_no_more_than_a_page_may(server, tmp_path, path):
+    start = time.monotonic()
+    stats, records = run(server, tmp_path, path, "/a", max_attempts=1, max_page_seconds=0.5)
+    assert time.monotonic() - start < 2
+    assert stats.num_fetches == {"TimeoutError": 1, "200": 1}
+    assert records[-1].payload.decode() == "<p>page /a \u2013 ü"
+
+
+def test_no_redirect_leads_from_a_public_host_into_a_private_network(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(crawler, "_is_public", lambda address: address == "127.0.0.1")  # and 127.0.0.2 is not
+    port = server.server_address[1]
+    hosts = {
+        "public.test": ("127.0.0.1", port),
+        "public2.test": ("127.0.0.1", port),
+        "inside.test": ("127.0.0.2", port),
+    }
+    inner = ThreadingHTTPServer(("127.0.0.2", port), Handler)
+    inner.daemon_threads = True
+    inner.asked, inner.robots = [], Handler.robots
+    threading.Thread(target=inner.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def fetches(*urls):
+        file = io.BytesIO()
+        return dict(crawl(urls, file, name="a", politeness=Politeness(), date=DATE, hosts=hosts).num_fetches)
+
+    try:
+        refused = {"302": 1, "redirect to a private address": 1}
+        assert fetches("http://public.test/to/http://inside.test/secret") == refused
+        assert inner.asked == []
+        assert fetches("http://public.test/to/http://public2.test/a") == {"302": 1, "200": 1}
+        assert fetches("http://inside.test/to/http://inside.test/a") == {"302": 1, "200": 1}
+        # Nor does a refusal close a host that is asked for by itself.
+        assert fetches("http://public.test/to/http://inside.test/secret", "http://inside.test/a") == refused | {
+            "200": 1
+        }
+        assert fetches("http://public.test/to/https:///x", "http:///x") == {"302": 1, "bad address": 2}
+    finally:
+        inner.shutdown()
+        inner.server_close()
+
+
+def test_public_addresses_are_those_of_the_whole_internet():
+    public = ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8"]
+    private = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%2"]
+    assert [address for address in public + private + ["::ffff:127.0.0.1"] if crawler._is_public(address)] == public

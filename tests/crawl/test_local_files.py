@@ -218,15 +218,16 @@ def test_rows_of_json_lines_keep_their_address_and_bad_ones_are_counted_by_reaso
         b'{"text": "\xff"}',
         b'{"text": "half a pair \\ud83d"}',
         b"[" * 100_000,
+        b'{"text": "a number", "n": ' + b"1" * 5_000 + b"}",
         b'{"text": "third", "url": "bad\\r\\naddress: x"}',
     ]
     records, counts, _ = fetched(tmp_path, write(tmp_path / "a.jsonl", b"\n".join(lines)))
     assert [(record.url, record.payload.decode()) for record in records] == [
         ("https://example.org/a", "first \U0001f600"),
         ("text://a.jsonl/1", "second"),
-        ("text://a.jsonl/10", "third"),
+        ("text://a.jsonl/11", "third"),
     ]
-    reasons = {"not valid JSON": 2, "no text field": 3, "empty document": 1, "not UTF-8": 2}
+    reasons = {"not valid JSON": 3, "no text field": 3, "empty document": 1, "not UTF-8": 2}
     assert counts == {"file": 1, **reasons}
 
 

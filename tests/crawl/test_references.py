@@ -98,5 +98,5 @@ def test_a_site_that_never_answers_costs_one_timeout_and_stops_nothing(tmp_path:
 
 
 def test_the_handouts_five_seconds_and_manners():
-    assert (POLITE.timeout_seconds, POLITE.max_attempts) == (5.0, 1)
+    assert (POLITE.timeout_seconds, POLITE.max_page_seconds, POLITE.max_attempts) == (5.0, 5.0, 1)
     assert POLITE.delay_seconds >= 1.0

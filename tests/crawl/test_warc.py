@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import time
 import tracemalloc
 import zlib
 from collections import Counter
@@ -139,6 +140,50 @@ def test_a_record_without_a_length_costs_one_record(tmp_path):
     plain = [gzip.decompress(member(f"http://a.test/{i}", body=b"<p>%d" % i)) for i in range(3)]
     plain[1] = plain[1].replace(b"Content-Length", b"Content-Lost")
     assert reasons(read(tmp_path, b"".join(plain))) == ["<p>0", "damaged record: no Content-Length", "<p>2"]
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize(
+    ("digits", "reason"),
+    [
+        ("9" * 5_000, "damaged record: Content-Length beyond any file"),
+        ("9" * 30, "damaged record: Content-Length beyond any file"),
+        ("20000000", "truncated record"),
+    ],
+)
+def test_a_length_that_no_file_has_costs_one_record(tmp_path, compressed, digits, reason):
+    plain = [gzip.decompress(member(f"http://a.test/{i}", body=b"<p>%d" % i)) for i in range(5)]
+    plain[1] = plain[1].replace(b"Content-Length: %d" % (len(HTML) + 6), b"Content-Length: " + digits.encode())
+    assert digits.encode() in plain[1]
+    data = b"".join(map(gzip.compress, plain)) if compressed else b"".join(plain)
+    found = read(tmp_path, data, max_record_bytes=10_000_000)
+    assert reasons(found) == ["<p>0", reason, "<p>2", "<p>3", "<p>4"]
+    assert found[1].url == "http://a.test/1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"http://a 1.1.1.1 20200101000000 x " + b"a" * 60_000 + b" b",
+        b"http://a 1.1.1.1 20200101000000 x " + b"a " * 30_000 + b"\t",
+        b"http://a 1.1.1.1 20200101000000" + b" " * 60_000 + b"\x00\r\x00",
+        b"http:" * 12_000,
+    ],
+)
+def test_a_long_line_that_might_be_an_arc_header_takes_no_time(tmp_path, line):
+    start = time.process_time()
+    (found,) = read(tmp_path, gzip.compress(line + b"\n"))
+    assert isinstance(found, Skipped)
+    assert time.process_time() - start < 0.5
+
+
+def test_an_arc_header_of_version_2_has_its_length_last_and_may_lack_a_type(tmp_path):
+    lines = [b"text/html 200 checksum - 120 a file.arc.gz", b"text/html; charset=utf-8", b"", None]
+    for fields in lines:
+        middle = b"" if fields is None else fields + b" "
+        (page,) = read(tmp_path, b"gopher://a.test/ 1.2.3.4 20080430204826 " + middle + b"5\nhello\n")
+        assert (page.url, page.payload) == ("gopher://a.test/", b"hello")
+        assert page.mime_type == ("text/html" if fields else "")
 
 
 def test_arc_records_are_read_like_warc_records(tmp_path):
