@@ -45,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="cs336", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda options: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register(commands)
     tokenizer_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):
         entry.load()(commands)
     options = parser.parse_args(arguments)
     try:
+        _require_data_folder()
         return options.run(options) or 0
     except UserError as error:
         print(f"cs336: {error}", file=sys.stderr)
@@ -61,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _require_data_folder() -> None:
+    """A mistyped folder would silently be one without any data."""
+    folder = os.environ.get("CS336_DATA")
+    if folder and not Path(folder).expanduser().is_dir():
+        raise UserError(f"CS336_DATA={folder}: no such folder; name the folder of data sets, or unset it")
 
 
 def add_preset_option(command: argparse.ArgumentParser) -> None:
@@ -320,14 +329,15 @@ def _look(options: argparse.Namespace) -> None:
     if options.n < 0:
         raise UserError(f"-n is {options.n}; give 0 or more")
     folder = Store(options.preset).path(options.asset)
-    shards = sorted(path.parent for path in folder.glob(f"*/{DOCUMENTS_FILE}"))
+    shards = sorted(path.parent for pattern in ("", "*/") for path in folder.glob(f"{pattern}{DOCUMENTS_FILE}"))
     if not shards:
         raise UserError(
-            f"{folder}: holds no documents; `cs336 run --preset {options.preset} --job data` makes extracted_text,"
-            " filtered_text and deduplicated_text"
+            f"{folder}: holds no documents; extracted_text, filtered_text and deduplicated_text have some, once"
+            f" `cs336 run --preset {options.preset} --job data` has made them"
         )
     found = [document for shard in shards for document in read_documents(shard) if options.contains in document.text]
-    print(f"{len(found):,} documents in {folder}")
+    that = f" that contain {options.contains!r}" if options.contains else ""
+    print(f"{len(found):,} documents{that} in {folder}")
     for document in random.Random(options.seed).sample(found, min(options.n, len(found))):
         print(f"\n--- {document.url}\n--- {document.warc} at byte {document.offset:,}")
         print(document.text[: options.characters])

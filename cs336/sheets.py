@@ -5,7 +5,7 @@ A sheet is made anew from the data; what its reader found stands in a small file
 
     [language]
     verdict = "Short pages of code are taken for Latin; 0.65 is right for the rest."
-    labels = {"http://docs.localhost/numpy/numpy.fft.html" = "en"}     # own label, by address
+    labels = {"http://docs.localhost/numpy/numpy.exceptions.html" = "en"}     # own label, by address
 
 Labels are compared with what the filters say. Texts never enter that file.
 """

@@ -191,6 +191,9 @@ def _failures(result: dg.ExecuteInProcessResult, preset: str) -> list[str]:
                 continue
             error = data.error.cause or data.error if data.error else None
             text = error.message.strip().splitlines()[-1] if error else "failed"
+            if error and error.cls_name == "DagsterAssetCheckFailedError":  # said above, with what was found
+                lines.append(f"stopped by a check: {text.strip()}")
+                continue
             lines.append(f"{asset}: {text} (the whole traceback is in the run's log: `make ui`)")
     return lines
 

@@ -39,9 +39,11 @@ def crawl(step: Step, crawl_plan: Path, source: Source) -> Metadata:
     stats = source.fetch(
         planned_shard(crawl_plan, step.part), step.folder, num_workers=step.num_workers, progress=step.progress
     )
-    return {
+    written = {  # files taken over whole are not read here
         "num_records": sum(stats.num_records.values()),
         "records": table(["record type", "records"], sorted(stats.num_records.items())),
+    }
+    return (written if stats.num_records else {}) | {
         "fetches": table(["outcome", "requests"], stats.num_fetches.most_common()),
         "num_bytes": stats.num_bytes,
         "fetch_seconds": round(stats.fetch_seconds, 2),

@@ -247,9 +247,13 @@ def filtered_text(
 def filters_leave_text(filtered_text: list[Path]) -> tuple[bool, Metadata]:
     """The filters left something of the crawl: nothing at all means a wrong language or threshold."""
     left = {folder.name: read_table(folder / "documents.parquet").height for folder in filtered_text}
+    reasons: Counter[str] = Counter()
+    for folder in filtered_text if not any(left.values()) else ():
+        reasons.update(read_table(folder / DECISIONS_FILE)["reason"].drop_nulls())
     return sum(left.values()) > 0, {
         "num_documents": sum(left.values()),
         "empty_shards": [n for n, c in left.items() if not c],
+        "reasons": ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3)),
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cs336.cli import main
+from cs336.documents import Document, write_documents
 from cs336.evals.report import score_rows
 from cs336.files import write_json
 from cs336.leaderboard import SCORES_FILE
@@ -109,6 +110,29 @@ def test_a_preset_with_a_mistake_does_not_hide_the_others(capsys, monkeypatch, t
     printed = capsys.readouterr()
     assert "tiny" in printed.out and "other" in printed.out
     assert "[mine]" in printed.err and len(printed.err.splitlines()) == 1
+
+
+def test_alone_it_says_how_it_is_used(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: cs336")
+
+
+def test_a_data_folder_that_is_not_there_is_no_silence(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CS336_DATA", str(tmp_path / "mistyped"))
+    assert main(["data", "list"]) == 1
+    assert "mistyped: no such folder" in capsys.readouterr().err
+
+
+def test_documents_of_one_shard_or_of_all_are_looked_at(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    for shard in ("a", "b"):
+        documents = [Document(f"{shard}-1", "http://x", "x.warc", 0, f"gradient of {shard}")]
+        write_documents(tmp_path / "tiny" / "extracted_text" / shard, documents)
+    assert main(["look", "extracted_text"]) == 0
+    assert capsys.readouterr().out.startswith("2 documents in ")
+    assert main(["look", "extracted_text/b", "--contains", "gradient"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 documents that contain 'gradient' in ") and "gradient of b" in printed
 
 
 def test_an_artifact_is_shown_without_braces(capsys, monkeypatch, tmp_path):

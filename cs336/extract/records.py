@@ -70,10 +70,17 @@ def write_records(folder: Path, rows: Iterable[RecordRow]) -> int:
     return write_table(folder / RECORDS_FILE, pl.DataFrame(list(rows), schema=SCHEMA, orient="row"))
 
 
-def count_outcomes(folders: Iterable[Path]) -> dict[str, int]:
-    """How many records of all the shards had each outcome, the commonest first; equally common ones by name."""
+def count_outcomes(folders: Iterable[Path], *, of_unreadable: bool = False) -> dict[str, int]:
+    """How many records of all the shards had each outcome, the commonest first; equally common ones by name.
+
+    Args:
+        of_unreadable: only records that are damaged, cut off or too large, so that nothing is known of them.
+    """
     counts: Counter[str] = Counter()
     for folder in folders:
-        outcomes = pl.scan_parquet(folder / RECORDS_FILE).group_by("outcome").len().collect()
+        records = pl.scan_parquet(folder / RECORDS_FILE)
+        if of_unreadable:
+            records = records.filter(pl.col("kind").is_null())
+        outcomes = records.group_by("outcome").len().collect()
         counts.update(dict(outcomes.iter_rows()))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -151,3 +151,17 @@ def test_everything_is_in_the_ledger(hostile):
     assert sum(records.values()) == sum(manifest["metadata"]["num_records"] for manifest in manifests)
     ledger = read_json(hostile / "filter_ledger" / "ledger.json")
     assert ledger[0]["seen"] == records["document"]
+
+
+def test_a_check_names_what_could_not_be_read_by_shard(hostile, monkeypatch):
+    monkeypatch.setenv("CS336_PRESETS", str(hostile.parents[2] / "presets.toml"))
+    preset, store = find_preset("hostile"), Store("hostile", hostile.parent)
+    said = {}
+    for name in shard_names(store):
+        passed, facts = evaluate(CHECKS["records_are_readable"], preset, store, [name])
+        assert passed == (not facts["unreadable"])
+        said[name[0]] = facts["unreadable"]
+    assert not said["a"] or "over" in said["a"]
+    everything = " ".join(said.values())
+    assert "empty file (1)" in everything and "truncated gzip member (1)" in everything
+    assert "status" not in everything and "over 2 s" not in everything, "what was read, and left out, is none of these"
