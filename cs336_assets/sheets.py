@@ -63,9 +63,12 @@ class _Corpus:
         return own.select("text").collect()["text"][0]
 
     def source(self, row: dict[str, Any]) -> str:
-        """The page as the server sent it."""
+        """The page as the server sent it, or why it is not found: its record has the id of another."""
         path = self._crawl[row["shard"]] / row["warc"]
-        return decode_text(read_record_at(path, row["offset"], record_id=row["id"]).payload)
+        try:
+            return decode_text(read_record_at(path, row["offset"], record_id=row["id"]).payload)
+        except ValueError as error:
+            return f"({error})"
 
     def off(self, *names: str) -> list[str]:
         """What to say of filters that measured nothing."""

@@ -192,18 +192,23 @@ def test_a_wrong_setting_is_one_line(ask, finished, change, message):
 
 
 def members(rows):
-    columns = {"document": pl.UInt32, "shard": pl.String, "id": pl.String, "url": pl.String, "key": pl.String}
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    columns = {"document": pl.UInt32, "shard": pl.String, "row": pl.UInt32}
+    return pl.DataFrame(rows, schema=columns | dict.fromkeys(["id", "url", "key"], pl.String), orient="row")
 
 
 def test_the_members_of_clusters_are_told_with_the_one_that_stays():
-    rows = [(3, "a", "x", "X", "1"), (5, "b", "y", "Y", "2"), (8, "b", "z", "Z", "3"), (9, "b", "w", "W", "4")]
+    rows = [
+        (3, "a", 3, "x", "X", "1"),
+        (5, "b", 0, "y", "Y", "2"),
+        (8, "b", 3, "z", "Z", "3"),
+        (9, "b", 4, "w", "W", "4"),
+    ]
     told = cluster_table(members(rows), np.array([0, 1, 1, 0]), seed=0)
     assert told.drop("kept").rows() == [
-        ("a", "x", "X", 3),
-        ("b", "y", "Y", 5),
-        ("b", "z", "Z", 5),
-        ("b", "w", "W", 3),
+        ("a", 3, "x", "X", 3),
+        ("b", 0, "y", "Y", 5),
+        ("b", 3, "z", "Z", 5),
+        ("b", 4, "w", "W", 3),
     ]
     assert told.filter("kept")["cluster"].sort().to_list() == [3, 5]
     assert cluster_table(members([]), np.zeros(0, np.int64), seed=0).is_empty()
@@ -221,7 +226,7 @@ def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
     ):
         table.with_columns(text=pl.lit(text)).write_parquet(path)
     origins = pl.concat([documents.with_columns(shard=pl.lit(one)), stays[:1].with_columns(shard=pl.lit(other))])
-    clusters = origins.select("shard", "id", "url").with_columns(cluster=0, kept=pl.Series([False, True]))
+    clusters = origins.select("shard", "id", "url").with_columns(row=0, cluster=0, kept=pl.Series([False, True]))
     clusters.write_parquet(folder / CLUSTERS_FILE)
     printed = ask(copied, "why", documents["url"][0])
     assert (
