@@ -316,6 +316,7 @@ DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the mode
     name="data_course",
     # 1,250 partitions; a shard's text, 0.8 GB, is in a step's memory.
     source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, files_per_shard=4, kind="wet"),
+    quality=QualityConfig(),  # off: `filters` asks for no score of it
     bpe=BpeConfig(vocab_size=50_257, pretrained="gpt2-vocab"),
     split=SplitConfig(valid_fraction=0.0),
     validation="paloma-c4-100",

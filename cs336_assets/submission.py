@@ -74,10 +74,10 @@ def submission(
         "training_hours": round(curve[-1]["seconds"] / 3_600, 3),
     }
     write_json(step.folder / SUBMISSION_FILE, facts)
-    write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
     plots.loss_curves({"validation": curve}, step.folder / "curve.png")
     shared = _contamination(step, eval_index, filtered_text, deduplicated_text)
     write_json(step.folder / CONTAMINATION_FILE, shared)
+    write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
     facts |= {"num_contaminated_documents_trained_on": shared["num_trained_on"]}
     page = _description(facts, shared, filter_ledger, near_duplicates, train)
     with replacing(step.folder / DESCRIPTION_FILE) as file:
