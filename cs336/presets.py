@@ -333,6 +333,7 @@ DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the mode
         betas=(0.9, 0.98),
         eps=1e-9,
         precision="bfloat16",
+        valid_in_float32=True,
         valid_interval=2_000,
         valid_batches=500,  # all of the validation text: 500 x 256 windows would be 65.5 M tokens
         checkpoint_interval=2_000,

@@ -73,6 +73,7 @@ def test_the_data_assignments_training_is_the_handouts():
     assert train.batch_size * shape.context_length == 131_072 and train.num_steps == 100_000
     assert (train.betas, train.eps, train.weight_decay, train.decay_all) == ((0.9, 0.98), 1e-9, 0.1, False)
     assert (train.learning_rate, train.min_learning_rate, train.warmup_steps) == (1e-3, 1e-4, 1_000)
+    assert train.precision == "bfloat16" and train.valid_in_float32
     assert preset.bpe.pretrained == "gpt2-vocab" and preset.validation == "paloma-c4-100"
 
 
