@@ -96,6 +96,15 @@ def test_a_users_preset_changes_what_it_names_and_nothing_else(presets):
     assert preset_names() == [*PRESETS, "mine"]
 
 
+def test_a_preset_takes_away_what_may_be_none(presets):
+    presets('[mine]\nbase = "mixture"\nheld_out = "none"\nfilters = {max_eval_hits = "none"}\n')
+    mine = find_preset("mine")
+    assert mine.held_out is None and mine.filters == replace(PRESETS["mixture"].filters, max_eval_hits=None)
+    presets('[mine]\nbase = "tiny"\nfilters = {max_nsfw_score = "none"}\n')
+    with pytest.raises(UserError, match="max_nsfw_score must be float, got 'none'"):
+        find_preset("mine")
+
+
 def test_presets_build_on_each_other_and_on_common_crawl(presets):
     presets(
         '[a]\nbase = "tiny"\n'

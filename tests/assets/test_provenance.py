@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,11 +14,13 @@ import pytest
 from cs336.cli import main
 from cs336.files import read_json
 from cs336.filters.pipeline import FilterConfig
+from cs336.presets import TINY, changed
 from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import concatenate
 from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, cluster_table
+from cs336_assets.what_if import _as_toml, changed_filters
 from cs336_assets.why import bounds_of, leaves
 
 
@@ -189,6 +193,17 @@ def test_other_thresholds_are_tried_without_writing(ask, finished, decisions):
 )
 def test_a_wrong_setting_is_one_line(ask, finished, change, message):
     assert message in ask(finished, "what-if", change, fails=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [["languages=en,de", "max_eval_hits=none"], ["min_quality_score=0.5"], ["mask_pii=false"]]
+)
+def test_changed_thresholds_are_told_as_a_preset_has_them(changes):
+    strict = FilterConfig(min_quality_score=0.2)
+    new = changed_filters(strict, changes)
+    assert new != strict
+    told = tomllib.loads(_as_toml(strict, new))
+    assert changed(replace(TINY, filters=strict), told).filters == new
 
 
 def members(rows):
