@@ -44,7 +44,8 @@ class FilterModels:
     Attributes:
         filters: those that are run; the others measure nothing, so they drop and mask nothing.
         language, nsfw, toxic, own_toxic, quality, evals: None where there is no model.
-        c4: C4's line rules; when enabled, what comes after them measures the lines that are left.
+        c4: C4's line rules; when enabled, what comes after them measures the lines that are left, but for quality:
+            its classifier learnt from whole texts.
     """
 
     filters: tuple[str, ...] = FILTERS
@@ -294,7 +295,7 @@ def _measure(models: FilterModels, documents: list[Document]) -> tuple[list[list
     One filter after the other over all documents: the tables of each stay in the processor's cache meanwhile.
     """
     opened = _open(models)
-    texts = [document.text for document in documents]
+    whole = texts = [document.text for document in documents]
     rows: list[list[Any]] = [
         [*document[:4], len(document.text.encode("utf-8", "surrogatepass"))] for document in documents
     ]
@@ -307,7 +308,7 @@ def _measure(models: FilterModels, documents: list[Document]) -> tuple[list[list
                 (each.num_lines, each.num_kept_lines, failing_c4_rule(each, models.c4)) for each in cleaned
             ]
         elif name in models.filters:
-            values = [measure(opened, text) for text in texts]
+            values = [measure(opened, text) for text in (whole if name == "quality" else texts)]
         else:
             values = [(None,) * num_columns] * len(texts)
         for row, value in zip(rows, values, strict=True):
