@@ -194,5 +194,6 @@ def test_the_bundle_is_made_by_a_plain_function(handed_in, tmp_path, monkeypatch
     shards = sorted(path.parent for path in (at / "token_shards").glob(f"*/{MANIFEST}"))
     texts = [sorted((at / name).iterdir()) for name in ("filtered_text", "deduplicated_text")]
     rest = (at / "validation_tokens", at / "eval_index", *texts, at / "filter_ledger", at / "near_duplicates")
-    told = submission(Step(tmp_path, device="cpu"), at / "base_model", shards, *rest, micro.train, micro.seed)
+    settings = (micro.model, micro.train, micro.seed)
+    told = submission(Step(tmp_path, device="cpu"), at / "base_model", shards, *rest, *settings)
     assert told["exact_loss"] == json.loads((at / "submission" / "submission.json").read_text())["exact_loss"]
