@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cs336.catalog import ENTRIES
 from cs336.crawl.common_crawl import CommonCrawl
 from cs336.crawl.local_docs import LocalDocs
 from cs336.crawl.local_files import TextFiles, WarcFiles
@@ -91,6 +92,15 @@ class Preset:
     validation: str = ""
     fetch: bool = False
     max_training_seconds: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for name, values, known in (
+            ("measured_filters", self.measured_filters, FILTERS),
+            ("validation", (self.validation,), ("", *sorted(ENTRIES))),
+        ):
+            unknown = [value for value in values if value not in known]
+            if unknown:
+                raise ValueError(f"{name}: there is no {unknown[0]!r}; there are {', '.join(filter(None, known))}")
 
 
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)

@@ -69,6 +69,12 @@ class ExtractConfig:
     max_page_bytes: int = 10_000_000
     max_page_seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        if self.max_page_bytes < 1:
+            raise ValueError(f"max_page_bytes must be at least 1, got {self.max_page_bytes}")
+        if not self.max_page_seconds > 0:
+            raise ValueError(f"max_page_seconds must be above 0, got {self.max_page_seconds}")
+
 
 def extract_shard(
     warc_path: Path,

@@ -85,6 +85,17 @@ class FilterConfig:
     max_eval_hits: int | None = 0
     mask_pii: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("min_language_confidence", "max_nsfw_score", "max_toxic_score", "min_quality_score"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, got {share}")
+        if self.max_eval_hits is not None and self.max_eval_hits < 0:
+            raise ValueError(f"max_eval_hits must not be negative, got {self.max_eval_hits}; None measures only")
+        wrong = [code for code in self.languages if not (isinstance(code, str) and code.islower())]
+        if wrong:
+            raise ValueError(f'languages are codes such as "en", in lower case, got {wrong[0]!r}')
+
 
 MEASUREMENTS = {
     "id": pl.String,
