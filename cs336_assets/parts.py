@@ -17,6 +17,7 @@ class Parts(Sequence[Path]):
 
     def __init__(self, store: Store, asset: str, names: Sequence[str]) -> None:
         self._store, self._asset, self._names = store, asset, names
+        self._here: dict[str, Path] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -28,4 +29,7 @@ class Parts(Sequence[Path]):
     def __getitem__(self, place: int | slice) -> Path | Sequence[Path]:
         if isinstance(place, slice):
             return Parts(self._store, self._asset, self._names[place])
-        return self._store.local(self._asset, self._names[place])
+        name = self._names[place]
+        if name not in self._here:
+            self._here[name] = self._store.local(self._asset, name)
+        return self._here[name]
