@@ -18,7 +18,8 @@ class Document(NamedTuple):
     """One text and where it came from.
 
     Attributes:
-        id: the WARC-Record-ID of the record it was read from.
+        id: the WARC-Record-ID of the record it was read from, or one of its own where another document of the shard
+            has that; so no two of a shard have one.
         url: the page's address.
         warc: file name of the WARC file.
         offset: byte offset of the record in that file (of its gzip member, when compressed).

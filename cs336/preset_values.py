@@ -24,15 +24,20 @@ SOURCE_FIELDS = ("source", "held_out")  # of a preset: described by `kind` and i
 def changed(config: Any, values: dict[str, Any]) -> Any:
     """A configuration with some fields replaced, nested ones too, as a preset's table does it.
 
+    None, or "none" in a file, as TOML has no word for it, stands for no value where a field may have none.
+
     Raises:
         ValueError: there is no such field, or the value is of another type.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    changes = {}
+    optional = {field.name for field in dataclasses.fields(config) if "None" in str(field.type)}
+    changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
             raise ValueError(f"has no setting {key!r}; {type(config).__name__} has {', '.join(fields)}")
-        if key in SOURCE_FIELDS:
+        if key in optional and value in (None, "none"):
+            changes[key] = None
+        elif key in SOURCE_FIELDS:
             changes[key] = _source(value, fields[key])
             if key == "held_out" and not isinstance(changes[key], TextFiles):
                 raise ValueError('held_out is text, such as held_out = {kind = "text", paths = ["clean/*.txt"]}')

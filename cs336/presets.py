@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cs336.catalog import ENTRIES
 from cs336.crawl.common_crawl import CommonCrawl
 from cs336.crawl.local_docs import LocalDocs
 from cs336.crawl.local_files import TextFiles, WarcFiles
@@ -91,6 +92,15 @@ class Preset:
     validation: str = ""
     fetch: bool = False
     max_training_seconds: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for name, values, known in (
+            ("measured_filters", self.measured_filters, FILTERS),
+            ("validation", (self.validation,), ("", *sorted(ENTRIES))),
+        ):
+            unknown = [value for value in values if value not in known]
+            if unknown:
+                raise ValueError(f"{name}: there is no {unknown[0]!r}; there are {', '.join(filter(None, known))}")
 
 
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
@@ -316,6 +326,7 @@ DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the mode
     name="data_course",
     # 1,250 partitions; a shard's text, 0.8 GB, is in a step's memory.
     source=CommonCrawl(snapshot="CC-MAIN-2025-18", num_files=5_000, files_per_shard=4, kind="wet"),
+    quality=QualityConfig(),  # off: `filters` asks for no score of it
     bpe=BpeConfig(vocab_size=50_257, pretrained="gpt2-vocab"),
     split=SplitConfig(valid_fraction=0.0),
     validation="paloma-c4-100",
@@ -332,6 +343,7 @@ DATA_COURSE = replace(  # assignment 4's leaderboard: the data is free, the mode
         betas=(0.9, 0.98),
         eps=1e-9,
         precision="bfloat16",
+        valid_in_float32=True,
         valid_interval=2_000,
         valid_batches=500,  # all of the validation text: 500 x 256 windows would be 65.5 M tokens
         checkpoint_interval=2_000,

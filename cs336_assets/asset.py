@@ -35,6 +35,7 @@ from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
 from cs336.progress import Progress, silent
 from cs336.store import Store, Version, plain_metadata
+from cs336_assets.parts import Parts
 from cs336_assets.turns import device_turn
 
 Metadata = dict[str, Any]
@@ -342,18 +343,17 @@ def input_folders(
     part: str | None = None,
     *,
     shards: Collection[str] | None = None,
-) -> dict[str, Path | list[Path]]:
-    """Where the inputs of a stage or check lie; of an asset's parts, those that are there.
+) -> dict[str, Path | Parts]:
+    """Where the inputs of a stage or check lie; of an asset's parts, those that are there, fetched when asked for.
 
     Args:
         shards: of what is made in shards, only these; None is all.
     """
 
-    def folders(name: str) -> list[Path]:
-        names = part_names(STAGES[name], preset, store)
-        if STAGES[name].per_shard and shards is not None:
-            names = [key for key in names if key in shards]
-        return [store.local(name, key) for key in names if store.manifest(name, key)]
+    def folders(name: str) -> Parts:
+        only = shards if STAGES[name].per_shard else None
+        names = [key for key in part_names(STAGES[name], preset, store) if only is None or key in only]
+        return Parts(store, name, [key for key in names if store.manifest(name, key)])
 
     return {
         name: folders(name) if everything else store.local(name, part if STAGES[name].in_parts else None)

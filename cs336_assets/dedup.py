@@ -132,11 +132,12 @@ def candidate_shingles(step: Step, unique_lines: Path, candidate_pairs: list[Pat
     """
     shard, _ = _part(step, candidate_pairs)
     numbers = candidates_of_shard(candidate_pairs, shard)
+    start = int(read_starts(candidate_pairs)[shard])
     documents = list(read_documents(unique_lines)) if len(numbers) else []
-    documents = [documents[place] for place in (numbers - read_starts(candidate_pairs)[shard]).tolist()]
+    documents = [documents[row] for row in (numbers - start).tolist()]
     texts = step.progress([document.text for document in documents], unit="documents", label="shingles")
     sets, ends = shingle_sets(texts, minhash.ngrams, num_threads=step.num_workers)
-    write_sets(step.folder, numbers, documents, sets, ends, shard=unique_lines.name)
+    write_sets(step.folder, numbers, documents, sets, ends, shard=unique_lines.name, start=start)
     return {"num_candidate_documents": len(numbers), "num_shingles": len(sets)}
 
 
@@ -185,8 +186,8 @@ def deduplicated_text(
     removed = removed_documents(near_duplicates, unique_lines.name)
     index = None if filters.max_eval_hits is None else EvalIndex.load(eval_index / INDEX_FILE)
     kept, dropped = [], []
-    for document in read_documents(unique_lines):
-        if document.id in removed:
+    for row, document in enumerate(read_documents(unique_lines)):
+        if row in removed:
             reason = NEAR_DUPLICATE
         elif index is not None and index.is_contaminated(document.text, filters.max_eval_hits or 0):
             reason = CONTAMINATED
@@ -204,10 +205,10 @@ def deduplicated_text(
     }
 
 
-def removed_documents(near_duplicates: Path, shard: str) -> set[str]:
-    """Ids of a shard's documents that do not survive."""
+def removed_documents(near_duplicates: Path, shard: str) -> set[int]:
+    """Rows of a shard's documents, as `unique_lines` has them, that do not survive."""
     gone = pl.scan_parquet(near_duplicates / CLUSTERS_FILE).filter((pl.col("shard") == shard) & ~pl.col("kept"))
-    return set(gone.select("id").collect()["id"])
+    return set(gone.select("row").collect()["row"])
 
 
 def cluster_table(members: pl.DataFrame, labels: np.ndarray, seed: int) -> pl.DataFrame:
@@ -219,7 +220,9 @@ def cluster_table(members: pl.DataFrame, labels: np.ndarray, seed: int) -> pl.Da
     """
     kept = survivors(labels, seed, members["key"].to_list())
     numbers = members["document"].cast(pl.Int64)
-    return members.select("shard", "id", "url").with_columns(cluster=numbers.gather(labels), kept=pl.Series(kept))
+    return members.select("shard", "row", "id", "url").with_columns(
+        cluster=numbers.gather(labels), kept=pl.Series(kept)
+    )
 
 
 def _part(step: Step, folders: Sequence[Path]) -> tuple[int, int]:

@@ -32,8 +32,9 @@ def extracted_text(step: Step, crawl: Path, extract: ExtractConfig) -> Metadata:
     """
     documents: list[Document] = []
     rows: list[RecordRow] = []
+    ids: set[str] = set()
     for path in warc_files(crawl):
-        found, records = extract_records(path, extract, num_workers=step.num_workers, progress=step.progress)
+        found, records = extract_records(path, extract, ids=ids, num_workers=step.num_workers, progress=step.progress)
         documents += found
         rows += records
     write_documents(step.folder, documents)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ TOXICITY_FILE = "toxicity.ftz"
 INDEX_FILE = "evals.npz"
 SCORES_FILE = "scores.parquet"
 DECISIONS_FILE = "decisions.parquet"
+MAX_SHARDS = 100  # that the quality classifier learns from: random ones, which have far more documents than it takes
 
 
 @asset(
@@ -122,20 +124,23 @@ def quality_classifier(
 
     Positives are the reference pages that were fetched, or else pages of this crawl that a reference
     names (a list of addresses such as those Wikipedia cites, or a pattern); negatives are the crawl's
-    other pages, through the same extractor. Without a reference, or enough of either, there is no
-    model, and the filter is recorded as off.
+    other pages, through the same extractor; of a large crawl, those of 100 random shards. Without a
+    reference, or enough of either, there is no model, and the filter is recorded as off.
     """
-    if not quality.reference_list and not quality.reference_pattern:  # nothing to look for in the texts
-        write_json(step.folder / "report.json", {"state": OFF})
-        return {"state": OFF, "num_positives": 0, "num_negatives": 0}
     references = catalog.find(quality.reference_list) if quality.reference_list else None
+    if references is None and not quality.reference_pattern:  # nothing to look for in the texts
+        state = f"{OFF}: no {quality.reference_list} here" if quality.reference_list else OFF
+        write_json(step.folder / "report.json", {"state": state})
+        return {"state": state, "num_positives": 0, "num_negatives": 0}
     hosts = hosts_of(read_url_list(references)) if references else frozenset()
+    num_shards = len(extracted_text)
+    drawn = sorted(random.Random(quality.seed).sample(range(num_shards), min(MAX_SHARDS, num_shards)))
 
     def texts(reference: bool) -> Iterator[tuple[str, str]]:
         if quality.num_reference_pages and reference:
             yield from ((host_of(document.url), document.text) for document in read_documents(reference_text))
             return
-        for document in all_documents(extracted_text):
+        for document in all_documents(extracted_text[place] for place in drawn):
             if is_reference(document.url, quality, hosts) == reference:
                 yield host_of(document.url), document.text
 
@@ -324,7 +329,7 @@ def classifier_figures(report: Report, folder: Path) -> Metadata:
     }
 
 
-def all_documents(folders: list[Path]) -> Iterator[Document]:
+def all_documents(folders: Iterable[Path]) -> Iterator[Document]:
     """The documents of all shards, in order."""
     for folder in folders:
         yield from read_documents(folder)

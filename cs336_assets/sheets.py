@@ -40,14 +40,16 @@ class _Corpus:
         deduplicated_text: Sequence[Path],
         seed: int,
     ) -> None:
-        self._crawl = {folder.name: folder for folder in crawl}
-        self._extracted = {folder.name: folder for folder in extracted_text}
-        self._final = {folder.name: folder for folder in deduplicated_text}
         self.states: dict[str, str] = read_json(document_scores[0] / "states.json")
         self.seed = seed
-        stages = list(zip(extracted_text, filtered_text, deduplicated_text, strict=True))
-        drawn = random.Random(seed).sample(range(len(stages)), min(MAX_SHARDS, len(stages)))
-        self.documents = pl.concat([_documents(*stages[place]) for place in sorted(drawn)])
+        num_shards = len(extracted_text)
+        drawn = sorted(random.Random(seed).sample(range(num_shards), min(MAX_SHARDS, num_shards)))
+        stages = crawl, extracted_text, filtered_text, deduplicated_text
+        crawled, extracted, filtered, final = ([stage[place] for place in drawn] for stage in stages)
+        self._crawl, self._extracted, self._final = (
+            {folder.name: folder for folder in stage} for stage in (crawled, extracted, final)
+        )
+        self.documents = pl.concat(map(_documents, extracted, filtered, final))
 
     def draw(self, sheet: str, count: int, among: pl.DataFrame | None = None) -> list[dict[str, Any]]:
         """Random documents, the same ones for the same seed and data."""
@@ -63,9 +65,12 @@ class _Corpus:
         return own.select("text").collect()["text"][0]
 
     def source(self, row: dict[str, Any]) -> str:
-        """The page as the server sent it."""
+        """The page as the server sent it, or why it is not found: its record has the id of another."""
         path = self._crawl[row["shard"]] / row["warc"]
-        return decode_text(read_record_at(path, row["offset"], record_id=row["id"]).payload)
+        try:
+            return decode_text(read_record_at(path, row["offset"], record_id=row["id"]).payload)
+        except ValueError as error:
+            return f"({error})"
 
     def off(self, *names: str) -> list[str]:
         """What to say of filters that measured nothing."""

@@ -17,8 +17,9 @@ from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, load_model
 from cs336.presets import DATA_COURSE
 from cs336.store import MANIFEST
+from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.index import read_index
-from cs336.tokens.shards import concatenate
+from cs336.tokens.shards import SplitConfig, concatenate
 from cs336.train.loop import TrainConfig
 from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import plots
@@ -32,8 +33,9 @@ PINNED_FILE = "pinned.json"
 DESCRIPTION_FILE = "description.md"
 CONTAMINATION_FILE = "contamination.json"
 SAMPLED_BATCHES, SAMPLED_SEQUENCES = 1_000, 128  # of the course's evaluation: 65.5 M tokens at a context of 512
-# What may differ from the course's settings: how often is looked, and how the same batch is divided.
-FREE_SETTINGS = ("micro_batch_size", "valid_interval", "valid_batches", "checkpoint_interval", "keep_checkpoints")
+# What may differ from the course's settings: how the same batch is divided, what is kept, and how much is looked at
+# between the evaluations that count.
+FREE_SETTINGS = ("micro_batch_size", "valid_batches", "checkpoint_interval", "keep_checkpoints")
 
 
 @asset(group="experiments", kinds={"pytorch"}, owner="team:evals", pool="gpu")
@@ -47,12 +49,14 @@ def submission(
     deduplicated_text: list[Path],
     filter_ledger: Path,
     near_duplicates: Path,
+    model: ModelConfig,
     train: TrainConfig,
     seed: int,
 ) -> Metadata:
     """Problem train_model of assignment 4: the bundle that is handed in.
 
-    The best validation loss recorded while training; of the final model the course's sampled estimate (1,000
+    The best validation loss recorded while training, over all of the validation text or as many tokens as the course
+    evaluates on; of the final model the course's sampled estimate (1,000
     batches of 128 random windows) with its standard error, and the exact mean over every validation token; the
     learning curve against wall-clock time; what the training text shares with the validation text and every other
     evaluation; the description, from the ledger of the filters on; and a pinned list of every artifact it was made
@@ -60,7 +64,7 @@ def submission(
     """
     shards = [*token_shards, validation_tokens]
     curve = [row for row in read_rows(base_model / METRICS_FILE) if "valid_loss" in row]
-    best = min(curve, key=lambda row: row["valid_loss"])
+    best = best_row(curve, model.context_length)
     losses = _losses(step, base_model, shards, seed)
     facts = {
         "best_valid_loss": best["valid_loss"],
@@ -74,10 +78,10 @@ def submission(
         "training_hours": round(curve[-1]["seconds"] / 3_600, 3),
     }
     write_json(step.folder / SUBMISSION_FILE, facts)
-    write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
     plots.loss_curves({"validation": curve}, step.folder / "curve.png")
     shared = _contamination(step, eval_index, filtered_text, deduplicated_text)
     write_json(step.folder / CONTAMINATION_FILE, shared)
+    write_json(step.folder / PINNED_FILE, pinned(base_model.parent, without=step.folder.name))
     facts |= {"num_contaminated_documents_trained_on": shared["num_trained_on"]}
     page = _description(facts, shared, filter_ledger, near_duplicates, train)
     with replacing(step.folder / DESCRIPTION_FILE) as file:
@@ -87,14 +91,21 @@ def submission(
 
 @check(asset="submission")
 def the_courses_settings_were_kept(
-    submission: Path, base_model: Path, model: ModelConfig, train: TrainConfig, validation: str
+    submission: Path,
+    base_model: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    bpe: BpeConfig,
+    split: SplitConfig,
+    validation: str,
 ) -> tuple[bool, Metadata]:
-    """Model, optimizer, schedule and steps are the course's: only the data may differ."""
+    """Model, optimizer, schedule, steps, tokens and evaluation are the course's: only the data may differ."""
     if not validation:
         return True, {"state": "no validation text of the course's: not a run for its leaderboard"}
     ours, fixed = dataclasses.asdict(train), dataclasses.asdict(DATA_COURSE.train)
     changed = [name for name in fixed if name not in FREE_SETTINGS and ours[name] != fixed[name]]
-    changed += [] if model == DATA_COURSE.model else ["model"]
+    for name, own in {"model": model, "bpe": bpe, "split": split, "validation": validation}.items():
+        changed += [] if own == getattr(DATA_COURSE, name) else [name]
     return not changed, {"changed": changed}
 
 
@@ -106,6 +117,16 @@ def no_validation_text_was_trained_on(submission: Path, validation: str) -> tupl
         return True, {"state": "the preset holds documents of its own text out"}
     rows = {name: (after, copies) for name, _, after, copies in shared["evaluations"]}
     return rows.get(validation) == (0, 0), {"evaluations": ", ".join(rows), "examples": shared["examples"]}
+
+
+def best_row(curve: list[dict[str, Any]], context_length: int) -> dict[str, Any]:
+    """Of the recorded validation losses the lowest that counts: of few tokens, some are low by chance.
+
+    Args:
+        curve: rows of `metrics.jsonl`; the last one's loss is of all held-out tokens.
+    """
+    enough = min(curve[-1]["num_valid_tokens"], SAMPLED_BATCHES * SAMPLED_SEQUENCES * context_length)
+    return min((row for row in curve if row["num_valid_tokens"] >= enough), key=lambda row: row["valid_loss"])
 
 
 def pinned(preset_folder: Path, *, without: str) -> list[dict[str, object]]:

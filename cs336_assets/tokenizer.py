@@ -55,9 +55,9 @@ def tokenizer(step: Step, deduplicated_text: list[Path], bpe: BpeConfig, split: 
 def text_survives_a_round_trip(tokenizer: Path, deduplicated_text: list[Path]) -> tuple[bool, Metadata]:
     """Decoding what was encoded gives the same text, for 100 random documents of all shards (of 100 random shards)."""
     codec, dice = Tokenizer.load(tokenizer), random.Random(0)
-    shards = dice.sample(deduplicated_text, min(NUM_ROUND_TRIPS, len(deduplicated_text)))
+    shards = dice.sample(range(len(deduplicated_text)), min(NUM_ROUND_TRIPS, len(deduplicated_text)))
     num_documents, broken = 0, []
-    for folder in shards:
+    for folder in (deduplicated_text[shard] for shard in shards):
         texts = read_table(folder / DOCUMENTS_FILE)["text"]
         for place in dice.sample(range(len(texts)), min(NUM_ROUND_TRIPS // len(shards), len(texts))):
             num_documents += 1

@@ -149,8 +149,14 @@ def _examples(title: str, moved: pl.DataFrame, seed: int) -> Iterator[str]:
 def _as_toml(before: FilterConfig, after: FilterConfig) -> str:
     values, parts = leaves(after), []
     for key, value in leaves(before).items():
-        if values[key] != value and values[key] is not None:
-            new = values[key]
-            text = str(list(new)) if isinstance(new, tuple) else str(new).lower() if isinstance(new, bool) else str(new)
-            parts.append(f"{key} = {text}")
+        if values[key] != value:
+            parts.append(f"{key} = {_toml_value(values[key])}")
     return f"filters = {{{', '.join(parts)}}}"
+
+
+def _toml_value(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, tuple):
+        return str(list(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -105,7 +105,7 @@ def fate(store: Store, found: Found) -> str:
         return reason
     if _text(store, "unique_lines", found) is None:
         return TOO_SHORT
-    if _is_removed(store, found):
+    if _row(store, found) in removed_documents(artifact(store, "near_duplicates"), found.shard):
         return NEAR_DUPLICATE
     if _text(store, "deduplicated_text", found) is None:
         return CONTAMINATED
@@ -242,7 +242,7 @@ def _after_filters(store: Store, preset: Preset, found: Found) -> Iterator[str]:
         "lines", f"{lines - left:,} of {lines:,} removed; the crawl repeats them" if left < lines else "all stay"
     )
     yield _line("duplicates", _cluster(store, found, preset.minhash.ngrams))
-    if _is_removed(store, found):
+    if _row(store, found) in removed_documents(artifact(store, "near_duplicates"), found.shard):
         yield f"-> dropped by deduplication: {NEAR_DUPLICATE}"
         return
     if _text(store, "deduplicated_text", found) is None:
@@ -262,29 +262,33 @@ def _after_filters(store: Store, preset: Preset, found: Found) -> Iterator[str]:
 
 def _text(store: Store, name: str, found: Found) -> str | None:
     """The document's text at a stage, None where it is no longer there."""
-    rows = pl.scan_parquet(artifact(store, name, found.shard) / DOCUMENTS_FILE).filter(
-        (pl.col("id") == found.record["id"]) & (pl.col("offset") == found.record["offset"])
-    )
-    texts = rows.select("text").collect()["text"]
+    texts = _stage(store, name, found).select("text").collect()["text"]
     return texts[0] if len(texts) else None
 
 
-def _is_removed(store: Store, found: Found) -> bool:
-    return found.record["id"] in removed_documents(artifact(store, "near_duplicates"), found.shard)
+def _row(store: Store, found: Found) -> int:
+    """Its place among the shard's documents when near-duplicates are looked for."""
+    return _stage(store, "unique_lines", found).select("row").collect()["row"][0]
+
+
+def _stage(store: Store, name: str, found: Found) -> pl.LazyFrame:
+    """The document's row at a stage, if it is still there."""
+    documents = pl.scan_parquet(artifact(store, name, found.shard) / DOCUMENTS_FILE).with_row_index("row")
+    return documents.filter(pl.col("id") == found.record["id"])
 
 
 def _cluster(store: Store, found: Found, ngrams: int) -> str:
     clusters = pl.scan_parquet(artifact(store, "near_duplicates") / CLUSTERS_FILE)
-    is_own = (pl.col("id") == found.record["id"]) & (pl.col("shard") == found.shard)
+    is_own = (pl.col("row") == _row(store, found)) & (pl.col("shard") == found.shard)
     own = clusters.filter(is_own).select("cluster").collect()["cluster"]
     members = clusters.filter(pl.col("cluster").is_in(own.implode())).collect()
     if members.is_empty():
         return "none"
     survivor = members.filter("kept").row(0, named=True)
-    if (survivor["shard"], survivor["id"]) == (found.shard, found.record["id"]):
+    if (survivor["shard"], survivor["row"]) == (found.shard, _row(store, found)):
         return f"the one that stays of {members.height:,} near-identical documents"
     other = pl.scan_parquet(artifact(store, "unique_lines", survivor["shard"]) / DOCUMENTS_FILE)
-    theirs = other.filter(pl.col("id") == survivor["id"]).select("text").collect()["text"][0]
+    theirs = other.slice(survivor["row"], 1).select("text").collect()["text"][0]
     similarity = jaccard(_text(store, "unique_lines", found) or "", theirs, ngrams)
     return (
         f"one of {members.height:,} near-identical documents; {survivor['url']} stays"

@@ -73,6 +73,7 @@ def test_the_data_assignments_training_is_the_handouts():
     assert train.batch_size * shape.context_length == 131_072 and train.num_steps == 100_000
     assert (train.betas, train.eps, train.weight_decay, train.decay_all) == ((0.9, 0.98), 1e-9, 0.1, False)
     assert (train.learning_rate, train.min_learning_rate, train.warmup_steps) == (1e-3, 1e-4, 1_000)
+    assert train.precision == "bfloat16" and train.valid_in_float32
     assert preset.bpe.pretrained == "gpt2-vocab" and preset.validation == "paloma-c4-100"
 
 
@@ -93,6 +94,15 @@ def test_a_users_preset_changes_what_it_names_and_nothing_else(presets):
     assert mine.filters.languages == ("en", "de") and mine.filters.gopher.min_words == 9
     assert mine.model == TINY.model and mine.train.batch_size == TINY.train.batch_size
     assert preset_names() == [*PRESETS, "mine"]
+
+
+def test_a_preset_takes_away_what_may_be_none(presets):
+    presets('[mine]\nbase = "mixture"\nheld_out = "none"\nfilters = {max_eval_hits = "none"}\n')
+    mine = find_preset("mine")
+    assert mine.held_out is None and mine.filters == replace(PRESETS["mixture"].filters, max_eval_hits=None)
+    presets('[mine]\nbase = "tiny"\nfilters = {max_nsfw_score = "none"}\n')
+    with pytest.raises(UserError, match="max_nsfw_score must be float, got 'none'"):
+        find_preset("mine")
 
 
 def test_presets_build_on_each_other_and_on_common_crawl(presets):
@@ -132,6 +142,17 @@ def test_several_sources_and_held_out_texts_are_described_by_kind(presets):
         ('[mine]\nbase = "tiny"\nsource = {kind = "ftp"}\n', "source.kind is one of local-docs"),
         ('[mine]\nbase = "tiny"\nsource = {kind = "warc", path = "x"}\n', "no setting 'path'"),
         ('[mine]\nbase = "tiny"\ntrain = {num_steps = 0}\n', "at least one step"),
+        ('[mine]\nbase = "tiny"\nmeasured_filters = ["langauge"]\n', "measured_filters: there is no 'langauge'"),
+        ('[mine]\nbase = "tiny"\nvalidation = "palomar"\n', "validation: there is no 'palomar'"),
+        ('[mine]\nbase = "tiny"\nsplit = {valid_fraction = 2}\n', "valid_fraction 2.0 is not a share"),
+        ('[mine]\nbase = "tiny"\nextract = {max_page_bytes = -1}\n', "max_page_bytes must be at least 1"),
+        ('[mine]\nbase = "tiny"\nextract = {max_page_seconds = 0}\n', "max_page_seconds must be above 0"),
+        ('[mine]\nbase = "tiny"\nextract = {max_page_seconds = nan}\n', "max_page_seconds must be above 0"),
+        ('[mine]\nbase = "tiny"\nfilters = {min_language_confidence = 65}\n', "min_language_confidence is a share"),
+        ('[mine]\nbase = "tiny"\nfilters = {min_language_confidence = nan}\n', "min_language_confidence is a share"),
+        ('[mine]\nbase = "tiny"\nfilters = {min_quality_score = 2.0}\n', "min_quality_score is a share"),
+        ('[mine]\nbase = "tiny"\nfilters = {max_eval_hits = -1}\n', "max_eval_hits must not be negative"),
+        ('[mine]\nbase = "tiny"\nfilters = {languages = ["EN"]}\n', "languages are codes .* got 'EN'"),
         ('[tiny]\nbase = "course"\n', "built in"),
         ("[mine\n", "not valid TOML"),
         ("seed = 1\n", "outside any preset"),

@@ -22,7 +22,14 @@ HASHES_FILE = "hashes.npy"
 KEYS_FILE, NUMBERS_FILE = "keys.npy", "numbers.npy"
 PAIRS_FILE, MIRRORED_FILE, STARTS_FILE = "pairs.npy", "mirrored.npy", "starts.npy"
 SETS_FILE, ENDS_FILE, CANDIDATES_FILE = "sets.npy", "ends.npy", "candidates.parquet"
-_ORIGIN = {"document": pl.UInt32, "shard": pl.String, "id": pl.String, "url": pl.String, "key": pl.String}
+_ORIGIN = {
+    "document": pl.UInt32,
+    "shard": pl.String,
+    "row": pl.UInt32,
+    "id": pl.String,
+    "url": pl.String,
+    "key": pl.String,
+}
 _HIGH, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
@@ -133,17 +140,19 @@ def write_sets(
     ends: NDArray[np.int64],
     *,
     shard: str,
+    start: int,
 ) -> None:
     """Write the sets of a shard's candidates, one after the other, where each ends, and what each document is.
 
     Args:
         numbers, documents: the candidates, ascending.
         sets, ends: as `shingle_sets` gives them.
+        start: number of the shard's first document.
     """
     _save(folder / SETS_FILE, sets)
     _save(folder / ENDS_FILE, ends)
     rows = [
-        (int(number), shard, each.id, each.url, f"{each.warc} {each.offset} {each.id}")
+        (int(number), shard, int(number) - start, each.id, each.url, f"{each.warc} {each.offset} {each.id}")
         for number, each in zip(numbers, documents, strict=True)
     ]
     write_table(folder / CANDIDATES_FILE, pl.DataFrame(rows, schema=_ORIGIN, orient="row"))
@@ -177,7 +186,7 @@ class StoredSets:
         return joined(found), np.cumsum([len(each) for each in found], dtype=np.int64)
 
     def origins(self, documents: NDArray[np.int64]) -> pl.DataFrame:
-        """Number, shard, id, address, and the key that draws the survivor, of each document."""
+        """Number, shard, row in it, id, address, and the key that draws the survivor, of each document."""
         tables = [
             pl.scan_parquet(folder / CANDIDATES_FILE).filter(pl.col("document").is_in(own.astype(np.uint32))).collect()
             for folder, own in self._by_shard(documents)

@@ -20,7 +20,7 @@ class RecordRow(NamedTuple):
     """A record and its outcome.
 
     Attributes:
-        id: the WARC-Record-ID of a record that gave a document; of the others None, for they are many.
+        id: that of the record's document; of records that gave none None, for they are many.
         url: the page's address, where the record has one.
         warc: file name of the WARC file.
         offset: byte offset of the record in that file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -68,6 +69,12 @@ class ExtractConfig:
     max_page_bytes: int = 10_000_000
     max_page_seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        if self.max_page_bytes < 1:
+            raise ValueError(f"max_page_bytes must be at least 1, got {self.max_page_bytes}")
+        if not self.max_page_seconds > 0:
+            raise ValueError(f"max_page_seconds must be above 0, got {self.max_page_seconds}")
+
 
 def extract_shard(
     warc_path: Path,
@@ -104,10 +111,17 @@ def extract_records(
     config: ExtractConfig,
     *,
     warc_name: str | None = None,
+    ids: set[str] | None = None,
     num_workers: int = 1,
     progress: Progress = silent,
 ) -> tuple[list[Document], list[RecordRow]]:
-    """As `extract_shard`, but with a row for every record of the file, in file order."""
+    """As `extract_shard`, but with a row for every record of the file, in file order.
+
+    Args:
+        ids: those of the shard's other files; a document with one of them, or one of this file, gets an id of its own.
+            Those of this file are added.
+    """
+    ids = set() if ids is None else ids
     name = warc_name or warc_path.name
     records = progress(
         read_records(warc_path, max_record_bytes=config.max_page_bytes), unit="records", label=f"extract {name}"
@@ -130,6 +144,10 @@ def extract_records(
         if isinstance(outcome, str):
             rows.append(row._replace(outcome=outcome))
         else:
+            if outcome.id in ids:
+                own = uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {len(rows)} {outcome.id}")
+                outcome = outcome._replace(id=f"<urn:uuid:{own}>")
+            ids.add(outcome.id)
             rows.append(row._replace(id=outcome.id, num_characters=len(outcome.text), outcome=DOCUMENT))
             documents.append(outcome)
 

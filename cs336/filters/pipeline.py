@@ -44,7 +44,8 @@ class FilterModels:
     Attributes:
         filters: those that are run; the others measure nothing, so they drop and mask nothing.
         language, nsfw, toxic, own_toxic, quality, evals: None where there is no model.
-        c4: C4's line rules; when enabled, what comes after them measures the lines that are left.
+        c4: C4's line rules; when enabled, what comes after them measures the lines that are left, but for quality:
+            its classifier learnt from whole texts.
     """
 
     filters: tuple[str, ...] = FILTERS
@@ -83,6 +84,17 @@ class FilterConfig:
     min_quality_score: float | None = None
     max_eval_hits: int | None = 0
     mask_pii: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("min_language_confidence", "max_nsfw_score", "max_toxic_score", "min_quality_score"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, got {share}")
+        if self.max_eval_hits is not None and self.max_eval_hits < 0:
+            raise ValueError(f"max_eval_hits must not be negative, got {self.max_eval_hits}; None measures only")
+        wrong = [code for code in self.languages if not (isinstance(code, str) and code.islower())]
+        if wrong:
+            raise ValueError(f'languages are codes such as "en", in lower case, got {wrong[0]!r}')
 
 
 MEASUREMENTS = {
@@ -294,7 +306,7 @@ def _measure(models: FilterModels, documents: list[Document]) -> tuple[list[list
     One filter after the other over all documents: the tables of each stay in the processor's cache meanwhile.
     """
     opened = _open(models)
-    texts = [document.text for document in documents]
+    whole = texts = [document.text for document in documents]
     rows: list[list[Any]] = [
         [*document[:4], len(document.text.encode("utf-8", "surrogatepass"))] for document in documents
     ]
@@ -307,7 +319,7 @@ def _measure(models: FilterModels, documents: list[Document]) -> tuple[list[list
                 (each.num_lines, each.num_kept_lines, failing_c4_rule(each, models.c4)) for each in cleaned
             ]
         elif name in models.filters:
-            values = [measure(opened, text) for text in texts]
+            values = [measure(opened, text) for text in (whole if name == "quality" else texts)]
         else:
             values = [(None,) * num_columns] * len(texts)
         for row, value in zip(rows, values, strict=True):

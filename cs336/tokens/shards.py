@@ -46,6 +46,10 @@ class SplitConfig:
     valid_fraction: float = 0.02
     valid_pattern: str = ""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.valid_fraction <= 1:
+            raise ValueError(f"valid_fraction {self.valid_fraction} is not a share; give a number from 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
@@ -108,12 +112,9 @@ def write_shard(
         num_workers: threads that encode; the files do not depend on it.
 
     Raises:
-        ValueError: the vocabulary has more than 65,536 entries, or no `<|endoftext|>`; or
-            `valid_fraction` is not within 0 and 1.
+        ValueError: the vocabulary has more than 65,536 entries, or no `<|endoftext|>`.
     """
     _check_vocabulary(tokenizer)
-    if not 0 <= split.valid_fraction <= 1:
-        raise ValueError(f"valid_fraction {split.valid_fraction} is not a share; give a number from 0 to 1")
     end_of_text = tokenizer.end_of_text_id
     start = time.perf_counter()
     skipped: Counter[str] = Counter()

@@ -87,8 +87,8 @@ class Form:
     def token_losses(
         self, inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"]
     ) -> Float[Tensor, "batch seq"]:
-        """Nats of each target, in the run's precision; inside `evaluating`."""
-        with self.autocast():
+        """Nats of each target, in the run's precision or, if it asks for that, in fp32; inside `evaluating`."""
+        with contextlib.nullcontext() if self.config.valid_in_float32 else self.autocast():
             return linear_token_losses(self.model.hidden_states(inputs), self.model.lm_head.weight, targets)
 
     @contextlib.contextmanager

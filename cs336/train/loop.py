@@ -80,6 +80,8 @@ class TrainConfig:
         micro_batch_size: sequences at once; the gradients of a batch's parts are added up. It divides
             batch_size; 0 takes the batch as a whole.
         precision: "float32", or "bfloat16" for matrix products under autocast.
+        valid_in_float32: validation losses are computed outside autocast (on NVIDIA GPUs with matrix products in TF32),
+            as assignment 4's script does; else in `precision`.
         valid_interval: steps between two validation losses.
         valid_batches: batches in each of those, always the same ones; the last step's validation loss
             is that of all held-out tokens, each predicted once.
@@ -112,6 +114,7 @@ class TrainConfig:
     z_loss: float = 0.0
     micro_batch_size: int = 0
     precision: str = "float32"
+    valid_in_float32: bool = False
     valid_interval: int = 100
     valid_batches: int = 8
     checkpoint_interval: int = 200
@@ -360,7 +363,7 @@ def _new_model(model_config: ModelConfig, device: torch.device) -> TransformerLM
 def evaluate(
     form: Form, tokens: Any, *, max_batches: int | None = None, progress: Progress = silent
 ) -> tuple[float, int]:
-    """Mean loss in nats over held-out text in the run's precision, and the number of tokens predicted.
+    """Mean loss in nats over held-out text, and the number of tokens predicted.
 
     The ranks take turns at its batches, so that the mean is that of one process.
 

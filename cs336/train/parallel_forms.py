@@ -173,7 +173,11 @@ class _Sharded(_Several):
 
     @property
     def _compute_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.config.precision == "bfloat16" else None
+        if self.config.precision == "float32":
+            return None
+        if self.config.valid_in_float32:
+            raise UserError("valid_in_float32 needs whole weights in fp32, which this form cuts; take --parallel zero1")
+        return torch.bfloat16
 
     def _distinct(self) -> dict[str, nn.Parameter]:
         """The shards, tied ones under their first name."""

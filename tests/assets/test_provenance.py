@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,11 +14,13 @@ import pytest
 from cs336.cli import main
 from cs336.files import read_json
 from cs336.filters.pipeline import FilterConfig
+from cs336.presets import TINY, changed
 from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import concatenate
 from cs336_assets.dedup import CLUSTERS_FILE, CONTAMINATED, cluster_table
+from cs336_assets.what_if import _as_toml, changed_filters
 from cs336_assets.why import Found, bounds_of, leaves
 
 
@@ -205,19 +209,35 @@ def test_a_wrong_setting_is_one_line(ask, finished, change, message):
     assert message in ask(finished, "what-if", change, fails=True)
 
 
+@pytest.mark.parametrize(
+    "changes", [["languages=en,de", "max_eval_hits=none"], ["min_quality_score=0.5"], ["mask_pii=false"]]
+)
+def test_changed_thresholds_are_told_as_a_preset_has_them(changes):
+    strict = FilterConfig(min_quality_score=0.2)
+    new = changed_filters(strict, changes)
+    assert new != strict
+    told = tomllib.loads(_as_toml(strict, new))
+    assert changed(replace(TINY, filters=strict), told).filters == new
+
+
 def members(rows):
-    columns = {"document": pl.UInt32, "shard": pl.String, "id": pl.String, "url": pl.String, "key": pl.String}
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    columns = {"document": pl.UInt32, "shard": pl.String, "row": pl.UInt32}
+    return pl.DataFrame(rows, schema=columns | dict.fromkeys(["id", "url", "key"], pl.String), orient="row")
 
 
 def test_the_members_of_clusters_are_told_with_the_one_that_stays():
-    rows = [(3, "a", "x", "X", "1"), (5, "b", "y", "Y", "2"), (8, "b", "z", "Z", "3"), (9, "b", "w", "W", "4")]
+    rows = [
+        (3, "a", 3, "x", "X", "1"),
+        (5, "b", 0, "y", "Y", "2"),
+        (8, "b", 3, "z", "Z", "3"),
+        (9, "b", 4, "w", "W", "4"),
+    ]
     told = cluster_table(members(rows), np.array([0, 1, 1, 0]), seed=0)
     assert told.drop("kept").rows() == [
-        ("a", "x", "X", 3),
-        ("b", "y", "Y", 5),
-        ("b", "z", "Z", 5),
-        ("b", "w", "W", 3),
+        ("a", 3, "x", "X", 3),
+        ("b", 0, "y", "Y", 5),
+        ("b", 3, "z", "Z", 5),
+        ("b", 4, "w", "W", 3),
     ]
     assert told.filter("kept")["cluster"].sort().to_list() == [3, 5]
     assert cluster_table(members([]), np.zeros(0, np.int64), seed=0).is_empty()
@@ -235,7 +255,7 @@ def test_a_near_duplicate_names_the_one_that_stays(ask, copied, shards):
     ):
         table.with_columns(text=pl.lit(text)).write_parquet(path)
     origins = pl.concat([documents.with_columns(shard=pl.lit(one)), stays[:1].with_columns(shard=pl.lit(other))])
-    clusters = origins.select("shard", "id", "url").with_columns(cluster=0, kept=pl.Series([False, True]))
+    clusters = origins.select("shard", "id", "url").with_columns(row=0, cluster=0, kept=pl.Series([False, True]))
     clusters.write_parquet(folder / CLUSTERS_FILE)
     printed = ask(copied, "why", documents["url"][0])
     assert (

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
 from cs336.documents import Document, read_documents, write_documents
 from cs336.files import UserError
 from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
-from cs336.presets import DATA_COURSE, find_preset
+from cs336.presets import DATA_COURSE, changed, find_preset
 from cs336.store import MANIFEST, Store
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig
@@ -19,6 +20,7 @@ from cs336_assets.filters import INDEX_FILE, eval_index, the_validation_text_is_
 from cs336_assets.submission import (
     CONTAMINATION_FILE,
     FREE_SETTINGS,
+    best_row,
     no_validation_text_was_trained_on,
     submission,
     the_courses_settings_were_kept,
@@ -39,8 +41,9 @@ def test_the_bundle_says_loss_curve_data_and_what_it_was_made_from(handed_in):
     folder = handed_in.artifacts / "submission"
     facts = json.loads((folder / "submission.json").read_text())
     rows = [json.loads(line) for line in (handed_in.artifacts / "base_model" / "metrics.jsonl").open()]
-    losses = [row["valid_loss"] for row in rows if "valid_loss" in row]
-    assert facts["best_valid_loss"] == min(losses)
+    curve = [row for row in rows if "valid_loss" in row]
+    losses = [row["valid_loss"] for row in curve if row["num_valid_tokens"] == curve[-1]["num_valid_tokens"]]
+    assert facts["best_valid_loss"] == min(losses) and len(losses) < len(curve)
     # The last recorded loss is that of the final model on all held-out tokens, as the exact one is.
     assert facts["exact_loss"] == pytest.approx(losses[-1], abs=0.02)
     assert abs(facts["sampled_loss"] - facts["exact_loss"]) < 6 * facts["sampled_standard_error"] + 0.02
@@ -58,11 +61,27 @@ def test_other_settings_than_the_courses_are_told(handed_in, monkeypatch):
     monkeypatch.setenv("CS336_PRESETS", handed_in.environment["CS336_PRESETS"])
     micro = find_preset("micro")
     folders = (handed_in.artifacts / "submission", handed_in.artifacts / "base_model")
-    assert the_courses_settings_were_kept(*folders, micro.model, micro.train, "")[0]
-    passed, facts = the_courses_settings_were_kept(*folders, micro.model, micro.train, "paloma-c4-100")
+
+    def told(preset):
+        settings = (getattr(preset, name) for name in CHECKS["the_courses_settings_were_kept"].settings)
+        return the_courses_settings_were_kept(*folders, *settings)
+
+    assert told(micro)[0]
+    passed, facts = told(replace(micro, validation="paloma-c4-100"))
     assert not passed and {"model", "num_steps", "batch_size"} <= set(facts["changed"])
     assert not set(facts["changed"]) & set(FREE_SETTINGS)
-    assert the_courses_settings_were_kept(*folders, DATA_COURSE.model, DATA_COURSE.train, "paloma-c4-100")[0]
+    assert told(DATA_COURSE) == (True, {"changed": []})
+    other = {"bpe": {"vocab_size": 1_000}, "split": {"valid_fraction": 0.5}, "train": {"valid_interval": 1}}
+    passed, facts = told(changed(replace(DATA_COURSE, validation="mmlu"), other))
+    assert not passed and set(facts["changed"]) == {"bpe", "split", "valid_interval", "validation"}
+
+
+def test_the_best_loss_is_one_over_all_of_the_text_or_as_much_as_the_course_evaluates_on():
+    rows = [(100, 1.0), (65_536_000, 3.4), (70_000_000, 3.5), (90_000_000, 3.6)]
+    curve = [{"num_valid_tokens": tokens, "valid_loss": loss} for tokens, loss in rows]
+    assert best_row(curve, 512)["valid_loss"] == 3.4 and best_row(curve, 513)["valid_loss"] == 3.5
+    curve[-1]["num_valid_tokens"] = 200  # a short text: its last row is all of it
+    assert best_row([curve[0], curve[-1]], 512)["valid_loss"] == 3.6
 
 
 def test_a_text_that_is_only_evaluated_on_is_the_held_out_one(shared_data, tmp_path, monkeypatch):
@@ -175,5 +194,6 @@ def test_the_bundle_is_made_by_a_plain_function(handed_in, tmp_path, monkeypatch
     shards = sorted(path.parent for path in (at / "token_shards").glob(f"*/{MANIFEST}"))
     texts = [sorted((at / name).iterdir()) for name in ("filtered_text", "deduplicated_text")]
     rest = (at / "validation_tokens", at / "eval_index", *texts, at / "filter_ledger", at / "near_duplicates")
-    told = submission(Step(tmp_path, device="cpu"), at / "base_model", shards, *rest, micro.train, micro.seed)
+    settings = (micro.model, micro.train, micro.seed)
+    told = submission(Step(tmp_path, device="cpu"), at / "base_model", shards, *rest, *settings)
     assert told["exact_loss"] == json.loads((at / "submission" / "submission.json").read_text())["exact_loss"]

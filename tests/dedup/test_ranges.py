@@ -132,7 +132,17 @@ def test_the_result_does_not_depend_on_the_number_of_shards_and_is_that_of_all_a
 
 
 def _but_shards(path: Path) -> list[tuple]:
-    return pl.read_parquet(path).drop("shard").rows()
+    return pl.read_parquet(path).drop("shard", "row").rows()
+
+
+def test_of_documents_that_share_an_id_only_the_near_duplicate_goes(tmp_path: Path):
+    generator = random.Random(3)
+    text, other, last = (" ".join(generator.choices(WORDS, k=120)) for _ in range(3))
+    texts = [other, text, near_copy(text, 0.01, generator), last]
+    documents = [Document("<same>", f"http://pages/{row}", "crawl.warc.gz", 0, each) for row, each in enumerate(texts)]
+    made = run(tmp_path, documents, 1, minhash={"ngrams": 3, "jaccard_threshold": 0.5})
+    kept = [document.url for document in texts_of(made, "deduplicated_text")]
+    assert kept in ([f"http://pages/{row}" for row in (0, one, 3)] for one in (1, 2))
 
 
 QUESTION = "which of the seven grey herons on the old pier flew first towards the harbour lights"

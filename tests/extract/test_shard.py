@@ -72,6 +72,20 @@ def test_a_document_points_to_its_record(tmp_path):
         assert document.warc == "a.warc.gz"
 
 
+def test_no_two_documents_of_a_shard_have_one_id(tmp_path):
+    record = (
+        "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://a.test/\r\nContent-Length: 4\r\n\r\ntex{}\r\n\r\n"
+    )
+    whole = gzip.compress("".join(record.format(number) for number in range(3)).encode())
+    ids: set[str] = set()
+    for name in ("a.warc.wet.gz", "b.warc.wet.gz"):  # records without an id, all at the offset of the one gzip member
+        (tmp_path / name).write_bytes(whole)
+        documents, rows = shard.extract_records(tmp_path / name, ExtractConfig(), ids=ids)
+        assert [document.text for document in documents] == ["tex0", "tex1", "tex2"]
+        assert [row.id for row in rows] == [document.id for document in documents]
+    assert len(ids) == 6 and all(id.startswith("<urn:uuid:") for id in ids)
+
+
 def test_a_page_on_which_the_parser_hangs_costs_itself_alone(tmp_path):
     hostile = b"<p " + b" ".join(b"a%d=1" % number for number in range(200_000)) + b">"  # quadratic in any parser
     html = OK + "text/html"

@@ -16,6 +16,7 @@ from cs336.filters.heuristics import GopherConfig, GopherMeasures, failing_rule
 from cs336.filters.labelled import Comment
 from cs336.filters.pipeline import FILTERS, MEASUREMENTS, FilterConfig, FilterModels, apply, decide, ledger
 from cs336.filters.pipeline import measure_documents as measure
+from cs336.filters.quality import QualityConfig, QualityModel, train_quality
 from cs336.filters.toxicity import ToxicityConfig, train_toxicity
 
 ENGLISH = (
@@ -236,6 +237,18 @@ def test_c4_leaves_lines_and_what_comes_after_measures_those(models: FilterModel
     assert [each.text for each in kept] == [
         f"{ENGLISH.strip()}\n{ENGLISH.strip()}\nWrite to |||EMAIL_ADDRESS||| if you can come."
     ]
+
+
+def test_quality_is_scored_on_the_text_that_its_classifier_learns_from(tmp_path: Path):
+    config = QualityConfig(min_documents_per_class=20, bucket=2_000, epochs=20)
+    classes = [[(f"{name}{n}.org", f"{name} {n}") for n in range(60)] for name in ("article", "menu")]
+    train_quality(*classes, tmp_path / "quality.ftz", config)
+    pages = [document("page", f"article\narticle\n{ENGLISH}")]  # C4 takes away what the model knows
+    models = FilterModels(filters=("c4", "quality"), quality=tmp_path / "quality.ftz")
+    table, _, _ = measure(pages, replace(models, c4=C4Config(enabled=True)))
+    assert table["num_clean_lines"].to_list() == [1]
+    assert table["quality_score"].to_list() == [QualityModel(tmp_path / "quality.ftz").score(pages[0].text)]
+    assert QualityModel(tmp_path / "quality.ftz").score(ENGLISH) not in table["quality_score"].to_list()
 
 
 def test_a_toxicity_model_of_our_own_measures_where_dolmas_is_absent(tmp_path: Path):

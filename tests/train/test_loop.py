@@ -18,8 +18,10 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.tokens.batches import Batches
 from cs336.train import checkpoint, loop, metrics
 from cs336.train.checkpoint import checkpoint_path, checkpoint_paths
+from cs336.train.forms import Form
 from cs336.train.loop import TrainConfig, train
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
+from cs336.train.parallel_forms import FORMS
 from cs336.train.resume import CHECKPOINTS_FOLDER
 
 MODEL = ModelConfig(context_length=16, d_model=32, num_layers=1, num_heads=2, vocab_size=20)
@@ -260,6 +262,18 @@ def test_one_minibatch_is_learnt_by_heart(tmp_path):
     train(MODEL, config, train_tokens=tokens, valid_tokens=tokens, seed=0, folder=tmp_path, device="cpu")
     last = _curve(tmp_path)[-1]
     assert last["train_loss"] < 0.02 and last["valid_loss"] == pytest.approx(last["train_loss"], abs=0.01)
+
+
+def test_validation_outside_autocast_is_that_of_fp32():
+    torch.manual_seed(0)
+    model, half = TransformerLM(MODEL), replace(CONFIG, precision="bfloat16")
+    configs = CONFIG, replace(half, valid_in_float32=True), half
+    plain, outside, inside = (loop.evaluate(Form(model, config), TOKENS)[0] for config in configs)
+    assert plain == outside != inside
+    cut = object.__new__(FORMS["fsdp"])  # gathers its weights in bf16
+    cut.config = configs[1]
+    with pytest.raises(UserError, match="take --parallel zero1"):
+        _ = cut._compute_dtype
 
 
 def test_the_last_validation_loss_is_that_of_all_held_out_tokens(tmp_path, monkeypatch):
