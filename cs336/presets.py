@@ -185,6 +185,12 @@ TINY = Preset(  # two CPU cores, minutes, no network
     ),
     max_training_seconds=240,
 )
+REAL_PAGES = replace(  # what sheets/real_pages.toml was read on: WARC files of yours below crawl/, C4's rules on top
+    TINY,
+    name="real_pages",
+    source=WarcFiles(paths=("crawl/*.warc.gz",)),
+    c4=C4Config(enabled=True),
+)
 MIXTURE = replace(  # real pages in many languages, news and books, to see what each stage of the data is worth
     TINY,
     name="mixture",
@@ -372,7 +378,19 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
 )
 PRESETS = {
     preset.name: preset
-    for preset in (TINY, MIXTURE, MIXTURE_LARGE, COURSE, PROSE, TINYSTORIES, TINYSTORIES_LOW, OWT, DATA_COURSE, TWO_B)
+    for preset in (
+        TINY,
+        REAL_PAGES,
+        MIXTURE,
+        MIXTURE_LARGE,
+        COURSE,
+        PROSE,
+        TINYSTORIES,
+        TINYSTORIES_LOW,
+        OWT,
+        DATA_COURSE,
+        TWO_B,
+    )
 }
 
 
