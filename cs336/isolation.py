@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
@@ -92,7 +93,8 @@ def map_isolated(
 
 def used_cpu_seconds() -> float:
     """Processor time of this process and of those it started, of workers that live on up to their last result."""
-    return sum(os.times()[:4]) + sum(worker.used for worker in list(_alive))
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(worker.used for worker in list(_alive))
 
 
 _alive: set[_Worker[Any, Any]] = set()  # the kernel counts the others, as ended children
@@ -214,7 +216,7 @@ def serve(file_descriptor: int, parent: int) -> None:
                 signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # whose signal, unhandled, ends the process
                 answer = _answer(function, item)
                 signal.setitimer(signal.ITIMER_PROF, 0)
-                connection.send((*answer, sum(os.times()[:2])))
+                connection.send((*answer, time.process_time()))
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
