@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from cs336.crawl.source import Shard, Source
@@ -75,6 +76,11 @@ def warc_files(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.name.removesuffix(".gz").endswith((".warc", ".arc", ".wet"))
     )
+
+
+def commonest(counts: Mapping[str, int], number: int = 3) -> str:
+    """The first of some counts, which come the commonest first, in one line."""
+    return ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:number])
 
 
 def table(header: list[str], rows: list) -> dict[str, str]:

@@ -13,7 +13,7 @@ from cs336.extract.records import DOCUMENT, RecordRow, count_outcomes, write_rec
 from cs336.extract.shard import ExtractConfig, extract_records
 from cs336.files import read_json, write_json
 from cs336_assets.asset import Metadata, Step, asset, check
-from cs336_assets.crawl import table, warc_files
+from cs336_assets.crawl import commonest, table, warc_files
 
 QUALITY_REPORT = "quality.json"
 OFF = "off, no data"
@@ -53,21 +53,17 @@ def extracted_text(step: Step, crawl: Path, extract: ExtractConfig) -> Metadata:
 def crawl_holds_text(extracted_text: list[Path]) -> tuple[bool, Metadata]:
     """Some page gave text: a crawl without any is broken, or of the wrong kind of files."""
     num_documents = sum(_rows_by_shard(extracted_text).values())
-    return num_documents > 0, {"num_documents": num_documents, "outcomes": _commonest(count_outcomes(extracted_text))}
+    outcomes = commonest(count_outcomes(extracted_text))
+    nothing = "There is no record; `cs336 show crawl/SHARD` counts what was left out before, and why."
+    return num_documents > 0, {"num_documents": num_documents, "outcomes": outcomes or nothing}
 
 
 @check(asset="extracted_text", of_shards="each")
 def records_are_readable(extracted_text: list[Path]) -> tuple[bool, Metadata]:
     """Every record can be read. One that is damaged, cut off or too large stops nothing, and is in the ledger."""
     broken = {folder.name: count_outcomes([folder], of_unreadable=True) for folder in extracted_text}
-    named = [f"{name}: {_commonest(outcomes)}" for name, outcomes in broken.items() if outcomes]
+    named = [f"{name}: {commonest(outcomes)}" for name, outcomes in broken.items() if outcomes]
     return not named, {"unreadable": "; ".join(named)}
-
-
-def _commonest(outcomes: dict[str, int]) -> str:
-    if not outcomes:
-        return "There is no record; `cs336 show crawl/SHARD` counts what was left out before, and why."
-    return ", ".join(f"{outcome} ({count:,})" for outcome, count in list(outcomes.items())[:3])
 
 
 @check(asset="extracted_text", of_shards="each")

@@ -32,7 +32,7 @@ from cs336.filters.trained import OFF, Report
 from cs336.store import MANIFEST
 from cs336_assets import plots
 from cs336_assets.asset import Metadata, Step, asset, check
-from cs336_assets.crawl import table, warc_files
+from cs336_assets.crawl import commonest, table, warc_files
 
 QUALITY_FILE = "quality.ftz"
 TOXICITY_FILE = "toxicity.ftz"
@@ -258,7 +258,7 @@ def filters_leave_text(filtered_text: list[Path]) -> tuple[bool, Metadata]:
     return sum(left.values()) > 0, {
         "num_documents": sum(left.values()),
         "empty_shards": [n for n, c in left.items() if not c],
-        "reasons": ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3)),
+        "reasons": commonest(dict(reasons.most_common())),
     }
 
 

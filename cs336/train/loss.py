@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 CPU_CHUNK_TOKENS = 512
 GPU_CHUNK_TOKENS = 8_192
 MAX_CHUNK_BYTES = 1_250_000_000
-PADDED_TO = (
-    64  # entries of a head on a GPU whose number is no multiple of 8: else its products run several times slower
-)
+PADDED_TO = 64  # entries, of a head on a GPU that has no multiple of 8: else its products are several times slower
 MAX_LOW_SUMS = 4  # chunks whose gradients of the head may be summed in the head's own 16 bits
 
 
