@@ -17,7 +17,15 @@ from benchmarks.measure import Subject, run_subject
 from cs336.files import UserError
 
 MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work", "studies"}
-MACHINERY |= {"course_step", "dedup_corpus", "dedup_work", "growth_plots", "tokenizer_plots", "tokenizer_work"}
+MACHINERY |= {
+    "counters",
+    "course_step",
+    "dedup_corpus",
+    "dedup_work",
+    "growth_plots",
+    "tokenizer_plots",
+    "tokenizer_work",
+}
 MACHINERY |= {"rank_studies"}
 RESULTS = Path(__file__).parent / "results"
 

@@ -123,7 +123,7 @@ def _case(shape: Shape, part: str, dtype: torch.dtype, names: list[str], device:
     )
 
 
-def _attention(name: str, length: int, device: torch.device) -> Attention:
+def attention_of(name: str, length: int, device: torch.device) -> Attention:
     """A contender's causal attention of (batch, heads, length, d_head)."""
     if name == OURS:
         from cs336.kernels.flash_attention import flash_attention
@@ -155,7 +155,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(v.dtype) @ v
 
 
-def _inputs(shape: Shape, length: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def inputs_of(shape: Shape, length: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     size = (shape.batch, shape.heads, length, shape.d_head)
     return [torch.randn(size, generator=generator, device=device).to(dtype).requires_grad_() for _ in range(3)]
@@ -167,8 +167,8 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
     errors = _errors(name, shape, dtype, device)
     if (largest := max(errors["error_against_fp64"].values())) > MAX_ERROR[dtype]:
         raise ValueError(f"its error against fp64 is {largest:.3g}")
-    attention = _attention(name, shape.length, device)
-    inputs = _inputs(shape, shape.length, dtype, device)
+    attention = attention_of(name, shape.length, device)
+    inputs = inputs_of(shape, shape.length, dtype, device)
 
     def forward() -> Tensor:
         return attention(*inputs)
@@ -192,8 +192,8 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
 def _errors(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """The largest errors against fp64, of output and gradients, at a length whose scores fit in fp64."""
     length = min(shape.length, CHECKED_LENGTH)
-    inputs = _inputs(shape, length, dtype, device)
-    output = _attention(name, length, device)(*inputs)
+    inputs = inputs_of(shape, length, dtype, device)
+    output = attention_of(name, length, device)(*inputs)
     grad = torch.randn(output.shape, generator=torch.Generator(device).manual_seed(1), device=device)
     ours = [output.detach(), *torch.autograd.grad(output, inputs, grad.to(dtype))]
     exact = [each.detach().double().requires_grad_() for each in inputs]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,21 +37,30 @@ TOLERANCE = 0.02  # of the largest value: bf16 rounds in other places
 Work = Callable[[], list[Tensor]]
 
 
+class Kernel(NamedTuple):
+    """One kernel's work: how much it is in `unit`, what prepares it for each contender, and its shape."""
+
+    amount: float
+    works: dict[str, Callable[[], Work]]
+    shape: dict[str, Any]
+    unit: str = "GB/s"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --device, --scale and --cases."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--scale", type=int, default=1, metavar="N", help="divide the sizes, for a dry run")
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="(default: all)")
+    parser.add_argument("--cases", nargs="+", choices=KERNELS, help="(default: all)")
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """One case a kernel."""
     device = pick_device(options.device)
-    for name in options.cases or CASES:
-        yield CASES[name](device, options.scale)
+    for name in options.cases or KERNELS:
+        yield _case(name, KERNELS[name](device, options.scale), device)
 
 
-def _rms_norm(device: torch.device, scale: int) -> Case:
+def _rms_norm(device: torch.device, scale: int) -> Kernel:
     rows, width = 32_768 // scale, max(64, 4_096 // scale)
     x, grad = (_random(rows, width, device=device, seed=seed) for seed in range(2))
     layer = RMSNorm(width, device=device)
@@ -62,10 +71,10 @@ def _rms_norm(device: torch.device, scale: int) -> Case:
         return rms_norm(x, layer.weight)
 
     works = _both_ways(ours, layer, [x], [layer.weight], grad)
-    return _case("rms_norm", 5 * x.numel() * 2, works, {"rows": rows, "width": width}, device)
+    return Kernel(5 * x.numel() * 2 / 1e9, works, {"rows": rows, "width": width})
 
 
-def _swiglu(device: torch.device, scale: int) -> Case:
+def _swiglu(device: torch.device, scale: int) -> Kernel:
     rows, width = 32_768 // scale, max(64, 11_008 // scale)
     gate, up, grad = (_random(rows, width, device=device, seed=seed) for seed in range(3))
 
@@ -75,10 +84,10 @@ def _swiglu(device: torch.device, scale: int) -> Case:
         return swiglu(gate, up)
 
     works = _both_ways(ours, lambda gate, up: silu(gate) * up, [gate, up], [], grad)
-    return _case("swiglu", 8 * gate.numel() * 2, works, {"rows": rows, "width": width}, device)
+    return Kernel(8 * gate.numel() * 2 / 1e9, works, {"rows": rows, "width": width})
 
 
-def _rope(device: torch.device, scale: int) -> Case:
+def _rope(device: torch.device, scale: int) -> Kernel:
     seq, heads, d = 32_768 // scale, 32, 128
     x, grad = (_random(1, seq, heads, d, device=device, seed=seed).transpose(1, 2) for seed in range(2))
     rope = RotaryPositionalEmbedding(10_000.0, d, seq, device=device)
@@ -90,7 +99,7 @@ def _rope(device: torch.device, scale: int) -> Case:
         return rotate(x, rope.cos, rope.sin, interleaved=True)
 
     works = _both_ways(ours, lambda x: rope(x, positions), [x], [], grad)
-    return _case("rope", 4 * x.numel() * 2, works, {"seq": seq, "heads": heads, "d_head": d}, device)
+    return Kernel(4 * x.numel() * 2 / 1e9, works, {"seq": seq, "heads": heads, "d_head": d})
 
 
 def _both_ways(
@@ -118,7 +127,7 @@ def _both_ways(
     }
 
 
-def _adamw(device: torch.device, scale: int) -> Case:
+def _adamw(device: torch.device, scale: int) -> Kernel:
     size = 4_000_000 // scale
     settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -166,10 +175,10 @@ def _adamw(device: torch.device, scale: int) -> Case:
         EAGER: lambda: stepped(plain, False),
         TORCH: lambda: stepped(fused, False),
     }
-    return _case("adamw", 7 * 4 * 100 * size, works, {"parameters": 100 * size, "tensors": 100}, device)
+    return Kernel(7 * 4 * 100 * size / 1e9, works, {"parameters": 100 * size, "tensors": 100})
 
 
-def _cross_entropy(device: torch.device, scale: int) -> Case:
+def _cross_entropy(device: torch.device, scale: int) -> Kernel:
     tokens, width, vocab = 8_192 // scale, max(64, 4_096 // scale), 151_936 // scale
     hidden, head = (_random(n, width, device=device, seed=seed) for seed, n in enumerate((tokens, vocab)))
     targets = torch.randint(vocab, (tokens,), device=device)
@@ -195,8 +204,7 @@ def _cross_entropy(device: torch.device, scale: int) -> Case:
         COMPILED: lambda: prepared(torch.compile(whole, dynamic=False)),
         EAGER: lambda: prepared(whole),
     }
-    shape = {"tokens": tokens, "d_model": width, "vocab": vocab}
-    return _case("cross_entropy", tokens, works, shape, device, unit="tokens/s")
+    return Kernel(tokens, works, {"tokens": tokens, "d_model": width, "vocab": vocab}, unit="tokens/s")
 
 
 def _random(*shape: int, device: torch.device, seed: int) -> Tensor:
@@ -204,14 +212,7 @@ def _random(*shape: int, device: torch.device, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)
 
 
-def _case(
-    name: str,
-    amount: float,
-    works: dict[str, Callable[[], Work]],
-    shape: dict[str, Any],
-    device: torch.device,
-    unit: str = "GB/s",
-) -> Case:
+def _case(name: str, kernel: Kernel, device: torch.device) -> Case:
     def prepared(make: Callable[[], Work]) -> Callable[[], Observation]:
         work = make()
         compared = False
@@ -229,14 +230,14 @@ def _case(
 
     return Case(
         name=name,
-        amount=amount / 1e9 if unit == "GB/s" else amount,
-        unit=unit,
+        amount=kernel.amount,
+        unit=kernel.unit,
         contenders=[
             Contender(name=each, prepare=functools.partial(prepared, make), packages=("torch", "triton"))
-            for each, make in works.items()
+            for each, make in kernel.works.items()
         ],
         difference=_difference,
-        input=shape,
+        input=kernel.shape,
     )
 
 
@@ -249,7 +250,7 @@ def _difference(ours: Observation | list[Tensor], theirs: Observation | list[Ten
     return None
 
 
-CASES: dict[str, Callable[[torch.device, int], Case]] = {
+KERNELS: dict[str, Callable[[torch.device, int], Kernel]] = {
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
     "rope": _rope,

@@ -259,7 +259,7 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     ),
     profiling=ProfilingConfig(),
     parallel=ParallelConfig(),
-    full_step=FullStepConfig(),
+    full_step=FullStepConfig(keep_attention=True),
     fetch=True,
     max_training_seconds=3_600,
 )
