@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cs336.files import UserError, creating, write_json
+from cs336.files import UserError, creating
 
 if TYPE_CHECKING:
     from cs336.scaling.measurements import Measurements
     from cs336.scaling.parametric import ParametricLaw
-
-FITS_FILE, PAGE_FILE, RUNS_FILE = "fits.json", "fits.md", "isoflops.json"
 
 _FIT = """Fit scaling laws to measured losses and predict the best model for other budgets.
 
@@ -110,25 +108,17 @@ def _exercise(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace, name: str, runs: Measurements, truth: ParametricLaw | None = None) -> None:
-    from cs336.scaling.exercise import as_records
     from cs336.scaling.fits import fit_all
-    from cs336.scaling.plots import LINE_END, draw_all
-    from cs336.scaling.summary import TARGETS, page, summarize
+    from cs336.scaling.summary import TARGETS, page, write_fits
 
     if options.draws < 0:
         raise UserError(f"--draws is {options.draws}; give 0 or more")
-    targets = options.at or TARGETS
     with creating(options.out) as folder:
         fits = fit_all(runs, num_draws=options.draws, seed=options.seed)
         if not fits.fits:
             reasons = "; ".join(f"{approach}: {reason}" for approach, reason in fits.left_out.items())
             raise UserError(f"{name}: no approach can be fitted to its {len(runs.losses)} runs ({reasons})")
-        summary = summarize(fits, targets, level=options.level, truth=truth)
-        write_json(folder / FITS_FILE, summary)
-        (folder / PAGE_FILE).write_text(page(summary), encoding="utf-8")
-        draw_all(fits, folder, until=max(LINE_END, *targets), truth=truth)
-        if truth is not None:
-            write_json(folder / RUNS_FILE, as_records(runs))
+        summary = write_fits(fits, folder, options.at or TARGETS, level=options.level, truth=truth)
     print(page(summary))
     print(f"numbers, page and plots: {options.out}")
 

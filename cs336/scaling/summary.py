@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cs336.files import write_json
 from cs336.profiling.tables import markdown_table
+from cs336.scaling.exercise import as_records
 from cs336.scaling.fits import PARAMETRIC, Fit, Fits
 from cs336.scaling.parametric import ParametricLaw
+from cs336.scaling.plots import LINE_END, draw_all
 from cs336.scaling.power_law import Frontier, Number, PowerLaw
 from cs336.scaling.uncertainty import interval
 
+FITS_FILE, PAGE_FILE, RUNS_FILE = "fits.json", "fits.md", "isoflops.json"
 TARGETS = (1e23, 1e24)  # budgets that the exercise asks for
 RAW, EXACT = "lowest run, raw-space", "exact law"
 _LAW_NUMBERS = ("E", "A", "B", "alpha", "beta")
@@ -41,6 +46,28 @@ def summarize(
         frontier = truth.frontier()
         exact = _frontier(frontier, None, targets, level)
         summary["exact"] = exact | {"law": {name: float(getattr(truth, name)) for name in _LAW_NUMBERS}}
+    return summary
+
+
+def write_fits(
+    fits: Fits,
+    folder: Path,
+    targets: Sequence[float] = TARGETS,
+    *,
+    level: float = 0.95,
+    truth: ParametricLaw | None = None,
+) -> dict[str, Any]:
+    """Write fits.json, fits.md and the plots; where the law is known, the runs, too, in the handout's format.
+
+    Returns:
+        The summary.
+    """
+    summary = summarize(fits, targets, level=level, truth=truth)
+    write_json(folder / FITS_FILE, summary)
+    (folder / PAGE_FILE).write_text(page(summary), encoding="utf-8")
+    draw_all(fits, folder, until=max(LINE_END, *targets), truth=truth)
+    if truth is not None:
+        write_json(folder / RUNS_FILE, as_records(fits.runs))
     return summary
 
 
