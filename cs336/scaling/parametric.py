@@ -86,7 +86,7 @@ def fit_parametric(runs: Measurements, starts: Array = STARTS) -> ParametricLaw:
     """
     if len(runs.losses) < _NUM_NUMBERS or len(np.unique(runs.parameters)) < 2 or len(np.unique(runs.tokens)) < 2:
         raise CannotFit(f"the law has {_NUM_NUMBERS} numbers; {len(runs.losses)} runs of these sizes do not fix them")
-    problem = _Problem(runs, np.ones((1, len(runs.losses))))
+    problem = HuberObjective(runs, np.ones((1, len(runs.losses))))
 
     def objective(points: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
         return problem(points, np.zeros_like(which))
@@ -106,13 +106,13 @@ def fit_parametric_draws(runs: Measurements, weights: ArrayLike, best: Parametri
         best: of `fit_parametric` on the same runs.
     """
     weights = np.asarray(weights, dtype=np.float64)
-    problem = _Problem(runs, weights)
+    problem = HuberObjective(runs, weights)
     start = np.array([np.log(best.A), np.log(best.B), np.log(best.E), best.alpha, best.beta])
     found = lbfgs.minimize(problem, problem.centred(np.repeat(start[None], len(weights), axis=0)))
     return problem.law(found.points, found.values)
 
 
-class _Problem:
+class HuberObjective:
     """The objective and its gradient, for points in coordinates where ln N and ln D are centred.
 
     There a and alpha, and b and beta, hardly depend on each other, which saves most of the iterations; the starts and

@@ -13,7 +13,7 @@ from cs336.scaling.parametric import (
     HUBER_DELTA,
     STARTS,
     ParametricLaw,
-    _Problem,
+    HuberObjective,
     fit_parametric,
     fit_parametric_draws,
 )
@@ -57,7 +57,7 @@ def test_the_grid_of_starts_is_the_papers():
 
 def test_value_and_gradient_are_the_specifications(noisy):
     weights = bootstrap_weights(noisy, 3, seed=1)
-    problem = _Problem(noisy, weights)
+    problem = HuberObjective(noisy, weights)
     points = numbers_of(LAW) + np.random.default_rng(2).normal(0, 0.01, (3, 5))
     which = np.array([2, 0, 1])
     values, gradients = problem(problem.centred(points), which)
@@ -86,7 +86,7 @@ def test_no_search_of_scipys_ends_lower(noisy, fitted):
 
 
 def test_no_start_run_to_the_end_is_lower(noisy, fitted):
-    problem = _Problem(noisy, np.ones((1, len(noisy.losses))))
+    problem = HuberObjective(noisy, np.ones((1, len(noisy.losses))))
     ends = lbfgs.minimize(lambda points, which: problem(points, np.zeros_like(which)), problem.centred(STARTS))
     assert ends.values.min() == pytest.approx(fitted.huber, rel=1e-9)
     assert (ends.values < 1.01 * fitted.huber).sum() > 1_000  # not by luck: a third of the starts lead there
