@@ -1,6 +1,6 @@
 """Bootstrap draws of the parametric scaling law: all at once by our L-BFGS, and one by one by SciPy's.
 
-Case `draws`: 72 runs of the course's exercise with 1 % of noise; each draw begins at the fit to all runs. Same objective,
+Case `draws`: 72 runs of the exercise with 1 % of noise; each draw begins at the fit to all runs. Same objective,
 gradient and start for both; the draws' objectives must agree to 1e-6 before anything is timed. The figure is draws a
 second. With --draws 1000, ours must not take 20 seconds.
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import OURS, Case, Contender, Unavailable
 from cs336.scaling.exercise import exercise_runs
 from cs336.scaling.measurements import Measurements
-from cs336.scaling.parametric import ParametricLaw, HuberObjective, fit_parametric, fit_parametric_draws
+from cs336.scaling.parametric import HuberObjective, ParametricLaw, fit_parametric, fit_parametric_draws
 from cs336.scaling.uncertainty import bootstrap_weights
 
 NOISE = 0.01  # of the losses

@@ -12,8 +12,8 @@ from cs336.scaling.measurements import CannotFit, measurements
 from cs336.scaling.parametric import (
     HUBER_DELTA,
     STARTS,
-    ParametricLaw,
     HuberObjective,
+    ParametricLaw,
     fit_parametric,
     fit_parametric_draws,
 )
