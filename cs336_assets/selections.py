@@ -33,4 +33,6 @@ KERNELS = {
         *("checkpointing_study", "precision_answers"),
     )
 }
-SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS
+# Scaling laws need nothing that the other jobs make.
+SCALING = {"scaling_exercise": ("scaling_exercise",)}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING

@@ -1,0 +1,1 @@
+"""Scaling laws: fit measured losses, predict the best size at a budget nobody has paid for yet."""
