@@ -14,7 +14,7 @@ from cs336.tokens.shards import TOKEN_DTYPE
 VOCABULARY = 64
 
 
-def small_cell(steps: int = 12, **changes) -> Cell:
+def small_cell(*, steps: int = 12, **changes) -> Cell:
     """A cell of so many steps."""
     cell = Cell(
         d_model=16,
