@@ -77,7 +77,7 @@ def test_a_cell_that_two_groups_ask_for_is_trained_once(tmp_path):
 TOO_WIDE = "aspect ratio 512 is not within 32 and 128; mark its group as a probe"
 TOO_FEW = "profile 1e+14 at batch 128: 4 sizes, needs 5; add shapes, or say why in one_sided"
 NONE_BELOW = "profile 1e+12 at batch 128: no size below the expected minimum at 3.04e+05; add smaller shapes"
-NONE_ABOVE = "profile 3e+15 at batch 128: no size above the expected minimum at 8.75e+06; add larger shapes"
+NONE_ABOVE = "profile 3e+15 at batch 128: no size above the expected minimum at 8.77e+06; add larger shapes"
 TOO_OFTEN = "1e14-128x2x2-b128-lr0.001: reads the text 0.42 times, more than 0.4; take a larger size"
 TOO_LONG = "1e14-128x2x2-b128-lr0.001: 646 steps, more than 600; take a larger size or batch"
 
