@@ -33,4 +33,6 @@ KERNELS = {
         *("checkpointing_study", "precision_answers"),
     )
 }
-SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS
+# Many small models, for a GPU; `python -m cs336.scaling.runner` trains the same cells without the graph, packed.
+SCALING = {"scaling": ("isoflop_runs", "isoflop_profiles")}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING

@@ -39,6 +39,17 @@ HEAD_SIZES = (32, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """Which grid a preset trains.
+
+    Attributes:
+        grid: its name or the path of its file; see `find_grid`.
+    """
+
+    grid: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """The product of some lists.
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cs336.cli import main as cli
 from cs336.files import UserError
 from cs336.scaling.grid import GRIDS, find_grid, problems, profiles, read_grid
 from cs336.scaling.plan import Rate, plan_lines, shapes
@@ -156,3 +157,13 @@ def test_packing_hides_what_the_host_does_but_not_the_devices_work():
     assert rate.elapsed(cells, packed=1) == pytest.approx(device + host)
     assert rate.elapsed(cells, packed=2) == pytest.approx(max(device, (device + host) / 2))
     assert rate.elapsed(cells, packed=100) == pytest.approx(device)
+
+
+def test_the_command_prints_plan_and_problems(tmp_path, capsys):
+    path = written(tmp_path)
+    assert cli(["scaling", "plan", str(path), "--cells"]) == 0
+    assert "10 runs" in capsys.readouterr().out
+    path.write_text(GRID.replace("max_steps = 2_000", "max_steps = 600"))
+    assert cli(["scaling", "plan", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [TOO_LONG] and "expected on one H100" in captured.out
