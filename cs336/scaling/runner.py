@@ -1,4 +1,4 @@
-"""`python -m cs336.scaling.runner`: trains the cells of a grid on one device and appends their rows to a file.
+"""Trains the cells of a grid on one device and appends their rows to a file.
 
     python -m cs336.scaling.runner --grid h100 --tokens FOLDER --rows runs.jsonl --packed 3 --minutes 20
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -43,7 +44,7 @@ from cs336.scaling.windows import Text, WindowOrder
 OUT_OF_MEMORY = "out of memory"
 DIVERGED = "diverged"
 _LIBRARY = Path(__file__).parents[1]
-# Whose code a loss depends on, as files: the machine that trains may have no repository.
+# What a loss depends on, as files: the machine that trains may have no repository.
 _CODE: tuple[str, ...] = (
     "scaling/recipe.py",
     "scaling/trainer.py",
@@ -132,11 +133,12 @@ def unfinished(cells: Iterable[Cell], rows: Path, data: str) -> list[Cell]:
 def train_shape(cells: Sequence[Cell], text: Text, settings: Settings, say: Say) -> None:
     """Train cells of one shape, batch size and precision, one after the other; each appends its row when it ends.
 
-    A loss that stops being a number and a lack of memory are rows, too. Cells that are not expected to end before the
-    deadline are left out; one that does not is stopped, and goes on next time.
+    A loss that stops being a number and a lack of memory are rows, too. Cells that would not end before the deadline
+    are left out; one that does not is stopped.
     """
     device = pick_device(settings.device)
-    rate, slower = Rate(), 1.0 if device.type == "cuda" else 0.0  # no expectation for a CPU before its first run
+    # How much slower than the plan's rate: by the last run, before the first one as if the others had their shares.
+    rate, slower = Rate(), float(settings.packed) if device.type == "cuda" else 0.0
     trainer: Trainer | None = None
     for cell in cells:
         if time.time() + slower * rate.seconds(cell) > settings.deadline:
@@ -144,8 +146,7 @@ def train_shape(cells: Sequence[Cell], text: Text, settings: Settings, say: Say)
         key = config_hash(cell, text.checksum)
         start = time.perf_counter()
         try:
-            if trainer is None:
-                trainer = Trainer(cell, text, device, record=settings.record)
+            trainer = trainer or Trainer(cell, text, device, record=settings.record)
             outcome = trainer.run(
                 cell,
                 checkpoint=settings.checkpoints / f"{key}.pt",
@@ -166,6 +167,7 @@ def train_shape(cells: Sequence[Cell], text: Text, settings: Settings, say: Say)
             slower = outcome.seconds / rate.seconds(cell)
         say(run_line(cell, run))
     del trainer
+    gc.collect()  # an unrecorded trainer refers to itself
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -235,7 +237,7 @@ def _share(tasks: Sequence[Sequence[Cell]], folders: Sequence[Path], settings: S
         UserError: a process died; what the others trained is kept.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    waiting, lines = context.SimpleQueue(), context.Queue()
+    waiting, lines = context.Queue(), context.Queue()
     workers = [
         context.Process(target=_work, args=(waiting, lines, list(folders), settings), daemon=True)
         for _ in range(min(settings.packed, len(tasks)))
@@ -253,6 +255,7 @@ def _share(tasks: Sequence[Sequence[Cell]], folders: Sequence[Path], settings: S
             if worker.is_alive():
                 worker.terminate()
             worker.join()
+        waiting.cancel_join_thread()  # of shapes that nobody will take
     if any(worker.exitcode for worker in workers):
         codes = ", ".join(str(worker.exitcode) for worker in workers)
         raise UserError(f"{settings.rows}: a process died (exit codes {codes}); what is trained is kept, run again")

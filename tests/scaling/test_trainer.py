@@ -26,7 +26,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_losses_are_those_of_a_plain_loop_over_the_projects_parts(text):
+def test_losses_are_those_of_a_plain_loop_over_the_projects_parts(text, monkeypatch):
+    monkeypatch.setattr("cs336.scaling.recipe.MAX_GRAD_NORM", 0.2)  # so small a model's gradients stay below 1
     cell = small_cell(steps=30, learning_rate=2e-2)
     torch.manual_seed(cell.seed)
     model = TransformerLM(model_config(cell)).train().use_attention_kernel("fused").fuse()
@@ -38,7 +39,7 @@ def test_losses_are_those_of_a_plain_loop_over_the_projects_parts(text):
         optimizer.zero_grad()
         loss = cross_entropy(model(inputs), targets)
         loss.backward()
-        clip_gradients(model.parameters(), 1.0)
+        clip_gradients(model.parameters(), 0.2)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         losses.append(loss.item())
