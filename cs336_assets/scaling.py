@@ -12,8 +12,9 @@ from cs336.files import write_json
 from cs336.presets import Preset
 from cs336.scaling.cell import Cell
 from cs336.scaling.grid import ScalingConfig, find_grid
-from cs336.scaling.runner import Settings, train_cells
+from cs336.scaling.runner import Settings, train_shape, unfinished
 from cs336.scaling.runs import Run, append_run, read_runs
+from cs336.scaling.windows import Text
 from cs336.tokenizer.bpe import Tokenizer
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
@@ -33,7 +34,7 @@ def _cells(preset: Preset) -> Mapping[str, Cell]:
     cells=_cells,
     resumable=True,
     pool="gpu",
-    runs=(train_cells,),
+    runs=(train_shape,),
 )
 def isoflop_runs(step: Step, token_shards: list[Path], tokenizer: Path, cell: Cell, scaling: ScalingConfig) -> Metadata:
     """One run of the preset's scaling grid: the model of 2025 at one size, budget, batch size and learning rate.
@@ -41,13 +42,13 @@ def isoflop_runs(step: Step, token_shards: list[Path], tokenizer: Path, cell: Ce
     Its row holds the losses, real FLOPs beside nominal ones, and how often the text was read. A loss that stops being
     a number is a result. A run that was interrupted goes on where its last state was saved.
     """
-    rows = step.folder / ROWS_FILE
-    settings = Settings(rows=rows, device=step.device)
+    settings = Settings(rows=step.folder / ROWS_FILE, device=step.device)
     trained = dataclasses.replace(cell, vocab_size=Tokenizer.load(tokenizer).vocab_size)
-    train_cells([trained], token_shards, settings, max_epochs=find_grid(scaling.grid).max_epochs, say=print)
+    text = Text.open(token_shards)
+    text.check([trained], max_epochs=find_grid(scaling.grid).max_epochs)
+    train_shape(unfinished([trained], settings.rows, text.checksum), text, settings, print)
     shutil.rmtree(settings.checkpoints, ignore_errors=True)
-    run = read_runs(rows)[-1]
-    return _shown(run)
+    return _shown(read_runs(settings.rows)[-1])
 
 
 @asset(group="scaling", kinds={"python"}, owner="team:models")

@@ -104,16 +104,15 @@ def train_cells(
     """
     text = Text.open(folders)
     waiting = unfinished(cells, settings.rows, text.checksum)
-    _check_text(waiting, text, max_epochs)
+    text.check(waiting, max_epochs=max_epochs)
     say(f"{len(waiting)} runs to train on {len(text.train):,} tokens, {settings.packed} at a time")
     if not waiting:
         return []
     before, start = len(_rows(settings.rows)), time.perf_counter()
     tasks = sorted(shapes(waiting).values(), key=lambda each: -sum(map(Rate().seconds, each)))
     if settings.packed == 1:
-        with _threads(settings):
-            for task in tasks:
-                train_shape(task, text, settings, say)
+        for task in tasks:
+            train_shape(task, text, settings, say)
     else:
         _share(tasks, folders, settings, say)
     elapsed = time.perf_counter() - start
@@ -136,40 +135,41 @@ def train_shape(cells: Sequence[Cell], text: Text, settings: Settings, say: Say)
     A loss that stops being a number and a lack of memory are rows, too. Cells that would not end before the deadline
     are left out; one that does not is stopped.
     """
-    device = pick_device(settings.device)
-    # How much slower than the plan's rate: by the last run, before the first one as if the others had their shares.
-    rate, slower = Rate(), float(settings.packed) if device.type == "cuda" else 0.0
-    trainer: Trainer | None = None
-    for cell in cells:
-        if time.time() + slower * rate.seconds(cell) > settings.deadline:
-            continue
-        key = config_hash(cell, text.checksum)
-        start = time.perf_counter()
-        try:
-            trainer = trainer or Trainer(cell, text, device, record=settings.record)
-            outcome = trainer.run(
-                cell,
-                checkpoint=settings.checkpoints / f"{key}.pt",
-                save_seconds=settings.save_seconds,
-                deadline=settings.deadline,
-            )
-            failure = f"{DIVERGED}: {outcome.diverged}" if outcome.diverged else FINISHED
-        except OutOfTime:
-            say(f"{cell.name}: stopped at the deadline, to go on next time")
-            continue
-        except torch.OutOfMemoryError as error:
-            outcome, failure = Outcome(), f"{OUT_OF_MEMORY}: {str(error).splitlines()[0]}"
-            trainer = None
-        outcome.seconds = outcome.seconds or time.perf_counter() - start
-        run = _row(cell, outcome, failure, key, text, device, settings)
-        append_run(settings.rows, run)
-        if run.finished and cell.steps:
-            slower = outcome.seconds / rate.seconds(cell)
-        say(run_line(cell, run))
-    del trainer
-    gc.collect()  # an unrecorded trainer refers to itself
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    with _threads(settings):
+        device = pick_device(settings.device)
+        # How much slower than the plan's rate: by the last run, before the first one as if the others had their shares.
+        rate, slower = Rate(), float(settings.packed) if device.type == "cuda" else 0.0
+        trainer: Trainer | None = None
+        for cell in cells:
+            if time.time() + slower * rate.seconds(cell) > settings.deadline:
+                continue
+            key = config_hash(cell, text.checksum)
+            start = time.perf_counter()
+            try:
+                trainer = trainer or Trainer(cell, text, device, record=settings.record)
+                outcome = trainer.run(
+                    cell,
+                    checkpoint=settings.checkpoints / f"{key}.pt",
+                    save_seconds=settings.save_seconds,
+                    deadline=settings.deadline,
+                )
+                failure = f"{DIVERGED}: {outcome.diverged}" if outcome.diverged else FINISHED
+            except OutOfTime:
+                say(f"{cell.name}: stopped at the deadline, to go on next time")
+                continue
+            except torch.OutOfMemoryError as error:
+                outcome, failure = Outcome(), f"{OUT_OF_MEMORY}: {str(error).splitlines()[0]}"
+                trainer = None
+            outcome.seconds = outcome.seconds or time.perf_counter() - start
+            run = _row(cell, outcome, failure, key, text, device, settings)
+            append_run(settings.rows, run)
+            if run.finished and cell.steps:
+                slower = outcome.seconds / rate.seconds(cell)
+            say(run_line(cell, run))
+        del trainer
+        gc.collect()  # an unrecorded trainer refers to itself
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _row(
@@ -264,9 +264,8 @@ def _share(tasks: Sequence[Sequence[Cell]], folders: Sequence[Path], settings: S
 def _work(waiting: Any, lines: Any, folders: list[Path], settings: Settings) -> None:
     die_with_parent()
     text = Text.open(folders)
-    with _threads(settings):
-        while (task := waiting.get()) is not None:
-            train_shape(task, text, settings, lines.put)
+    while (task := waiting.get()) is not None:
+        train_shape(task, text, settings, lines.put)
 
 
 @contextlib.contextmanager
@@ -278,19 +277,6 @@ def _threads(settings: Settings) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _check_text(cells: Sequence[Cell], text: Text, max_epochs: float) -> None:
-    for cell in cells:
-        windows = (len(text.train) - 1) // cell.context_length
-        epochs = cell.tokens / max(1, windows * cell.context_length)
-        if not windows or epochs > max_epochs * 1.001:
-            raise UserError(
-                f"{cell.name} would read the {len(text.train):,} training tokens {epochs:.2f} times, more than the"
-                f" grid's {max_epochs:g}; give more text, or leave the cell out"
-            )
-    for vocab_size in {cell.vocab_size for cell in cells}:
-        text.check_vocabulary(vocab_size)
 
 
 def _session(runs: Sequence[Run], elapsed: float, settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from cs336.files import UserError
+from cs336.scaling.cell import Cell
 from cs336.tokens.shards import TokenArray, concatenate
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _HASHED_TOKENS = 1 << 24  # at a time
+_ROUNDING = 1.001
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,33 @@ class Text:
                 raise UserError(f"{', '.join(map(str, folders))}: {len(tokens)} {name} tokens; give more text")
         return cls(train, valid, _checksum((train, valid)))
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Every token has an entry.
+    def check(self, cells: Iterable[Cell], *, max_epochs: float) -> None:
+        """Whether the text is long enough for some cells, and of their vocabulary.
+
+        Args:
+            max_epochs: that a cell may read it.
 
         Raises:
-            UserError: a token is beyond `vocab_size`.
+            UserError: it is not.
         """
+        cells = list(cells)
+        for cell in cells:
+            windows = (len(self.train) - 1) // cell.context_length
+            epochs = cell.tokens / max(1, windows * cell.context_length)
+            # The grid counts tokens, and windows leave the last few of a text out.
+            if not windows or epochs > max_epochs * _ROUNDING:
+                raise UserError(
+                    f"{cell.name} would read the {len(self.train):,} training tokens {epochs:.2f} times, more than the"
+                    f" grid's {max_epochs:g}; give more text, or leave the cell out"
+                )
         largest = max(
             int(tokens[start : start + _HASHED_TOKENS].max())
             for tokens in (self.train, self.valid)
             for start in range(0, len(tokens), _HASHED_TOKENS)
         )
-        if largest >= vocab_size:
-            raise UserError(f"token {largest:,} is beyond the grid's vocabulary of {vocab_size:,}; encode it again")
+        for vocab_size in {cell.vocab_size for cell in cells}:
+            if largest >= vocab_size:
+                raise UserError(f"token {largest:,} is beyond the grid's vocabulary of {vocab_size:,}; encode it again")
 
 
 class WindowOrder:
@@ -115,12 +130,6 @@ def read_windows(
     places = torch.arange(context_length + 1, device=resident.device)
     windows = resident[starts.unsqueeze(-1) + places].to(torch.int64) & 0xFFFF
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-
-
-def max_epochs_of(cells_tokens: Iterable[int], num_tokens: int, context_length: int) -> float:
-    """How often the longest of some runs reads a text of `num_tokens`."""
-    windows = max(1, (num_tokens - 1) // context_length)
-    return max((math.ceil(tokens / context_length) / windows for tokens in cells_tokens), default=0.0)
 
 
 def _checksum(arrays: Iterable[TokenArray]) -> str:

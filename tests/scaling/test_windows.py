@@ -5,6 +5,7 @@ import torch
 from cs336.files import UserError
 from cs336.scaling.windows import Text, WindowOrder, on_device, read_windows
 from cs336.tokens.shards import TOKEN_DTYPE
+from tests.scaling.conftest import small_cell
 
 
 def test_each_epoch_reads_every_window_once_in_an_order_of_its_own():
@@ -62,5 +63,5 @@ def test_the_checksum_tells_texts_apart_and_not_how_they_are_cut(tmp_path):
     assert one.checksum != made("other", [1, 2, 4, 3]).checksum
     assert train_only("again", [1, 2, 3, 4]) == (one.checksum, 4)
     with pytest.raises(UserError, match="token 4 is beyond the grid's vocabulary of 4"):
-        one.check_vocabulary(4)
-    one.check_vocabulary(5)
+        one.check([small_cell(compute_budget=1.0, vocab_size=4, context_length=2)], max_epochs=1)
+    one.check([small_cell(compute_budget=1.0, vocab_size=5, context_length=2)], max_epochs=1)
