@@ -145,24 +145,24 @@ def softmax(x: Tensor, dim: int) -> Tensor:
     return weights / weights.sum(dim=dim, keepdim=True)
 
 
-def dropout(x: Tensor, rate: float, *, fused: bool = False) -> Tensor:
+def dropout(x: Tensor, rate: float) -> Tensor:
     """Zero each element with probability `rate` and scale the others so that the mean stays.
 
     Draws from PyTorch's global generator, which `torch.manual_seed` seeds. Only for training: the
     caller asks its module's `training`.
 
-    Args:
-        fused: by PyTorch's own kernel, which draws in the pass that multiplies; other numbers are drawn.
-
     Source: Srivastava et al. 2014, jmlr.org/papers/v15/srivastava14a.html.
     """
     if rate == 0:
         return x
-    if fused:
-        return nn.functional.dropout(x, rate)
     # Compared in fp32: in bf16 the draw itself would be too coarse for a rate such as 0.1.
     kept = torch.rand(x.shape, device=x.device) >= rate
     return x * kept / (1 - rate)
+
+
+def fused_dropout(x: Tensor, rate: float) -> Tensor:
+    """The same by PyTorch's own kernel, which draws in the pass that multiplies; it draws other numbers."""
+    return nn.functional.dropout(x, rate)
 
 
 class SwiGLU(nn.Module):

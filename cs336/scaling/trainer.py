@@ -230,7 +230,7 @@ class Trainer:
     def _new_model(self, seed: int) -> TransformerLM:
         torch.manual_seed(seed)
         model = TransformerLM(model_config(self._cell), device=self.device).train()
-        return model.use_attention_kernel("fused").fuse()
+        return model.use_attention_kernel("fused").fuse(dropout=True)
 
     @torch.no_grad()
     def _begin(self, seed: int) -> None:

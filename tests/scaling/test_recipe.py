@@ -106,7 +106,7 @@ def test_dropout_acts_where_the_description_says_in_training_alone(fused):
     """The spread of outputs over draws is that of the plain model; without training there is none."""
     cell = small_cell()
     model, plain, _ = made_models(cell)
-    model.fuse(fused)
+    model.fuse(fused, dropout=fused)
     ids = torch.randint(cell.vocab_size, (1, cell.context_length))
     spreads = []
     for each in (model, plain):

@@ -30,7 +30,7 @@ def test_losses_are_those_of_a_plain_loop_over_the_projects_parts(text, monkeypa
     monkeypatch.setattr("cs336.scaling.recipe.MAX_GRAD_NORM", 0.2)  # so small a model's gradients stay below 1
     cell = small_cell(steps=30, learning_rate=2e-2)
     torch.manual_seed(cell.seed)
-    model = TransformerLM(model_config(cell)).train().use_attention_kernel("fused").fuse()
+    model = TransformerLM(model_config(cell)).train().use_attention_kernel("fused").fuse(dropout=True)
     optimizer = AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     order, tokens = WindowOrder(len(text.train), cell.context_length, cell.seed), on_device(text.train, CPU)
     losses = []
