@@ -33,6 +33,7 @@ KERNELS = {
         *("checkpointing_study", "precision_answers"),
     )
 }
-# Scaling laws need nothing that the other jobs make.
-SCALING = {"scaling_exercise": ("scaling_exercise",)}
+# Many small models, for a GPU; `python -m cs336.scaling.runner` trains the same cells without the graph, packed. The
+# exercise needs nothing that the other jobs make.
+SCALING = {"scaling": ("isoflop_runs", "isoflop_profiles"), "scaling_exercise": ("scaling_exercise",)}
 SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING

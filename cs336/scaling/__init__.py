@@ -1,1 +1,1 @@
-"""Scaling laws: fit measured losses, predict the best size at a budget nobody has paid for yet."""
+"""Scaling: a grid of small models trained for real, laws fitted to it, and predictions from its rows."""

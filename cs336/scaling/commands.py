@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs336.files import UserError, creating
+from cs336.scaling import grid_commands
 
 if TYPE_CHECKING:
     from cs336.scaling.measurements import Measurements
@@ -33,7 +34,7 @@ _PUBLISHED = "Published scaling laws computed again from their published figures
 
 def register(commands: argparse._SubParsersAction) -> None:
     """Add the commands to `cs336`'s parser."""
-    command = commands.add_parser("scaling", help="fit scaling laws to measured losses, predict larger budgets")
+    command = commands.add_parser("scaling", help="plan a grid of small models, fit laws to it, predict larger budgets")
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
     action = _add(actions, "fit", _FIT)
@@ -47,6 +48,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
     action = _add(actions, "published", _PUBLISHED)
     action.set_defaults(run=_published)
+    grid_commands.register(actions)
 
 
 def _add(actions: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
