@@ -73,14 +73,21 @@ class Frontier:
 
     def __post_init__(self) -> None:
         exponents = np.asarray(self.parameters.exponent + self.tokens.exponent)
-        cost = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
-        cost = cost + np.log(FLOPS_PER_PARAMETER_TOKEN)
-        # NaN is a draw without a fit. The cost's tolerance is larger: it is extrapolated from C to 1.
-        if np.any(np.abs(exponents - 1) > _CLOSE) or np.any(np.abs(cost) > 100 * _CLOSE):
+        costs = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
+        costs = costs + np.log(FLOPS_PER_PARAMETER_TOKEN)
+        # NaN is a draw without a fit. Rounding grows with what is summed; that of the cost, extrapolated from C to 1,
+        # is larger.
+        apart = np.abs(exponents - 1) > _CLOSE * _largest(self.parameters.exponent, self.tokens.exponent)
+        scale = _largest(self.parameters.log_coefficient, self.tokens.log_coefficient)
+        if np.any(apart) or np.any(np.abs(costs) > 100 * _CLOSE * scale):
             raise ValueError(
-                f"exponents sum to {exponents}, not 1, or 6 N D is exp({cost}) C, not C;"
+                f"exponents sum to {exponents}, not 1, or 6 N D is exp({costs}) C, not C;"
                 " derive the tokens from the parameters: D = C / (6 N)"
             )
+
+
+def _largest(one: Number, other: Number) -> Number:
+    return np.maximum(1.0, np.maximum(np.abs(one), np.abs(other)))
 
 
 def fit_log_log(x: ArrayLike, y: ArrayLike, use: ArrayLike = True) -> PowerLaw:

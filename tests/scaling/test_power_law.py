@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
+from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.power_law import FlooredLaw, Frontier, PowerLaw, fit_floored, fit_log_log, fit_raw
 
 X = np.array([6e18, 3e19, 1e20, 6e20, 3e21])
@@ -75,3 +76,12 @@ def test_sizes_and_tokens_that_do_not_cost_the_budget_are_an_error():
         Frontier(PowerLaw(0.0, 0.404), PowerLaw(-math.log(6), 0.597), loss)
     with pytest.raises(ValueError, match="6 N D"):
         Frontier(PowerLaw(0.0, 0.5), PowerLaw(0.0, 0.5), loss)
+
+
+def test_a_law_that_hardly_falls_costs_the_budget_too():
+    """As flat runs, or some of their draws, are fitted: log k is 2e10 here, and rounding grows with it."""
+    law = ParametricLaw(2.0, 1e3, 1.0, 1e-10, 3e-10).frontier()
+    assert law.parameters.exponent == pytest.approx(0.75) and abs(law.parameters.log_coefficient) > 1e10
+    draws = PowerLaw(np.array([0.0, 2e10]), np.array([0.5, 0.5]))
+    with pytest.raises(ValueError, match="6 N D"):  # a large log k in one draw excuses no other
+        Frontier(draws, PowerLaw(np.array([0.0, -2e10]), np.array([0.5, 0.5])), FlooredLaw(1.0, 1.0, 1.0))
