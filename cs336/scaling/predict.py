@@ -1,7 +1,4 @@
-"""A prediction from small budgets for a larger one, written down before the larger one is trained; then the check.
-
-The laws are fitted elsewhere: a `Fitter` takes arrays and gives the frontier of the runs and of bootstrap draws.
-"""
+"""A prediction from small budgets for a larger one, written down before the larger one is trained; then the check."""
 
 from __future__ import annotations
 
@@ -11,47 +8,52 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from cs336.files import UserError, read_json, write_json
+from cs336.revision import describe_commit
+from cs336.scaling.accounting import num_parameters, num_tokens
+from cs336.scaling.fits import LOWEST, PARABOLA
 from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
+from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_minima
+from cs336.scaling.measurements import CannotFit, Measurements, measurements
+from cs336.scaling.power_law import Frontier
 from cs336.scaling.runs import Run, finished_runs
+from cs336.scaling.uncertainty import bootstrap_weights, interval
 
 LEVEL = 0.95  # share of the draws in an interval
+NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
+METHOD = (
+    "each budget's best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
+    f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
+)
 _DECIMALS = 5
 
-
-class Points(NamedTuple):
-    """What is fitted: one entry a size and budget."""
-
-    parameters: NDArray[np.float64]
-    compute: NDArray[np.float64]
-    losses: NDArray[np.float64]
+Fitter = Callable[
+    [Measurements], tuple[Frontier, Frontier]
+]  # of the runs, and of bootstrap draws: arrays of one a draw
 
 
-class FittedFrontier(Protocol):
-    """Best size and its loss for any budget; of bootstrap draws, arrays of one number a draw."""
-
-    @property
-    def parameters(self) -> Callable[[float], Any]: ...
-
-    @property
-    def loss(self) -> Callable[[float], Any]: ...
+def _fit(find: Callable[..., Minima], runs: Measurements) -> tuple[Frontier, Frontier]:
+    draws = bootstrap_weights(runs, NUM_DRAWS, SEED)
+    return fit_frontier(find(runs)), fit_frontier(find(runs, draws))
 
 
-class Fitter(Protocol):
-    """Fits a frontier, and the same to bootstrap draws."""
+FITTERS: dict[str, Fitter] = {
+    PARABOLA: partial(_fit, parabola_minima),
+    LOWEST: partial(_fit, lowest_runs),
+}
+METHODS = {
+    PARABOLA: METHOD.format("the vertex of a parabola in log N"),
+    LOWEST: METHOD.format("its lowest run"),
+}
 
-    def __call__(
-        self, parameters: ArrayLike, compute: ArrayLike, losses: ArrayLike
-    ) -> tuple[FittedFrontier, FittedFrontier]: ...
 
-
-def points(runs: Iterable[Run], *, max_budget: float) -> Points:
+def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
     """The runs that a law is fitted to: of each size and budget the best recipe.
 
     Of a recipe (shape, batch size, learning rate) the mean over its seeds counts, so that a lucky seed wins nothing.
@@ -73,63 +75,67 @@ def points(runs: Iterable[Run], *, max_budget: float) -> Points:
     if not best:
         raise UserError(f"no finished run has a budget up to {max_budget:.0e}; train some of the grid first")
     ordered = sorted(best, key=lambda key: (key[1], key[0]))
-    columns = [[key[0] for key in ordered], [key[1] for key in ordered], [best[key] for key in ordered]]
-    return Points(*(np.asarray(column, dtype=np.float64) for column in columns))
+    return measurements(*zip(*((*key, best[key]) for key in ordered), strict=True))
 
 
 def predict(
     runs: Sequence[Run],
-    fitters: Mapping[str, Fitter],
     *,
     target: float,
     max_budget: float,
     shapes: Iterable[tuple[int, int, int]],
     unique_tokens: int,
+    fitters: Mapping[str, Fitter] = FITTERS,
 ) -> dict[str, Any]:
     """Best size and loss at a larger budget, with intervals, and the run that will check them.
 
     Args:
-        fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
         target: nominal FLOPs, above `max_budget`.
         shapes: (d_model, layers, heads) that can be trained; the one nearest to the predicted size is named.
         unique_tokens: of the text, for how often the check reads it.
+        fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
 
     Returns:
-        JSON-like: what is predicted, from which rows, when.
+        JSON-like: what is predicted, how, from which rows, by which commit, when.
 
     Raises:
-        UserError: there are no runs to fit, or a fitter has no answer at the target.
+        UserError: there are no runs to fit, or the first fitter has no answer at the target.
     """
     if target <= max_budget:
         raise UserError(
             f"a prediction for {target:.0e} from budgets up to {max_budget:.0e} predicts nothing; aim higher"
         )
     fitted = points(runs, max_budget=max_budget)
-    predictions = {}
+    first = next(iter(fitters))
+    predictions, left_out = {}, {}
     for name, fitter in fitters.items():
-        frontier, draws = fitter(*fitted)
-        predictions[name] = {
-            "parameters": _estimate(name, frontier.parameters(target), draws.parameters(target)),
-            "loss": _estimate(name, frontier.loss(target), draws.loss(target)),
-        }
-    first, size = next(iter(predictions)), next(iter(predictions.values()))["parameters"]["estimate"]
-    shape = min(shapes, key=lambda each: abs(math.log(12 * each[1] * each[0] ** 2 / size)))
+        try:
+            predictions[name] = _prediction(*fitter(fitted), target)
+        except CannotFit as reason:
+            if name == first:
+                raise UserError(f"no prediction by the {name}: {reason}") from None
+            left_out[name] = str(reason)
+    size = predictions[first]["parameters"]["estimate"]
+    shape = min(shapes, key=lambda each: abs(math.log(num_parameters(each[1], each[0]) / size)))
     used = [run for run in finished_runs(runs) if run.compute_budget <= max_budget]
     best = min((run for run in used if run.compute_budget == fitted.compute.max()), key=lambda run: run.final_loss)
-    parameters = 12 * shape[1] * shape[0] ** 2
+    parameters = num_parameters(shape[1], shape[0])
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": describe_commit(),
         "target_budget": target,
         "max_budget": max_budget,
         "level": LEVEL,
         "approach": first,
+        "method": METHODS.get(first, first),
         "predictions": predictions,
+        "left_out": left_out,
         "check": {
             "shape": "x".join(map(str, shape)),
             "parameters": parameters,
             "batch_size": best.batch_size,  # of the best run at the largest budget
             "learning_rate": best.learning_rate,
-            "epochs": round(target / (6 * parameters) / unique_tokens, 3),
+            "epochs": round(num_tokens(target, parameters) / unique_tokens, 3),
         },
         "num_points": len(fitted.losses),
         "num_rows": len(used),
@@ -164,12 +170,15 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     named = sizes.get(prediction["check"]["parameters"], [])
     predicted = prediction["predictions"][prediction["approach"]]
     return {
+        "prediction_made": prediction["made"],
+        "prediction_commit": prediction["commit"],
         "target_budget": target,
         "losses": {str(size): round(mean, _DECIMALS) for size, mean in means.items()},
         "num_seeds": {str(size): len(losses) for size, losses in sorted(sizes.items())},
         "best_parameters": best,
         "best_at_edge": best in (min(means), max(means)),
         "best_loss": round(means[best], _DECIMALS),
+        "vertex": _vertex(target, means),
         "seed_spread": round(statistics.stdev(named), _DECIMALS) if len(named) > 1 else None,
         "loss_at_predicted_shape": round(statistics.fmean(named), _DECIMALS) if named else None,
         "predicted": predicted,
@@ -202,13 +211,26 @@ def _on_ladder(run: Run) -> bool:
     return all(low <= value <= high for value, (low, high) in ratios)
 
 
-def _estimate(name: str, value: Any, draws: Any) -> dict[str, float]:
-    finite = np.asarray(draws, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    if not math.isfinite(float(value)) or not len(finite):
-        raise UserError(f"{name}: no answer at the target from these runs; train more sizes or budgets")
-    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"estimate": float(value), "low": float(low), "high": float(high), "num_draws": len(finite)}
+def _prediction(frontier: Frontier, draws: Frontier, target: float) -> dict[str, dict[str, float]]:
+    return {
+        name: _estimate(float(getattr(frontier, name)(target)), getattr(draws, name)(target))
+        for name in ("parameters", "loss")
+    }
+
+
+def _estimate(value: float, draws: Any) -> dict[str, float]:
+    found = interval(draws, LEVEL)
+    if not math.isfinite(value) or found is None:
+        raise CannotFit("it has no answer at the target; train more sizes or budgets")
+    return {"estimate": value, "low": found.low, "high": found.high, "num_draws": int(np.isfinite(draws).sum())}
+
+
+def _vertex(target: float, means: Mapping[int, float]) -> dict[str, float] | None:
+    """Of a parabola through the check's losses, which are few sizes; None where they do not bracket it."""
+    minima = parabola_minima(measurements(means, [target] * len(means), means.values()))
+    if not minima.bracketed[0]:
+        return None
+    return {"parameters": float(minima.parameters[0]), "loss": round(float(minima.losses[0]), _DECIMALS)}
 
 
 def _within(value: float, predicted: Mapping[str, float]) -> bool:

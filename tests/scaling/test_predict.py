@@ -1,22 +1,32 @@
-"""Predictions from rows that follow a published law, and their check; the fitter here is the plainest there is."""
+"""Predictions from rows that follow a published law, and their check; one fitter here is the plainest there is."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from cs336.cli import main
 from cs336.files import UserError, read_json
-from cs336.scaling.predict import check, points, predict, write_prediction
+from cs336.revision import describe_commit
+from cs336.scaling.grid import find_grid
+from cs336.scaling.measurements import CannotFit
+from cs336.scaling.parametric import ParametricLaw
+from cs336.scaling.predict import FITTERS, check, points, predict, write_prediction
+from cs336.scaling.runs import append_run
 from tests.scaling.test_runs import made_run
 
 BUDGETS = (1e13, 1e14, 1e15)
+WIDE_BUDGETS = (1e13, 3e13, 1e14, 3e14, 1e15)
 SHAPES = [(width, layers, width // 32) for width, layers in ((64, 2), (128, 2), (128, 4), (256, 4), (384, 6), (512, 8))]
 
 
+# Chinchilla's form with coefficients that put the minima of small budgets between the sizes here.
+LAW = ParametricLaw(1.7, 400, 800, 0.34, 0.34)
+
+
 def law(parameters, compute):
-    """Chinchilla's form with coefficients that put the minima of small budgets between the sizes here."""
-    tokens = compute / (6 * parameters)
-    return 1.7 + 400 / parameters**0.34 + 800 / tokens**0.34
+    return LAW(parameters, compute / (6 * parameters))
 
 
 def made_rows(budgets=BUDGETS, **changes):
@@ -44,8 +54,10 @@ class Lines:
         return np.exp(np.polynomial.polynomial.polyval(np.log(compute), self.height))
 
 
-def fit_lines(parameters, compute, losses):
+def fit_lines(runs):
     """The parabola's vertex at each budget, and lines through them; draws leave one size out at a time."""
+
+    parameters, compute, losses = runs
 
     def fitted(kept):
         sizes, heights, budgets = [], [], np.unique(compute)
@@ -63,8 +75,8 @@ def fit_lines(parameters, compute, losses):
 
 
 def made_prediction(rows, **changes):
-    settings = {"target": 1e16, "max_budget": 1e15, "shapes": SHAPES, "unique_tokens": 30_000_000} | changes
-    return predict(rows, {"lines": fit_lines}, **settings)
+    settings = {"target": 1e16, "max_budget": 1e15, "shapes": SHAPES, "unique_tokens": 30_000_000}
+    return predict(rows, **(settings | {"fitters": {"lines": fit_lines}} | changes))
 
 
 def test_the_best_recipe_of_a_size_and_budget_counts_by_the_mean_of_its_seeds():
@@ -85,7 +97,7 @@ def test_the_best_recipe_of_a_size_and_budget_counts_by_the_mean_of_its_seeds():
 def test_a_prediction_is_what_the_fitter_says_and_names_the_run_that_checks_it():
     rows = made_rows()
     prediction = made_prediction([*rows, *made_rows((1e16,), final_loss=0.5)])
-    frontier, draws = fit_lines(*points(rows, max_budget=1e15))
+    frontier, draws = fit_lines(points(rows, max_budget=1e15))
     size, loss = (prediction["predictions"]["lines"][name] for name in ("parameters", "loss"))
     assert size["estimate"] == pytest.approx(frontier.parameters(1e16)) and loss["estimate"] == frontier.loss(1e16)
     assert size["low"] <= size["estimate"] <= size["high"]
@@ -104,15 +116,41 @@ def test_a_prediction_that_needs_no_extrapolation_or_has_no_answer_is_refused():
     with pytest.raises(UserError, match="predicts nothing"):
         made_prediction(made_rows(), target=1e15)
     nowhere = Lines(np.array([np.nan, 0.0]), np.array([0.0, 0.0]))
-    with pytest.raises(UserError, match="none: no answer at the target"):
-        predict(
-            made_rows(),
-            {"none": lambda *columns: (nowhere, nowhere)},
-            target=1e16,
-            max_budget=1e15,
-            shapes=SHAPES,
-            unique_tokens=1,
+    with pytest.raises(UserError, match="no prediction by the none: it has no answer at the target"):
+        made_prediction(made_rows(), fitters={"none": lambda runs: (nowhere, nowhere)})
+
+
+def test_an_approach_that_stands_beside_the_prediction_may_have_no_answer():
+    def cannot(runs):
+        raise CannotFit("too few")
+
+    prediction = made_prediction(made_rows(), fitters={"lines": fit_lines, "other": cannot})
+    assert list(prediction["predictions"]) == ["lines"] and prediction["left_out"] == {"other": "too few"}
+    with pytest.raises(UserError, match="no prediction by the other: too few"):
+        made_prediction(made_rows(), fitters={"other": cannot, "lines": fit_lines})
+
+
+def test_the_grids_own_cells_predict_the_law_that_they_follow():
+    noise = np.random.default_rng(0)
+    rows = []
+    for cell in find_grid("h100").cells().values():
+        loss = (
+            law(cell.parameters, cell.compute_budget) + 0.1 * (1e-3 / cell.learning_rate - 1) + noise.normal(0, 0.005)
         )
+        shape = {name: getattr(cell, name) for name in ("d_model", "num_layers", "num_heads", "parameters", "steps")}
+        recipe = {name: getattr(cell, name) for name in ("batch_size", "learning_rate", "seed", "compute_budget")}
+        rows.append(made_run(final_loss=loss, config_hash=cell.name, **shape, **recipe))
+    predicted = made_prediction(rows, fitters=FITTERS)["predictions"]
+    assert list(predicted) == ["parabola", "lowest run"]
+    size, loss = predicted["parabola"]["parameters"], predicted["parabola"]["loss"]
+    frontier = LAW.frontier()
+    assert size["estimate"] == pytest.approx(frontier.parameters(1e16), rel=0.05)
+    assert size["low"] < frontier.parameters(1e16) < size["high"] < 1.2 * size["low"]
+    assert loss["estimate"] == pytest.approx(frontier.loss(1e16), abs=0.05)
+    assert loss["low"] < frontier.loss(1e16) < loss["high"] < loss["low"] + 0.2
+    assert loss["num_draws"] > 900
+    coarse = predicted["lowest run"]["parameters"]
+    assert coarse["high"] / coarse["low"] > 2 * size["high"] / size["low"], "as coarse as the sizes tried"
 
 
 def test_the_check_compares_the_best_size_and_its_loss():
@@ -129,7 +167,10 @@ def test_the_check_compares_the_best_size_and_its_loss():
         prediction["predictions"]["lines"]["loss"]["estimate"] - best.final_loss, abs=1e-5
     )
     off = replace(best, final_loss=best.final_loss - 2)
-    assert not check(prediction, [off])["loss_within"]
+    assert not check(prediction, [off])["loss_within"] and check(prediction, [off])["vertex"] is None
+    vertex = checked["vertex"]
+    assert min(run.parameters for run in later) < vertex["parameters"] < max(run.parameters for run in later)
+    assert vertex["parameters"] == pytest.approx(LAW.frontier().parameters(1e16), rel=0.3)
 
 
 def test_a_check_that_is_older_or_on_other_text_is_none():
@@ -148,3 +189,46 @@ def test_a_prediction_is_written_once(tmp_path):
     assert read_json(tmp_path / "prediction.json") == prediction
     with pytest.raises(UserError, match="it stays"):
         write_prediction(tmp_path / "prediction.json", prediction)
+
+
+def rows_file(path, rows):
+    for run in rows:
+        append_run(path, run)
+    return str(path)
+
+
+def test_the_commands_write_a_prediction_once_and_check_it(tmp_path, capsys):
+    rows = rows_file(tmp_path / "runs.jsonl", made_rows(WIDE_BUDGETS))
+    out = tmp_path / "prediction.json"
+    ask = ["scaling", "predict", rows, "--target", "1e16", "--max-budget", "1e15", "--out", str(out)]
+    assert main(ask) == 0
+    printed = capsys.readouterr().out
+    prediction = read_json(out)
+    assert (
+        prediction["commit"] == describe_commit()
+        and prediction["rows"] in printed
+        and "parabola" in prediction["method"]
+    )
+    assert prediction["check"]["shape"] in printed and prediction["check"]["epochs"] <= 5.0
+    assert main(ask) == 1 and "it stays" in capsys.readouterr().err and read_json(out) == prediction
+
+    later = rows_file(tmp_path / "check.jsonl", made_rows((1e16,), date="2999-01-01T00:00:00+00:00"))
+    assert main(["scaling", "check", str(out), later, "--out", str(tmp_path / "checked.json")]) == 0
+    printed = capsys.readouterr().out
+    checked = read_json(tmp_path / "checked.json")
+    assert checked == check(prediction, made_rows((1e16,), date="2999-01-01T00:00:00+00:00"))
+    assert f"{checked['loss_error']:+.4f} nats" in printed and "in interval" in printed
+
+
+def test_a_command_that_cannot_answer_says_why_and_writes_nothing(tmp_path, capsys):
+    rows = rows_file(tmp_path / "runs.jsonl", made_rows((1e15,)))
+    out = tmp_path / "prediction.json"
+    ask = ["scaling", "predict", rows, "--max-budget", "1e15", "--out", str(out)]
+    assert main([*ask, "--target", "1e16"]) == 1
+    assert "no prediction by the parabola: 1 of 1 budgets have" in capsys.readouterr().err
+    assert main([*ask, "--target", "2e16"]) == 1
+    assert "grid check trains nothing at 2e+16" in capsys.readouterr().err
+    assert not out.exists()
+    (tmp_path / "other.json").write_text(json.dumps({"made": "today"}))
+    assert main(["scaling", "check", str(tmp_path / "other.json"), rows]) == 1
+    assert "no prediction" in capsys.readouterr().err
