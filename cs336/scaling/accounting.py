@@ -1,4 +1,4 @@
-"""What a run of the scaling grid costs: sizes, tokens, steps, and FLOPs as they are labelled and as they are.
+"""What a budget of nominal FLOPs buys: sizes, tokens, steps. `recipe.real_flops` has what a run costs in truth.
 
 Source: CS336 2025, assignment 3: N = 12 L d^2 and C = 6 N D, and nothing beyond these two.
 """
@@ -21,11 +21,6 @@ def num_parameters(num_layers: int, d_model: int) -> int:
     return 12 * num_layers * d_model**2
 
 
-def nominal_flops(parameters: float, tokens: float) -> float:
-    """6 N D: what a run is labelled with and charged."""
-    return FLOPS_PER_PARAMETER_TOKEN * parameters * tokens
-
-
 def num_tokens(compute: Quantity, parameters: Quantity) -> Quantity:
     """D = C / (6 N): tokens that a budget pays for, before they are cut into whole steps."""
     return compute / (FLOPS_PER_PARAMETER_TOKEN * parameters)
@@ -41,28 +36,3 @@ def num_steps(compute: float, parameters: int, batch_size: int, context_length: 
         context_length: tokens a sequence.
     """
     return int(compute) // (FLOPS_PER_PARAMETER_TOKEN * parameters * batch_size * context_length)
-
-
-def real_over_nominal(
-    num_layers: int, d_model: int, vocab_size: int = VOCAB_SIZE, context_length: int = CONTEXT_LENGTH
-) -> float:
-    """Real FLOPs of a step by the nominal ones: 1 + V / (12 L d) + T / (6 d).
-
-    The head's product and attention's two are real work that 6 N D leaves out; small models cost far more than
-    their label says. Attention counts in full, though half of it is masked.
-    """
-    head = vocab_size / (12 * num_layers * d_model)
-    attention = context_length / (6 * d_model)
-    return 1 + head + attention
-
-
-def real_flops(
-    num_layers: int,
-    d_model: int,
-    tokens: float,
-    vocab_size: int = VOCAB_SIZE,
-    context_length: int = CONTEXT_LENGTH,
-) -> float:
-    """FLOPs of the matrix products that training on so many tokens takes, forward and backward."""
-    nominal = nominal_flops(num_parameters(num_layers, d_model), tokens)
-    return nominal * real_over_nominal(num_layers, d_model, vocab_size, context_length)

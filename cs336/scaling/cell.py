@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from cs336.scaling.accounting import num_parameters, num_steps
+
 PRECISIONS = ("float32", "bfloat16")
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
 
@@ -20,8 +22,6 @@ class Cell:
 
     Raises:
         ValueError: a setting out of range, or heads that do not divide the width.
-
-    Source: the accounting is that of CS336's assignment 3 (2025).
     """
 
     d_model: int
@@ -59,7 +59,7 @@ class Cell:
     @property
     def parameters(self) -> int:
         """Non-embedding parameters, `12 L d²`."""
-        return 12 * self.num_layers * self.d_model**2
+        return num_parameters(self.num_layers, self.d_model)
 
     @property
     def tokens_per_step(self) -> int:
@@ -68,7 +68,7 @@ class Cell:
     @property
     def steps(self) -> int:
         """Whole steps that the budget pays for; 0 where it does not pay for one."""
-        return int(self.compute_budget) // (6 * self.parameters * self.tokens_per_step)
+        return num_steps(self.compute_budget, self.parameters, self.batch_size, self.context_length)
 
     @property
     def tokens(self) -> int:
