@@ -1,0 +1,1 @@
+"""Scaling laws: accounting, fits, measured runs, and a loss for any configuration."""
