@@ -1,1 +1,1 @@
-"""Scaling laws: accounting, fits, measured runs, and a loss for any configuration."""
+"""Scaling: fitting laws, a grid of small models trained for real, and predictions from its rows."""
