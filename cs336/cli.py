@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cs336 import tokenizer_commands
 from cs336.files import UserError, read_json
+from cs336.scaling import commands as scaling_commands
 
 if TYPE_CHECKING:
     from cs336.model.transformer import TransformerLM
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _register(commands)
     tokenizer_commands.register(commands)
+    scaling_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):
         entry.load()(commands)
     options = parser.parse_args(arguments)
