@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cs336.scaling.accounting import VOCAB_SIZE
+from cs336.scaling.accounting import CONTEXT_LENGTH, VOCAB_SIZE
 from cs336.scaling.boosting import Array
 from cs336.scaling.loss_model import (
     CHINCHILLA,
@@ -199,9 +199,13 @@ class Surrogate:
 def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
     """Fit to the finished runs, in whatever order they come: the same runs give the same losses.
 
-    A run that diverged leaves its configuration to the fit of the others.
+    A run that diverged leaves its configuration to the fit of the others. Runs of another vocabulary or context, or
+    of other steps than their budget pays for, are none of what the API is asked for, and are left out.
     """
-    rows = sorted(finished_runs(runs), key=lambda run: (astuple(configuration_of(run)), run.seed, run.date))
+    rows = sorted(
+        (run for run in finished_runs(runs) if _is_of_the_api(run)),
+        key=lambda run: (astuple(configuration_of(run)), run.seed, run.date),
+    )
     started = [run for run in rows if configuration_of(run).steps > 0]
     initial = [run.final_loss for run in rows if configuration_of(run).steps == 0]
     initial_loss = float(np.mean(initial)) if initial else LOSS_AT_INITIALISATION
@@ -220,6 +224,11 @@ def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
         growth=_growth(started, model, settings, otherwise=held_out),
     )
     return Surrogate(rows, model, settings, known)
+
+
+def _is_of_the_api(run: Run) -> bool:
+    same_text = (run.vocab_size, run.context_length) == (VOCAB_SIZE, CONTEXT_LENGTH)
+    return same_text and run.steps == configuration_of(run).steps
 
 
 def _places(asked: Sequence[Configuration]) -> Array:
