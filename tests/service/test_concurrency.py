@@ -1,4 +1,4 @@
-"""Many clients at once, and a server that is killed in the middle: no budget overshoots, no charge is lost or doubled."""
+"""Many clients at once, and a server killed in the middle: no budget overshoots, no charge is lost or doubled."""
 
 import threading
 from collections import Counter
