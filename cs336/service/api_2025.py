@@ -7,7 +7,7 @@ free: where a loss comes from, and how far off it may be.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -51,6 +51,15 @@ queries = sa.Table(
     ),
     sqlite_autoincrement=True,
 )
+
+
+_SIX_VALUES = [field.name for field in fields(Configuration)]
+# Statements are built once: that takes longer than to run one.
+_KNOWN = sa.select(queries.c.loss).where(
+    queries.c.key_id == sa.bindparam("asker"), *(queries.c[name] == sa.bindparam(name) for name in _SIX_VALUES)
+)
+_STORE = sa.insert(queries)
+_CHARGE = sa.update(keys).where(keys.c.id == sa.bindparam("asker")).values(flops_used=sa.bindparam("total"))
 
 
 class Loss(BaseModel):
@@ -172,10 +181,8 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
                 BUDGET_SPENT_STATUS,
                 f"this run takes {flops:.4g} FLOPs, but {used:.4g} of the limit of {budget:.4g} are used",
             )
-        connection.execute(
-            sa.insert(queries).values(key_id=key.id, loss=found, created_at=time.time(), **asdict(asked))
-        )
-        connection.execute(sa.update(keys).where(keys.c.id == key.id).values(flops_used=used + flops))
+        connection.execute(_STORE, {"key_id": key.id, "loss": found, "created_at": time.time(), **vars(asked)})
+        connection.execute(_CHARGE, {"asker": key.id, "total": used + flops})
     return Loss(loss=found, total_flops_used=used + flops)
 
 
@@ -236,7 +243,7 @@ def _authenticate(request: Request, service: Service, connection: sa.Connection,
 
 
 def _check_ranges(asked: Configuration) -> None:
-    for name, value in asdict(asked).items():
+    for name, value in vars(asked).items():
         if name in CHOICES and value not in CHOICES[name]:
             allowed = ", ".join(f"{choice:.0e}" if choice >= 1e6 else str(choice) for choice in CHOICES[name])
             raise Refusal(OUT_OF_RANGE_STATUS, f"{name} must be one of [{allowed}], got {value}")
@@ -246,5 +253,4 @@ def _check_ranges(asked: Configuration) -> None:
 
 
 def _known_loss(connection: sa.Connection, key_id: int, asked: Configuration) -> float | None:
-    same = [queries.c[name] == value for name, value in asdict(asked).items()]
-    return connection.execute(sa.select(queries.c.loss).where(queries.c.key_id == key_id, *same)).scalar()
+    return connection.execute(_KNOWN, {"asker": key_id, **vars(asked)}).scalar()
