@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from cs336.scaling.loss_model import Configuration
@@ -155,8 +156,10 @@ async def configuration_of(
 Asked = Annotated[Configuration, Depends(configuration_of)]
 
 
-@router.get("/loss", responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run"))
-def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
+@router.get(
+    "/loss", response_model=Loss, responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run")
+)
+def loss(request: Request, asked: Asked, api_key: ApiKey) -> JSONResponse:
     """The final training loss of a configuration, in nats per token; each new one is charged `train_flops`.
 
     The same configuration again is free, and answered alike, for ever.
@@ -167,7 +170,7 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
         _check_ranges(asked)
         known = _known_loss(connection, key.id, asked)
     if known is not None:
-        return Loss(loss=known, total_flops_used=key.flops_used)
+        return _answer(known, key.flops_used)
     found = _surrogate(request).predict(asked).loss
     flops, budget = int(asked.train_flops), service.settings.flops_budget
     # Check, charge and answer are one transaction, in which nobody else may charge this key.
@@ -175,7 +178,7 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
         used = service.database.lock_key(connection, key.id).flops_used
         known = _known_loss(connection, key.id, asked)
         if known is not None:  # asked at the same time, twice
-            return Loss(loss=known, total_flops_used=used)
+            return _answer(known, used)
         if used + flops > budget:
             raise Refusal(
                 BUDGET_SPENT_STATUS,
@@ -183,7 +186,7 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
             )
         connection.execute(_STORE, {"key_id": key.id, "loss": found, "created_at": time.time(), **vars(asked)})
         connection.execute(_CHARGE, {"asker": key.id, "total": used + flops})
-    return Loss(loss=found, total_flops_used=used + flops)
+    return _answer(found, used + flops)
 
 
 @router.get("/total_flops_used", responses=_answers())
@@ -229,6 +232,11 @@ def provenance(request: Request, asked: Asked, api_key: ApiKey) -> Provenance:
 def part(surrogate: Surrogate) -> Part:
     """These endpoints, answering from a surrogate."""
     return Part(router=router, state={"surrogate": surrogate})
+
+
+def _answer(loss: float, used: int) -> JSONResponse:
+    """A `Loss`; as a response of our own it is not compared with the model once more, on another thread."""
+    return JSONResponse({"loss": loss, "total_flops_used": float(used)})
 
 
 def _surrogate(request: Request) -> Surrogate:

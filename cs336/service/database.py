@@ -39,7 +39,7 @@ keys = sa.Table(
 _LOCK_KEY = sa.select(keys).where(keys.c.id == sa.bindparam("key_id")).with_for_update()
 
 _BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another process
-_CONNECTIONS = 48  # more than the server's 40 threads
+_CONNECTIONS = 16  # more than the server has threads
 _CREATE_LOCK = 336_2025  # of PostgreSQL's advisory locks: two servers that start at once make the tables once
 
 
