@@ -16,6 +16,8 @@ from typing import Any
 
 import requests
 
+# The last of them: the answer broke off in its middle.
+_UNANSWERED = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 
@@ -105,7 +107,7 @@ class ScalingClient:
                     break
                 problem: Exception = ServiceError(429, _message(answer))
                 pause = max(pause, float(answer.headers.get("Retry-After", 0)))
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except _UNANSWERED as error:
                 problem = error
             if time.monotonic() - start + pause > self._patience_seconds:
                 raise problem

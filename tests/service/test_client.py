@@ -83,6 +83,14 @@ def test_it_comes_again_after_a_hang_up_and_after_too_many(scripted):
     assert len(asked) == 3 and time.monotonic() - start > 1
 
 
+def test_it_comes_again_after_half_an_answer(scripted):
+    """As of a server that is killed while it writes."""
+    url, asked, answers = scripted
+    answers += [(200, b'{"loss": 4', {"Content-Length": "54"}), (200, {"loss": 4.5}, {})]
+    assert ScalingClient(url, "secret").loss(**RUN) == 4.5
+    assert len(asked) == 2
+
+
 def test_its_patience_ends(scripted):
     url, _, answers = scripted
     answers += [(429, {"message": "too many"}, {"Retry-After": "100"})]
