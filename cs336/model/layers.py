@@ -111,10 +111,13 @@ class LayerNorm(nn.Module):
     ):
         super().__init__()
         self.eps = eps
+        self.fused = False
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         wide = x.float()
+        if self.fused:
+            return nn.functional.layer_norm(wide, self.weight.shape, self.weight, eps=self.eps).to(x.dtype)
         centred = wide - wide.mean(dim=-1, keepdim=True)
         scale = torch.rsqrt(centred.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         return (centred * scale * self.weight).to(x.dtype)
@@ -142,16 +145,21 @@ def softmax(x: Tensor, dim: int) -> Tensor:
     return weights / weights.sum(dim=dim, keepdim=True)
 
 
-def dropout(x: Tensor, rate: float) -> Tensor:
+def dropout(x: Tensor, rate: float, *, fused: bool = False) -> Tensor:
     """Zero each element with probability `rate` and scale the others so that the mean stays.
 
     Draws from PyTorch's global generator, which `torch.manual_seed` seeds. Only for training: the
     caller asks its module's `training`.
 
+    Args:
+        fused: by PyTorch's own kernel, which draws in the pass that multiplies; other numbers are drawn.
+
     Source: Srivastava et al. 2014, jmlr.org/papers/v15/srivastava14a.html.
     """
     if rate == 0:
         return x
+    if fused:
+        return nn.functional.dropout(x, rate)
     # Compared in fp32: in bf16 the draw itself would be too coarse for a rate such as 0.1.
     kept = torch.rand(x.shape, device=x.device) >= rate
     return x * kept / (1 - rate)
@@ -221,9 +229,11 @@ class GELUFeedForward(nn.Module):
         super().__init__()
         self.w1 = Linear(d_model, d_ff, bias=bias, device=device, dtype=dtype)
         self.w2 = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
+        self.fused = False
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        return self.w2(gelu(self.w1(x)))
+        hidden = self.w1(x)
+        return self.w2(nn.functional.gelu(hidden) if self.fused else gelu(hidden))
 
 
 FEED_FORWARDS: dict[str, type[SwiGLU] | type[SiLUFeedForward] | type[GELUFeedForward]] = {

@@ -22,6 +22,8 @@ from cs336.model.layers import (
     NORMS,
     ROPE_LAYOUTS,
     Embedding,
+    GELUFeedForward,
+    LayerNorm,
     Linear,
     RMSNorm,
     RopeScaling,
@@ -182,6 +184,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm = config.norm
         self.dropout_rate = config.dropout
+        self.fused = False
         self.attn = CausalMultiHeadSelfAttention(
             config.d_model,
             config.num_heads,
@@ -225,7 +228,7 @@ class TransformerBlock(nn.Module):
         return z + self._drop(self.ffn(z))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout_rate if self.training else 0.0)
+        return dropout(x, self.dropout_rate if self.training else 0.0, fused=self.fused)
 
 
 class TransformerLM(nn.Module):
@@ -246,7 +249,7 @@ class TransformerLM(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("vocab_size is not set; take it from the tokenizer: replace(config, vocab_size=...)")
         self.config = config
-        self.recomputed_layers, self.kept_attention = 0, False
+        self.recomputed_layers, self.kept_attention, self.fused = 0, False, False
         rope = _rope(config, device)
         std = config.d_model**-0.5 if config.tied else 1.0  # as a head, unit vectors would saturate softmax
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std, device=device, dtype=dtype)
@@ -293,10 +296,11 @@ class TransformerLM(nn.Module):
     def fuse(self, fused: bool = True) -> TransformerLM:
         """Compute norms, rotations and gates by our Triton kernels; returns the model.
 
-        For runs without `torch.compile`, which fuses the plain code itself. LayerNorm stays as it is.
+        For runs without `torch.compile`, which fuses the plain code itself. What we have no kernels for, LayerNorm,
+        GELU and the dropout around sublayers, is computed by PyTorch's.
         """
         for module in self.modules():
-            if isinstance(module, RMSNorm | RotaryPositionalEmbedding | SwiGLU):
+            if isinstance(module, _FUSIBLE):
                 module.fused = fused
         return self
 
@@ -354,7 +358,7 @@ class TransformerLM(nn.Module):
         x = self.token_embeddings(token_ids)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(token_positions)
-        x = dropout(x, self.config.dropout if self.training else 0.0)
+        x = dropout(x, self.config.dropout if self.training else 0.0, fused=self.fused)
         layers = [
             partial(
                 layer, token_positions=token_positions, mask=mask, cache=caches[number] if caches is not None else None
@@ -372,6 +376,9 @@ class TransformerLM(nn.Module):
         """As PyTorch's, but takes checkpoints of compiled models too (`_orig_mod.` prefixes)."""
         cleaned = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
         return super().load_state_dict(cleaned, strict=strict, assign=assign)
+
+
+_FUSIBLE = (RMSNorm, LayerNorm, RotaryPositionalEmbedding, SwiGLU, GELUFeedForward, TransformerBlock, TransformerLM)
 
 
 def _rope(config: ModelConfig, device: torch.device | str | None) -> RotaryPositionalEmbedding | None:

@@ -37,7 +37,7 @@ class Run:
         packed: runs that shared the device.
         loss_curve: (step, training loss) pairs, thinned.
         outcome: "finished", or what happened instead: "diverged: ..." or "out of memory: ...".
-        config_hash: of everything that the losses depend on but code and hardware; see `grid.Cell.config_hash`.
+        config_hash: of everything that the losses depend on but code and hardware; see `recipe.config_hash`.
         code: revision of what trained it.
         data: checksum of the training tokens.
         hardware: device and software.
@@ -120,7 +120,9 @@ def read_runs(path: Path) -> list[Run]:
             found = row.keys() if isinstance(row, dict) else set()
             wrong = ", ".join(sorted((needed - found) | (found - names))) or "no object"
             raise UserError(f"{path}:{number}: not a run ({wrong}); take the line out, or train that cell again")
-        values = {name: math.nan if name in _LOSSES and value is None else value for name, value in row.items()}
+        values: dict[str, Any] = {
+            name: math.nan if name in _LOSSES and value is None else value for name, value in row.items()
+        }
         values["loss_curve"] = tuple((int(step), float(loss)) for step, loss in row["loss_curve"])
         runs.append(Run(**values))
     return runs

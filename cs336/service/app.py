@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -24,10 +25,12 @@ class Part:
         router: its endpoints, which find what they share with `cs336.service.state.service_of`.
         lifespan: service -> a context that is open while the server runs, for a scheduler or workers; it is entered
             after the database is open, in the order of the parts, and left before it closes. None: nothing to do.
+        state: what its endpoints read from `request.app.state`, by name.
     """
 
     router: APIRouter
     lifespan: Callable[[Service], AbstractAsyncContextManager[None]] | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Refusal(Exception):
@@ -67,6 +70,8 @@ def create_app(settings: Settings, parts: Sequence[Part]) -> FastAPI:
     app.state.service = service
     for part in parts:
         app.include_router(part.router)
+        for name, value in part.state.items():
+            setattr(app.state, name, value)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RateLimited, _rate_limited)
     app.add_exception_handler(Exception, _failed)

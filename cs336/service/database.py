@@ -47,12 +47,17 @@ class Database:
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self._writer = engine.execution_options(writes=True)
-        self._one_writer = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
+        self._one_writer: contextlib.AbstractContextManager[Any]
+        if engine.dialect.name == "sqlite":
+            self._reader, self._one_writer = engine, threading.Lock()
+        else:  # all statements of a reading transaction see one state, as SQLite's do
+            self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._one_writer = contextlib.nullcontext()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that changes nothing, on one state of the database where it is SQLite."""
-        with self.engine.begin() as connection:
+        """A transaction that changes nothing, and sees one state of the database."""
+        with self._reader.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
