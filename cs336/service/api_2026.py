@@ -8,12 +8,16 @@ Source: CS336 Spring 2026, scaling handout.
 
 # Annotations are evaluated where they stand, not kept as text: FastAPI could not find the names inside functions.
 import hmac
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Request
-from fastapi.responses import HTMLResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from cs336.service.job_config import TrainingConfig
 from cs336.service.job_models import (
@@ -28,6 +32,7 @@ from cs336.service.jobs import TOTAL_BUDGET_SECONDS, Duplicate, Jobs, OverBudget
 from cs336.service.life_cycle import WrongState
 from cs336.service.state import service_of
 
+_OTHER_METHODS = ["OPTIONS", "HEAD", "PUT", "PATCH", "DELETE", "TRACE"]
 _ID = Annotated[int, Path(ge=1, le=2**31 - 1)]
 # The page is one file and talks to this service alone; whatever a user's text holds, no other script runs.
 _PAGE_HEADERS = {
@@ -63,6 +68,28 @@ class OverBudgetProblem(BaseModel):
     detail: OverBudgetDetail
 
 
+class _Route(APIRoute):
+    """Answers a body that cannot even be read, such as bytes that are no text, as it does any other invalid one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, around FastAPI's."""
+        handle = super().get_route_handler()
+
+        async def handle_or_refuse(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StarletteHTTPException as error:
+                if error.status_code != 400 or not isinstance(error.detail, str):  # ours hold a summary
+                    raise
+            except RequestValidationError as error:
+                if not any(isinstance(each.get("input"), bytes) for each in error.errors()):
+                    raise
+            problem = {"type": "json_invalid", "loc": ("body",), "msg": "the body is not JSON", "input": {}}
+            raise RequestValidationError([problem])
+
+        return handle_or_refuse
+
+
 def users_router(
     *, total_budget_seconds: float = TOTAL_BUDGET_SECONDS, num_train_tokens: int | None = None
 ) -> APIRouter:
@@ -73,7 +100,7 @@ def users_router(
         num_train_tokens: that there are; a job that wants more is refused, for no token is taken twice. None where
             the text is not known here.
     """
-    router = APIRouter(tags=["2026"])
+    router = APIRouter(tags=["2026"], route_class=_Route)
 
     def open_jobs(request: Request) -> Jobs:
         return Jobs(service_of(request).database, total_budget_seconds=total_budget_seconds)
@@ -144,6 +171,10 @@ def users_router(
         """Your final submission; null when there is none."""
         return jobs.final_submission(user)
 
+    @router.api_route("/final_submission", methods=_OTHER_METHODS, include_in_schema=False)
+    def neither() -> None:  # two routes share this path, and by themselves each would name its own method only
+        raise HTTPException(405, "Method Not Allowed", {"Allow": "GET, POST"})
+
     @router.get("/dashboard", response_class=HTMLResponse)
     def dashboard() -> HTMLResponse:
         """A page to watch and submit your jobs with."""
@@ -164,7 +195,9 @@ def workers_router(internal_key: str) -> APIRouter:
         return Jobs(service_of(request).database)
 
     All = Annotated[Jobs, Depends(open_jobs)]
-    router = APIRouter(prefix="/internal/worker", include_in_schema=False, dependencies=[Depends(check_key)])
+    router = APIRouter(
+        prefix="/internal/worker", include_in_schema=False, dependencies=[Depends(check_key)], route_class=_Route
+    )
 
     @router.post("/{experiment_id}/event", status_code=204)
     def event(experiment_id: _ID, body: WorkerEvent, jobs: All) -> None:

@@ -19,6 +19,7 @@ NUM_VALID_TOKENS = 2**18
 MAX_TRAIN_TOKENS = 500_000_000_000
 MAX_RUNTIME_SECONDS = 43_200  # of a fitting job: 12 hours, the whole budget
 MAX_FINAL_RUNTIME_SECONDS = 172_800  # of a final submission: the 48-hour run that the contest is about
+MAX_EVALS = 1_024  # ours: a status and a worker's last report hold all losses
 _HASH_BYTES = 10  # 80 bits
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -109,7 +110,9 @@ class _Training(_Strict):
     optimizer: Optimizer
     train_batch_size: PositiveInt
     val_batch_size: PositiveInt
-    n_evals: PositiveInt = Field(default=16, description="equal chunks of training, each followed by a validation")
+    n_evals: PositiveInt = Field(
+        default=16, le=MAX_EVALS, description="equal chunks of training, each followed by a validation"
+    )
     total_train_tokens: Annotated[int, Field(gt=0, le=MAX_TRAIN_TOKENS)]
     model_seed: Annotated[int, Field(ge=0, lt=2**32)]
 

@@ -7,6 +7,7 @@ files beside the folders at every attempt, so a worker outlives a service that c
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import queue
@@ -109,6 +110,8 @@ def run(folder: Path) -> int:
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
+    with contextlib.suppress(OSError):  # of a machine without memory, it is the worker that goes, not the service
+        Path("/proc/self/oom_score_adj").write_text("1000")
     job = read_json(folder / JOB_FILE)
     reporter = Reporter(folder, job["experiment_id"], job["run_id"])
     try:

@@ -1,5 +1,6 @@
 """The 2026 contract line by line, on SQLite and PostgreSQL, with the real application."""
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -117,7 +118,11 @@ def test_invalid_is_422(contest):
         assert answer.status_code == 422 and answer.json()["detail"][0]["loc"][0] == "body"
     answer = contest.submit(total_train_tokens=2**20 * 1_000)
     assert answer.status_code == 422 and "none is taken twice" in answer.json()["detail"][0]["msg"]
-    assert contest.client.post("/submit", content="{", headers=contest.ada).status_code == 422
+    for content, kind in itertools.product(
+        (b"{", b"\xff", b"[" * 50_000, b""), ({}, {"Content-Type": "application/json"})
+    ):
+        answer = contest.client.post("/submit", content=content, headers=contest.ada | kind)
+        assert answer.status_code == 422 and answer.json()["detail"][0]["loc"][0] == "body"
     assert contest.get("/experiments").json() == []
 
 
@@ -152,6 +157,12 @@ def test_a_user_never_sees_anothers_runs(contest):
     assert theirs.json() == {"detail": f"there is no experiment {experiment_id}"}
     assert contest.get("/budget", contest.bob).json()["used_seconds"] == 0
     assert contest.get("/final_submission", contest.bob).json() is None
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_another_method_is_405_and_names_both(contest, method):
+    answer = contest.client.request(method, "/final_submission", headers=contest.ada)
+    assert answer.status_code == 405 and answer.headers["allow"] == "GET, POST"
 
 
 def test_an_id_that_is_no_number_is_422(contest):

@@ -37,6 +37,7 @@ REFUSED = {
     "no tokens": {"total_train_tokens": 0},
     "no batch": {"train_batch_size": 0},
     "no evaluation": {"n_evals": 0},
+    "too many evaluations": {"n_evals": 1_025, "total_train_tokens": 1_025 * 2 * 512},
     "no time": {"max_runtime_seconds": 0},
     "more than 12 hours": {"max_runtime_seconds": 43_201},
     "half a second": {"max_runtime_seconds": 1.5},
