@@ -61,7 +61,7 @@ class Scheduler(threading.Thread):
         super().__init__(name="scheduler", daemon=True)
         self.jobs, self.pool = jobs, pool
         self.num_workers, self.poll_seconds, self.patience_seconds = num_workers, poll_seconds, patience_seconds
-        self._folder, self._stopped = folder, threading.Event()
+        self._folder, self._stopped, self._since = folder, threading.Event(), jobs.now()
 
     def run(self) -> None:
         """Tick until stopped. One that fails is logged, and the next tries again."""
@@ -94,20 +94,23 @@ class Scheduler(threading.Thread):
             self._launch(job)
 
     def _look_after(self, job: Running) -> None:
-        now = self.jobs.now()
-        limit = job.config.max_runtime_seconds
-        if life_cycle.is_overdue(job.status, limit, now):
-            self.pool.end(job.run_id)
+        now, limit = self.jobs.now(), job.config.max_runtime_seconds
+        overdue = life_cycle.is_overdue(job.status, limit, now)
+        # While the service was away nobody could be heard; patience begins anew with it.
+        patient = (now - self._since).total_seconds() <= self.patience_seconds
+        silent = not patient and life_cycle.is_silent(job.status, self.patience_seconds, now)
+        if not (overdue or silent) and self._launch(job):
+            return
+        words = self.pool.last_words(job.run_id)
+        self.pool.end(job.run_id)
+        if words is not None:
+            self._take(job, words)
+        elif overdue:
             self._finish(job, used_seconds=limit, failure="timeout", error="ended by the watchdog")
-        elif life_cycle.is_silent(job.status, self.patience_seconds, now):
-            self.pool.end(job.run_id)
+        elif silent:
             self._finish(job, error=f"the worker was silent for more than {self.patience_seconds:g} s")
-        elif not self._launch(job):
-            words = self.pool.last_words(job.run_id)
-            if words is not None and words.run_id == job.run_id:
-                self._take(job, words)
-            else:
-                self._finish(job, error="the worker died without a word")
+        else:
+            self._finish(job, error="the worker died without a word")
 
     def _launch(self, job: Running) -> bool:
         try:

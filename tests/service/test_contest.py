@@ -18,7 +18,7 @@ from cs336.files import UserError
 from cs336.service import worker
 from cs336.service.contest import Contest, contest_part
 from cs336.service.database import open_database
-from cs336.service.job_models import Finish, Started
+from cs336.service.job_models import Finish, Heartbeat, Started
 from cs336.service.jobs import Jobs, utc_now
 from cs336.service.jobs_tables import job_events
 from cs336.service.keys import add_key
@@ -299,12 +299,40 @@ def test_a_silent_worker_is_given_up_and_charged_to_its_last_word(jobs, schedule
     experiment_id, run_id = begun(jobs, scheduler, max_runtime_seconds=10_000)
     clock.pass_by(50)
     jobs.worker_event(experiment_id, Started(type="started", run_id=run_id))
-    clock.pass_by(180.1)
+    clock.pass_by(180)
+    scheduler.tick()
+    assert scheduler.pool.ended == []
+    clock.pass_by(0.1)
     scheduler.tick()
     status = jobs.experiment(1, experiment_id).status
     assert scheduler.pool.ended == [run_id]
     assert (status.state, status.failure) == ("failed", "unexpected") and "silent" in status.error
     assert jobs.budget(1).used_seconds == pytest.approx(50)
+
+
+def test_a_service_that_was_away_for_long_gives_workers_time_to_be_heard(jobs, scheduler, clock, tmp_path):
+    experiment_id, run_id = begun(jobs, scheduler, max_runtime_seconds=10_000)
+    clock.pass_by(3_000)
+    later = Scheduler(jobs, Notes(), folder=tmp_path)
+    clock.pass_by(100)
+    later.tick()
+    assert later.pool.ended == [] and jobs.experiment(1, experiment_id).status.state == "running"
+    jobs.worker_event(experiment_id, Heartbeat(type="heartbeat", run_id=run_id))
+    clock.pass_by(100)
+    later.tick()
+    assert later.pool.ended == []
+    clock.pass_by(100)
+    later.tick()
+    assert later.pool.ended == [run_id]
+
+
+def test_a_run_that_ended_in_time_while_the_service_was_away_is_no_timeout(jobs, scheduler, clock):
+    experiment_id, run_id = begun(jobs, scheduler, max_runtime_seconds=100)
+    scheduler.pool.words[run_id] = Finish(run_id=run_id, used_seconds=90)
+    clock.pass_by(1_000)
+    scheduler.tick()
+    assert jobs.experiment(1, experiment_id).status.state == "completed"
+    assert jobs.budget(1).used_seconds == 90
 
 
 def test_the_last_words_of_a_dead_worker_count(jobs, scheduler):
