@@ -10,7 +10,7 @@ import numpy as np
 
 from cs336.scaling import isoflops
 from cs336.scaling.isoflops import Minima
-from cs336.scaling.measurements import Measurements
+from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.parametric import ParametricLaw, fit_parametric, fit_parametric_draws
 from cs336.scaling.power_law import Array, Frontier, PowerLaw, fit_raw
 from cs336.scaling.uncertainty import HeldOut, bootstrap_weights, held_out, without_largest_budget
@@ -77,7 +77,7 @@ def fit_all(runs: Measurements, *, num_draws: int = 1_000, seed: int = 0) -> Fit
         fit = _fit_parametric if name == PARAMETRIC else partial(_fit_minima, _MINIMA[name])
         try:
             fits[name] = fit(runs, weights)
-        except ValueError as reason:
+        except CannotFit as reason:
             left_out[name] = str(reason)
     return Fits(runs=runs, fits=fits, left_out=left_out, raw=_fit_raw(fits[LOWEST].minima) if LOWEST in fits else None)
 
@@ -107,7 +107,7 @@ def _fit_parametric(runs: Measurements, weights: Array | None) -> Fit:
 def _held_out(runs: Measurements, fit: Callable[[Measurements], Frontier]) -> HeldOut | None:
     try:
         return held_out(runs, fit(without_largest_budget(runs)))
-    except ValueError:
+    except CannotFit:
         return None
 
 

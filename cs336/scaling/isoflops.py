@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cs336.scaling.accounting import num_tokens
-from cs336.scaling.measurements import Measurements
+from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier, fit_floored, fit_log_log
 
 ENVELOPE_POINTS = 1_500  # budgets at which the envelope is read: arXiv:2203.15556, section 3.1
+
+_Found = tuple[Array, Array, NDArray[np.bool_]]  # of one budget: size, loss, bracketed
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,13 @@ class Minima:
 def lowest_runs(runs: Measurements, weights: ArrayLike | None = None) -> Minima:
     """The run of lowest loss at each budget: the handout's rule. It is as coarse as the sizes that were tried."""
     weights = _weights(runs, weights)
-    found = []
+    found: list[_Found] = []
     for budget in runs.budgets:
         profile = runs.compute == budget
         sizes, losses, present = runs.parameters[profile], runs.losses[profile], weights[..., profile] > 0
         best = np.argmin(np.where(present, losses, np.inf), axis=-1)
-        for column, values in zip(
-            found, (sizes[best], losses[best], _inside(sizes[best], sizes, present)), strict=True
-        ):
-            column.append(values)
-    parameters, lowest, bracketed = (np.stack(column, axis=-1) for column in found)
-    return Minima(runs.budgets, parameters, lowest, bracketed.astype(bool))
+        found.append((sizes[best], losses[best], _inside(sizes[best], sizes, present)))
+    return _minima(runs.budgets, found)
 
 
 def parabola_minima(runs: Measurements, weights: ArrayLike | None = None) -> Minima:
@@ -65,7 +63,7 @@ def parabola_minima(runs: Measurements, weights: ArrayLike | None = None) -> Min
     A budget with fewer than three sizes, or whose parabola does not open upwards, has none: NaN.
     """
     weights = _weights(runs, weights)
-    found = []
+    found: list[_Found] = []
     for budget in runs.budgets:
         profile = runs.compute == budget
         sizes, losses, counts = runs.parameters[profile], runs.losses[profile], weights[..., profile]
@@ -88,12 +86,12 @@ def envelope(runs: Measurements, weights: ArrayLike | None = None, at: ArrayLike
         at: (budgets,) where to read; by default 1,500 between the smallest and largest, evenly in log C.
 
     Raises:
-        ValueError: no two sizes have two horizons each.
+        CannotFit: no two sizes have two horizons each.
     """
     weights = _weights(runs, weights)
     sizes = [size for size in np.unique(runs.parameters) if len(np.unique(runs.compute[runs.parameters == size])) > 1]
     if len(sizes) < 2:
-        raise ValueError("the envelope needs two sizes at least that were each trained with several budgets")
+        raise CannotFit("the envelope needs two sizes at least that were each trained with several budgets")
     if at is None:
         at = np.geomspace(runs.compute.min(), runs.compute.max(), ENVELOPE_POINTS)
     at = np.asarray(at, dtype=float)
@@ -108,11 +106,11 @@ def fit_frontier(minima: Minima) -> Frontier:
     """Power laws of N and D in log-log space and the floored law of L, through the bracketed minima.
 
     Raises:
-        ValueError: fewer than two budgets have a bracketed minimum (for draws: the draw's numbers are NaN).
+        CannotFit: fewer than two budgets have a bracketed minimum (for draws: the draw's numbers are NaN).
     """
     use = minima.bracketed
     if use.ndim == 1 and use.sum() < 2:
-        raise ValueError(
+        raise CannotFit(
             f"{int(use.sum())} of {len(use)} budgets have their lowest loss between two sizes; a line needs two:"
             " add smaller or larger sizes"
         )
@@ -126,7 +124,7 @@ def _weights(runs: Measurements, weights: ArrayLike | None) -> Array:
     return np.ones(len(runs.losses)) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
-def _minima(budgets: Array, found: list[tuple[Array, Array, NDArray[np.bool_]]]) -> Minima:
+def _minima(budgets: Array, found: list[_Found]) -> Minima:
     parameters, lowest, bracketed = zip(*found, strict=True)
     return Minima(budgets, np.stack(parameters, axis=-1), np.stack(lowest, axis=-1), np.stack(bracketed, axis=-1))
 

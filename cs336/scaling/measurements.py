@@ -16,6 +16,10 @@ from cs336.scaling.accounting import num_tokens
 KEYS = ("parameters", "compute_budget", "final_loss")  # of the handout's JSON
 
 
+class CannotFit(ValueError):
+    """These runs do not determine this law; the message says what is missing."""
+
+
 class Measurements(NamedTuple):
     """Runs as arrays of one entry each.
 

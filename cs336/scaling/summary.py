@@ -217,9 +217,7 @@ def _text(number: dict[str, float | None], form: str = "") -> str:
 
 def count(number: float) -> str:
     """A large number with three digits: 70.1 B."""
-    for scale, name in _SCALES:
-        if abs(number) >= scale:
-            value = number / scale
-            digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
-            return f"{value:.{digits}f} {name}".rstrip()
-    return f"{number:.3g}"
+    rounded = float(f"{number:.3g}")
+    scale, name = next(((scale, name) for scale, name in _SCALES if abs(rounded) >= scale), (1.0, ""))
+    digits = max(0, 2 - int(np.floor(np.log10(abs(rounded) / scale)))) if rounded else 0
+    return f"{rounded / scale:.{digits}f} {name}".rstrip()

@@ -121,7 +121,7 @@ ApiKey = Annotated[str, Query(description="From `cs336 keys add NAME`")]
 router = APIRouter(tags=["2025"])
 
 
-def configuration_of(
+async def configuration_of(
     d_model: Annotated[int, Query(json_schema_extra=_range("d_model"))],
     num_layers: Annotated[int, Query(json_schema_extra=_range("num_layers"))],
     num_heads: Annotated[int, Query(json_schema_extra=_range("num_heads"))],
@@ -143,29 +143,23 @@ def configuration_of(
     )
 
 
-def surrogate_of(request: Request) -> Surrogate:
-    """What knows the losses."""
-    return request.app.state.surrogate
-
-
 Asked = Annotated[Configuration, Depends(configuration_of)]
-Shared = Annotated[Service, Depends(service_of)]
-Losses = Annotated[Surrogate, Depends(surrogate_of)]
 
 
 @router.get("/loss", responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run"))
-def loss(request: Request, asked: Asked, api_key: ApiKey, service: Shared, losses: Losses) -> Loss:
+def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
     """The final training loss of a configuration, in nats per token; each new one is charged `train_flops`.
 
     The same configuration again is free, and answered alike, for ever.
     """
+    service = service_of(request)
     with service.database.reading() as connection:
         key = _authenticate(request, service, connection, api_key)
         _check_ranges(asked)
         known = _known_loss(connection, key.id, asked)
     if known is not None:
         return Loss(loss=known, total_flops_used=key.flops_used)
-    found = losses.predict(asked).loss
+    found = _surrogate(request).predict(asked).loss
     flops, budget = int(asked.train_flops), service.settings.flops_budget
     # Check, charge and answer are one transaction, in which nobody else may charge this key.
     with service.database.writing() as connection:
@@ -186,8 +180,9 @@ def loss(request: Request, asked: Asked, api_key: ApiKey, service: Shared, losse
 
 
 @router.get("/total_flops_used", responses=_answers())
-def total_flops_used(request: Request, api_key: ApiKey, service: Shared) -> float:
+def total_flops_used(request: Request, api_key: ApiKey) -> float:
     """What the key was charged so far; a key that never asked for a loss is answered by an error, as in the handout."""
+    service = service_of(request)
     with service.database.reading() as connection:
         key = _authenticate(request, service, connection, api_key)
     if not key.flops_used:
@@ -196,8 +191,9 @@ def total_flops_used(request: Request, api_key: ApiKey, service: Shared) -> floa
 
 
 @router.get("/previous_runs", responses=_answers())
-def previous_runs(request: Request, api_key: ApiKey, service: Shared) -> PreviousRuns:
+def previous_runs(request: Request, api_key: ApiKey) -> PreviousRuns:
     """Every configuration that the key was charged for, in the order they were asked for."""
+    service = service_of(request)
     with service.database.reading() as connection:
         key = _authenticate(request, service, connection, api_key)
         rows = connection.execute(sa.select(queries).where(queries.c.key_id == key.id).order_by(queries.c.id))
@@ -205,26 +201,31 @@ def previous_runs(request: Request, api_key: ApiKey, service: Shared) -> Previou
 
 
 @router.get("/provenance", responses=_answers(**_OUT_OF_RANGE))
-def provenance(request: Request, asked: Asked, api_key: ApiKey, service: Shared, losses: Losses) -> Provenance:
+def provenance(request: Request, asked: Asked, api_key: ApiKey) -> Provenance:
     """Whether a loss is measured, interpolated or extrapolated, and its standard error in nats; free of charge.
 
     `surrogate` says how all losses are made, and how far off they were for runs held out, by decade of the budget.
     """
+    service = service_of(request)
     with service.database.reading() as connection:
         _authenticate(request, service, connection, api_key)
     _check_ranges(asked)
-    prediction = losses.predict(asked)
+    prediction = _surrogate(request).predict(asked)
     return Provenance(
         provenance=prediction.provenance,
         uncertainty=prediction.uncertainty,
         source=prediction.source,
-        surrogate=losses.summary(),
+        surrogate=_surrogate(request).summary(),
     )
 
 
 def part(surrogate: Surrogate) -> Part:
     """These endpoints, answering from a surrogate."""
     return Part(router=router, state={"surrogate": surrogate})
+
+
+def _surrogate(request: Request) -> Surrogate:
+    return request.app.state.surrogate
 
 
 def _authenticate(request: Request, service: Service, connection: sa.Connection, api_key: str) -> Key:

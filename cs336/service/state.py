@@ -67,5 +67,5 @@ class Service:
 
 
 def service_of(request: Request) -> Service:
-    """The service that a request came to; endpoints take it as `Depends(service_of)`."""
+    """The service that a request came to."""
     return request.app.state.service

@@ -83,16 +83,29 @@ def _administrator(url: str) -> sa.Engine:
     return sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
 
 
+@contextlib.contextmanager
+def _empty_database(server: str) -> Iterator[str]:
+    name = f"test_{os.urandom(6).hex()}"
+    administrator = _administrator(f"{server}/postgres")
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield f"{server}/{name}"
+    with administrator.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """The URL of an empty database on the session's PostgreSQL server."""
-    name = f"test_{os.urandom(6).hex()}"
-    administrator = _administrator(f"{postgres_server}/postgres")
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield f"{postgres_server}/{name}"
-    with administrator.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    with _empty_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_url_of_module(postgres_server: str) -> Iterator[str]:
+    """The same, for all tests of a module."""
+    with _empty_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

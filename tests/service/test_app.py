@@ -4,19 +4,20 @@ import contextlib
 import json
 
 import pytest
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.testclient import TestClient
 
 from cs336.service.app import Part, Refusal, create_app
 from cs336.service.keys import add_key
 from cs336.service.logs import PREVIEW_CHARACTERS, PREVIEW_TOKENS, open_log, preview
-from cs336.service.state import Service, Settings, service_of
+from cs336.service.state import Settings, service_of
 
 router = APIRouter()
 
 
 @router.get("/who")
-def who(request: Request, api_key: str, service: Service = Depends(service_of)) -> str:  # noqa: B008
+def who(request: Request, api_key: str) -> str:
+    service = service_of(request)
     with service.database.reading() as connection:
         key = service.authenticate(request, connection, api_key)
     if key is None:
