@@ -19,6 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from cs336.service.api_2025 import Message
 from cs336.service.job_config import TrainingConfig
 from cs336.service.job_models import (
     BudgetSummary,
@@ -105,7 +106,7 @@ def users_router(
     def open_jobs(request: Request) -> Jobs:
         return Jobs(service_of(request).database, total_budget_seconds=total_budget_seconds)
 
-    def who_asks(request: Request, x_api_key: Annotated[str | None, Header()] = None) -> int:
+    def who_asks(request: Request, x_api_key: Annotated[str | None, Header(alias="X-API-Key")] = None) -> int:
         service = service_of(request)
         with service.database.reading() as connection:
             key = service.authenticate(request, connection, x_api_key)
@@ -115,7 +116,10 @@ def users_router(
 
     All = Annotated[Jobs, Depends(open_jobs)]
     User = Annotated[int, Depends(who_asks)]
-    refused: dict[int | str, dict[str, Any]] = {401: {"model": Problem, "description": "No key, or an unknown one"}}
+    refused: dict[int | str, dict[str, Any]] = {
+        401: {"model": Problem, "description": "No key, or an unknown one"},
+        429: {"model": Message, "description": "Too many requests"},
+    }
 
     @router.post(
         "/submit",

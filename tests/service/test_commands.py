@@ -50,6 +50,8 @@ def test_the_environment_names_the_database_and_the_option_goes_before_it(tmp_pa
         (["keys", "list", "--database", "mysql://host/name"], "no database for this"),
         (["serve", "scaling", "--runs", "/nowhere.jsonl"], "/nowhere.jsonl: not found"),
         (["serve", "scaling", "--requests-per-second", "0"], "give a number above 0"),
+        (["serve", "scaling", "--text", "/nowhere"], "/nowhere: holds no train.bin"),
+        (["serve", "scaling", "--workers", "0"], "--workers is 0; give 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):
