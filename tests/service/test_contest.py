@@ -25,21 +25,9 @@ from cs336.service.keys import add_key
 from cs336.service.pool import LocalPool
 from cs336.service.scheduler import Scheduler
 from tests.service.job_examples import architecture, body, config, write_text
+from tests.service.servers import ROOT
 
 PATIENCE_SECONDS = 120
-SERVER = """
-import sys
-from pathlib import Path
-import uvicorn
-from cs336.service.app import create_app
-from cs336.service.contest import Contest, contest_part
-from cs336.service.state import Settings
-folder, port = Path(sys.argv[1]), int(sys.argv[2])
-contest = Contest(address=f"http://127.0.0.1:{port}", folder=folder / "runs", data=folder / "text", poll_seconds=0.1,
-                  devices=("cpu",), num_workers=1)
-settings = Settings(database_url=f"sqlite:///{folder}/service.db", log_file=folder / "requests.jsonl")
-uvicorn.run(create_app(settings, [contest_part(contest)]), host="127.0.0.1", port=port, log_level="warning")
-"""
 
 
 def until(condition, seconds=PATIENCE_SECONDS):
@@ -66,13 +54,18 @@ class Server:
         database = open_database(f"sqlite:///{folder}/service.db")
         self.headers = {"X-API-Key": add_key(database, "ada")}
         database.close()
+        self.command = [sys.executable, "-m", "cs336", "serve", "scaling", "--text", str(folder / "text")]
+        self.command += ["--devices", "cpu", "--log", str(folder / "requests.jsonl")]
+        self.command += ["--database", f"sqlite:///{folder}/service.db"]
+        self.environment = os.environ | {"CS336_ARTIFACTS": str(folder)}
+        self.runs = folder / "scaling_service" / "runs"
         self.process = None
 
     def start(self):
         self.address = f"http://127.0.0.1:{(port := free_port())}"
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, str(self.folder), str(port)], stdout=log, stderr=log
+                [*self.command, "--port", str(port)], cwd=ROOT, env=self.environment, stdout=log, stderr=log
             )
         until(self.answers)
 
@@ -103,7 +96,7 @@ class Server:
 
     def workers(self):
         """Ids of the processes that hold a run's lock."""
-        locks = [path for path in (self.folder / "runs" / "running").glob("*/lock") if path.read_text()]
+        locks = [path for path in (self.runs / "running").glob("*/lock") if path.read_text()]
         return [int(path.read_text()) for path in locks if Path(f"/proc/{path.read_text()}").exists()]
 
 
@@ -136,10 +129,10 @@ def test_a_job_is_trained_and_charged_for_what_it_used(server):
     used = server.get("/budget")["used_seconds"]
     assert used == pytest.approx(max(1, done["used_seconds"]) + 1 + 1)
     # What is put aside tells what happened, and the key is in none of it.
-    until(lambda: len(list((server.folder / "runs" / "done").iterdir())) == 3)
-    assert (server.folder / "runs" / "internal_key").stat().st_mode & 0o777 == 0o600
-    key = (server.folder / "runs" / "internal_key").read_text()
-    for path in [*(server.folder / "runs" / "done").rglob("*"), server.folder / "requests.jsonl"]:
+    until(lambda: len(list((server.runs / "done").iterdir())) == 3)
+    assert (server.runs / "internal_key").stat().st_mode & 0o777 == 0o600
+    key = (server.runs / "internal_key").read_text()
+    for path in [*(server.runs / "done").rglob("*"), server.folder / "requests.jsonl"]:
         assert path.is_dir() or key not in path.read_text()
 
 
