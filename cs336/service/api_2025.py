@@ -7,11 +7,12 @@ free: where a loss comes from, and how far off it may be.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from cs336.scaling.loss_model import Configuration
@@ -51,6 +52,15 @@ queries = sa.Table(
     ),
     sqlite_autoincrement=True,
 )
+
+
+_SIX_VALUES = [field.name for field in fields(Configuration)]
+# Statements are built once: that takes longer than to run one.
+_KNOWN = sa.select(queries.c.loss).where(
+    queries.c.key_id == sa.bindparam("asker"), *(queries.c[name] == sa.bindparam(name) for name in _SIX_VALUES)
+)
+_STORE = sa.insert(queries)
+_CHARGE = sa.update(keys).where(keys.c.id == sa.bindparam("asker")).values(flops_used=sa.bindparam("total"))
 
 
 class Loss(BaseModel):
@@ -146,8 +156,10 @@ async def configuration_of(
 Asked = Annotated[Configuration, Depends(configuration_of)]
 
 
-@router.get("/loss", responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run"))
-def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
+@router.get(
+    "/loss", response_model=Loss, responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run")
+)
+def loss(request: Request, asked: Asked, api_key: ApiKey) -> JSONResponse:
     """The final training loss of a configuration, in nats per token; each new one is charged `train_flops`.
 
     The same configuration again is free, and answered alike, for ever.
@@ -158,7 +170,7 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
         _check_ranges(asked)
         known = _known_loss(connection, key.id, asked)
     if known is not None:
-        return Loss(loss=known, total_flops_used=key.flops_used)
+        return _answer(known, key.flops_used)
     found = _surrogate(request).predict(asked).loss
     flops, budget = int(asked.train_flops), service.settings.flops_budget
     # Check, charge and answer are one transaction, in which nobody else may charge this key.
@@ -166,17 +178,15 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> Loss:
         used = service.database.lock_key(connection, key.id).flops_used
         known = _known_loss(connection, key.id, asked)
         if known is not None:  # asked at the same time, twice
-            return Loss(loss=known, total_flops_used=used)
+            return _answer(known, used)
         if used + flops > budget:
             raise Refusal(
                 BUDGET_SPENT_STATUS,
                 f"this run takes {flops:.4g} FLOPs, but {used:.4g} of the limit of {budget:.4g} are used",
             )
-        connection.execute(
-            sa.insert(queries).values(key_id=key.id, loss=found, created_at=time.time(), **asdict(asked))
-        )
-        connection.execute(sa.update(keys).where(keys.c.id == key.id).values(flops_used=used + flops))
-    return Loss(loss=found, total_flops_used=used + flops)
+        connection.execute(_STORE, {"key_id": key.id, "loss": found, "created_at": time.time(), **vars(asked)})
+        connection.execute(_CHARGE, {"asker": key.id, "total": used + flops})
+    return _answer(found, used + flops)
 
 
 @router.get("/total_flops_used", responses=_answers())
@@ -224,6 +234,11 @@ def part(surrogate: Surrogate) -> Part:
     return Part(router=router, state={"surrogate": surrogate})
 
 
+def _answer(loss: float, used: int) -> JSONResponse:
+    """A `Loss`; as a response of our own it is not compared with the model once more, on another thread."""
+    return JSONResponse({"loss": loss, "total_flops_used": float(used)})
+
+
 def _surrogate(request: Request) -> Surrogate:
     return request.app.state.surrogate
 
@@ -236,7 +251,7 @@ def _authenticate(request: Request, service: Service, connection: sa.Connection,
 
 
 def _check_ranges(asked: Configuration) -> None:
-    for name, value in asdict(asked).items():
+    for name, value in vars(asked).items():
         if name in CHOICES and value not in CHOICES[name]:
             allowed = ", ".join(f"{choice:.0e}" if choice >= 1e6 else str(choice) for choice in CHOICES[name])
             raise Refusal(OUT_OF_RANGE_STATUS, f"{name} must be one of [{allowed}], got {value}")
@@ -246,5 +261,4 @@ def _check_ranges(asked: Configuration) -> None:
 
 
 def _known_loss(connection: sa.Connection, key_id: int, asked: Configuration) -> float | None:
-    same = [queries.c[name] == value for name, value in asdict(asked).items()]
-    return connection.execute(sa.select(queries.c.loss).where(queries.c.key_id == key_id, *same)).scalar()
+    return connection.execute(_KNOWN, {"asker": key_id, **vars(asked)}).scalar()

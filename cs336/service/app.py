@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -15,6 +16,8 @@ from cs336.service.database import open_database
 from cs336.service.limits import BoundedRequests, RateLimited
 from cs336.service.logs import RequestLog, open_log
 from cs336.service.state import Service, Settings
+
+_THREADS = 12  # of endpoints that wait for the database; more only wait for each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ def create_app(settings: Settings, parts: Sequence[Part]) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         async with contextlib.AsyncExitStack() as running:
             running.callback(service.database.close)
             for part in parts:

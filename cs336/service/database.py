@@ -36,8 +36,10 @@ keys = sa.Table(
     sqlite_autoincrement=True,
 )
 
+_LOCK_KEY = sa.select(keys).where(keys.c.id == sa.bindparam("key_id")).with_for_update()
+
 _BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another process
-_CONNECTIONS = 48  # more than the server's 40 threads
+_CONNECTIONS = 16  # more than the server has threads
 _CREATE_LOCK = 336_2025  # of PostgreSQL's advisory locks: two servers that start at once make the tables once
 
 
@@ -68,7 +70,7 @@ class Database:
 
     def lock_key(self, connection: sa.Connection, key_id: int) -> sa.Row:
         """The key's row, which no other transaction changes before this one, of `writing`, ends."""
-        return connection.execute(sa.select(keys).where(keys.c.id == key_id).with_for_update()).one()
+        return connection.execute(_LOCK_KEY, {"key_id": key_id}).one()
 
     def close(self) -> None:
         """Close all connections."""

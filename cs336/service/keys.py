@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from cs336.files import UserError
 from cs336.service.database import Database, keys
 
+_FIND = sa.select(keys).where(keys.c.lookup == sa.bindparam("wanted"))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 
 
@@ -66,7 +67,7 @@ def find_key(connection: sa.Connection, secret: str) -> Key | None:
     """The key whose secret this is; None if there is none or it is revoked."""
     digest = _digest(secret)
     found = None
-    for row in connection.execute(sa.select(keys).where(keys.c.lookup == _lookup(secret))):
+    for row in connection.execute(_FIND, {"wanted": _lookup(secret)}):
         if hmac.compare_digest(row.digest, digest) and row.revoked_at is None:
             found = _key(row)
     return found
