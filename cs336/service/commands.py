@@ -14,6 +14,7 @@ from cs336.store import default_root
 
 if TYPE_CHECKING:
     from cs336.scaling.surrogate import Surrogate
+    from cs336.service.contest import Contest
     from cs336.service.database import Database
 
 DATABASE_VARIABLE = "CS336_SERVICE_DATABASE"  # a URL has a password in it, and a command line is everybody's to read
@@ -22,6 +23,7 @@ _SERVE = """Serve a scaling study: the training API of CS336's scaling assignmen
 
   cs336 keys add ada                  makes a key, shown once
   cs336 serve scaling                 then, as long as it runs: http://127.0.0.1:8336/docs
+  cs336 serve scaling --text FOLDER   trains the contest's jobs, too: http://127.0.0.1:8336/dashboard
 
 Losses are those of the measured runs; a surrogate, fitted to them when the server starts, answers for all other
 configurations. Keys, budgets and answers are kept in the database."""
@@ -49,6 +51,20 @@ def register(commands: argparse._SubParsersAction) -> None:
     action.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request (default: standard error)")
     action.add_argument(
         "--requests-per-second", type=float, default=None, metavar="N", help="of one key, in the long run"
+    )
+    group = action.add_argument_group("jobs of the contest")
+    group.add_argument(
+        "--text",
+        type=Path,
+        metavar="FOLDER",
+        help="token arrays to train on, such as an asset token_shards; else jobs wait",
+    )
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="jobs at once (default: %(default)s)")
+    group.add_argument(
+        "--devices",
+        default="auto",
+        metavar="LIST",
+        help="that they are spread over, such as cuda:0,cuda:1 (default: auto)",
     )
     action.set_defaults(run=_serve_scaling)
 
@@ -104,11 +120,32 @@ def open_surrogate(file: Path | None) -> Surrogate:
     return fit_surrogate(read_runs(file or MEASURED_RUNS))
 
 
+def contest_of(options: argparse.Namespace) -> Contest:
+    """The contest that a command line asks for.
+
+    Raises:
+        UserError: there is no worker.
+    """
+    from cs336.service.contest import Contest
+
+    if options.workers < 1:
+        raise UserError(f"--workers is {options.workers}; give 1 or more, or leave out --text and let jobs wait")
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    return Contest(
+        address=f"http://{f'[{host}]' if ':' in host else host}:{options.port}",
+        folder=default_root() / "scaling_service" / "runs",
+        data=options.text,
+        num_workers=options.workers,
+        devices=tuple(options.devices.split(",")),
+    )
+
+
 def _serve_scaling(options: argparse.Namespace) -> None:
     import uvicorn
 
     from cs336.service import api_2025
     from cs336.service.app import create_app
+    from cs336.service.contest import contest_part
     from cs336.service.state import Settings
 
     if options.requests_per_second is not None and not options.requests_per_second > 0:
@@ -121,13 +158,15 @@ def _serve_scaling(options: argparse.Namespace) -> None:
         }
     surrogate = open_surrogate(options.runs)
     settings = Settings(database_url=database_url(options), log_file=options.log, **limits)
-    app = create_app(settings, [api_2025.part(surrogate)])
+    app = create_app(settings, [api_2025.part(surrogate), contest_part(contest_of(options))])
     known = surrogate.summary()
     print(
         f"http://{options.host}:{options.port}/docs: {known['measured_runs']} measured runs, law"
         f" {known['law_source']}, correction {known['correction']}",
         flush=True,
     )
+    trains = f"jobs train on {options.text}, {options.workers} at once" if options.text else "jobs wait: no --text"
+    print(f"http://{options.host}:{options.port}/dashboard: {trains}", flush=True)
     uvicorn.run(
         app,
         host=options.host,

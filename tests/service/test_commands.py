@@ -1,5 +1,6 @@
 """`cs336 keys` and `cs336 serve scaling`, as a user types them."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from cs336.cli import main
 from cs336.scaling.loss_model import configuration_of
 from cs336.scaling.runs import append_run
 from cs336.service.client import ScalingClient, ServiceError
+from cs336.service.commands import contest_of
 from tests.scaling.made_runs import configuration, made_run
 from tests.service.servers import Server
 
@@ -43,6 +45,17 @@ def test_the_environment_names_the_database_and_the_option_goes_before_it(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")],
+)
+def test_workers_reach_the_service_at_an_address_of_this_machine(artifacts, host, address):
+    options = argparse.Namespace(host=host, port=80, text=None, workers=2, devices="cuda:0,cuda:1")
+    contest = contest_of(options)
+    assert (contest.address, contest.devices, contest.num_workers) == (address, ("cuda:0", "cuda:1"), 2)
+    assert contest.folder == artifacts / "scaling_service" / "runs"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["keys", "revoke", "nobody"], "nobody: has no key that is good"),
@@ -50,6 +63,8 @@ def test_the_environment_names_the_database_and_the_option_goes_before_it(tmp_pa
         (["keys", "list", "--database", "mysql://host/name"], "no database for this"),
         (["serve", "scaling", "--runs", "/nowhere.jsonl"], "/nowhere.jsonl: not found"),
         (["serve", "scaling", "--requests-per-second", "0"], "give a number above 0"),
+        (["serve", "scaling", "--text", "/nowhere"], "/nowhere: holds no train.bin"),
+        (["serve", "scaling", "--workers", "0"], "--workers is 0; give 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):
