@@ -107,6 +107,7 @@ def test_packed_runs_have_the_rows_of_runs_one_at_a_time(token_folder, tmp_path)
     assert {run.packed for run in two} == {2}
 
 
+@pytest.mark.slow
 def test_a_runner_that_is_killed_goes_on_where_it_stopped(token_folder, tmp_path, grid_file):
     rows, whole = tmp_path / "runs.jsonl", tmp_path / "whole.jsonl"
     command = [sys.executable, "-m", "cs336.scaling.runner", "--grid", str(grid_file), "--device", "cpu"]
@@ -132,6 +133,7 @@ def test_a_runner_that_is_killed_goes_on_where_it_stopped(token_folder, tmp_path
     assert losses(resumed) == losses(read_runs(whole))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_named_and_the_others_rows_are_kept(token_folder, tmp_path):
     rows = tmp_path / "runs.jsonl"
     settings = Settings(rows=rows, device="cpu", packed=2)

@@ -136,6 +136,7 @@ def test_a_job_is_trained_and_charged_for_what_it_used(server):
         assert path.is_dir() or key not in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_server_finds_its_worker_again_and_nothing_is_charged_twice(server):
     running, waiting = server.submit(**SLOW), server.submit()
     until(lambda: server.status(running)["val_losses"])
@@ -164,6 +165,7 @@ def test_a_worker_that_died_while_the_server_was_away_is_a_failure_that_says_so(
     assert 1 <= server.get("/budget")["used_seconds"] < 600
 
 
+@pytest.mark.slow
 def test_a_server_told_to_stop_preempts_its_jobs_and_the_next_runs_them(server):
     running = server.submit(**SLOW)
     until(lambda: server.status(running)["val_losses"])
@@ -175,6 +177,7 @@ def test_a_server_told_to_stop_preempts_its_jobs_and_the_next_runs_them(server):
     assert status["state"] == "completed" and status["run_id"] != first and len(status["val_losses"]) == 8
 
 
+@pytest.mark.slow
 def test_a_preempted_worker_says_so_and_its_job_runs_again(server):
     running = server.submit(**SLOW)
     until(lambda: server.status(running)["val_losses"])
