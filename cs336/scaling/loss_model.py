@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from cs336.scaling.accounting import CONTEXT_LENGTH, num_parameters, num_steps, num_tokens
 from cs336.scaling.boosting import MAX_TREES, RIDGES, Array, Correction, fit_correction, staged_errors
 from cs336.scaling.measurements import best_of_equals, measurements
-from cs336.scaling.parametric import STARTS, ParametricLaw, fit_parametric
+from cs336.scaling.parametric import CHINCHILLA, STARTS, ParametricLaw, fit_parametric
 from cs336.scaling.runs import Run
 
-CHINCHILLA = ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)  # arXiv:2203.15556, appendix D.4
 SHARPNESSES = (3.0, 4.0, 6.0, 8.0, 12.0)  # tried
 NUM_FOLDS = 5
 _DESCENDED = 0.9  # of the loss at initialisation: runs above it say more of the bend than of N and D

@@ -72,6 +72,9 @@ class ParametricLaw:
         return Frontier(parameters, tokens, FlooredLaw(self.E, coefficient, self.alpha * self.beta / total))
 
 
+CHINCHILLA = ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)  # arXiv:2203.15556, appendix D.4
+
+
 def fit_parametric(runs: Measurements, starts: Array = STARTS) -> ParametricLaw:
     """Minimize Huber(delta = 1e-3) of the log-loss residuals by L-BFGS from every start; the best is kept.
 

@@ -15,11 +15,10 @@ from cs336.profiling.tables import markdown_table
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.fits import PARABOLA, PARAMETRIC, fit_all
 from cs336.scaling.measurements import measurements
-from cs336.scaling.parametric import ParametricLaw
+from cs336.scaling.parametric import CHINCHILLA, ParametricLaw
 from cs336.scaling.power_law import FlooredLaw, PowerLaw, fit_log_log
 from cs336.scaling.summary import count
 
-CHINCHILLA = ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
 CHINCHILLA_SIZES = np.array([0.4e9, 1e9, 10e9, 67e9, 175e9, 280e9, 520e9, 1e12, 10e12])
 CHINCHILLA_COMPUTE = {  # approach -> budget for which each size is best, by their tables 3 and A3
     "approach 1": np.array([1.92e19, 1.21e20, 1.23e22, 5.76e23, 3.85e24, 9.90e24, 3.43e25, 1.27e26, 1.30e28]),

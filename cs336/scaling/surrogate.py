@@ -21,7 +21,6 @@ import numpy as np
 from cs336.scaling.accounting import CONTEXT_LENGTH, VOCAB_SIZE
 from cs336.scaling.boosting import Array
 from cs336.scaling.loss_model import (
-    CHINCHILLA,
     SHARPNESSES,
     Configuration,
     LossModel,
@@ -33,6 +32,7 @@ from cs336.scaling.loss_model import (
     fit_loss_model,
     losses_of,
 )
+from cs336.scaling.parametric import CHINCHILLA
 from cs336.scaling.runs import Run, finished_runs
 
 BUDGETS = tuple(sorted([digit * 10**power for power in range(13, 18) for digit in (1, 3, 6)] + [10**18]))  # handout's

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs336.scaling import loss_model
-from cs336.scaling.loss_model import CHINCHILLA, choose_settings, configuration_of, decade
+from cs336.scaling.loss_model import choose_settings, configuration_of, decade
+from cs336.scaling.parametric import CHINCHILLA
 from cs336.scaling.surrogate import (
     BUDGETS,
     EXTRAPOLATED,

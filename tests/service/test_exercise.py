@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cs336.scaling.loss_model import CHINCHILLA
+from cs336.scaling.parametric import CHINCHILLA
 from cs336.service.database import open_database
 from cs336.service.keys import add_key
 from tests.service.servers import ROOT, Server
