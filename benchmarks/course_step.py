@@ -44,7 +44,8 @@ from cs336.hardware import peak_bytes, peak_flops_per_second, pick_device
 from cs336.model.accounting import count_parameters, training_flops
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.presets import find_preset
-from cs336.store import describe_commit, versions_of
+from cs336.revision import describe_commit
+from cs336.store import versions_of
 from cs336.tokens.batches import Batches
 from cs336.train.forms import Form, make_optimizer
 from cs336.train.loop import TrainConfig, evaluate, training_step

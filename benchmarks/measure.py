@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cs336.files import append_jsonl
-from cs336.store import cpu_model, describe_commit, versions_of
+from cs336.revision import describe_commit
+from cs336.store import cpu_model, versions_of
 
 OURS = "ours"
 

@@ -14,7 +14,8 @@ from cs336.model.sizes import SIZES
 from cs336.model.transformer import ModelConfig
 from cs336.profiling.parallel_config import ParallelConfig
 from cs336.profiling.rank_cells import Rows
-from cs336.store import describe_commit, versions_of
+from cs336.revision import describe_commit
+from cs336.store import versions_of
 
 TRACES = "traces"
 TINY = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=2, d_ff=64, vocab_size=101)

@@ -26,7 +26,8 @@ from cs336.profiling.step_studies import flat_row, step_cell
 from cs336.profiling.step_times import MODES, PRECISIONS, StepConfig
 from cs336.profiling.studies import STUDIES
 from cs336.profiling.tables import OUT_OF_MEMORY
-from cs336.store import describe_commit, versions_of
+from cs336.revision import describe_commit
+from cs336.store import versions_of
 
 SUBJECT = "train_step"
 PACKAGES = ("torch", "triton")

@@ -44,7 +44,7 @@ from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig
 from cs336.presets import find_preset
 from cs336.profiling.kernel_times import KINDS, kind_of
-from cs336.store import describe_commit
+from cs336.revision import describe_commit
 from cs336.train.loop import TrainConfig, training_step
 
 PACKAGES = ("torch", "triton", "transformers")

@@ -40,6 +40,7 @@ from cs336.model.transformer import ModelConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
+from cs336.scaling.grid import ScalingConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -54,6 +55,7 @@ class Preset:
     Attributes:
         experiments: what its sweeps and ablations vary.
         speedrun: the best model for a given time.
+        scaling: which grid of small models it trains.
         data_ablation: how the variants of the data are compared.
         held_out: clean text that they are compared on; None takes the documents that `split` holds out.
         measured_filters: those that are run; the others are off, and recorded as such.
@@ -82,6 +84,7 @@ class Preset:
     experiments: ExperimentConfig
     speedrun: SpeedrunConfig
     data_ablation: DataAblationConfig
+    scaling: ScalingConfig
     parallel: ParallelConfig
     full_step: FullStepConfig
     held_out: TextFiles | None = None
@@ -161,6 +164,7 @@ TINY = Preset(  # two CPU cores, minutes, no network
         ),
     ),
     data_ablation=DataAblationConfig(num_tokens=204_800),
+    scaling=ScalingConfig(grid="tiny"),
     profiling=TINY_PROFILING,
     parallel=ParallelConfig(  # over Gloo, to see how it is done: its figures say nothing of GPUs
         device="cpu",
@@ -238,6 +242,7 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
         context_lengths=(64, 128, 512),
         vocab_sizes=(2_500, 5_000, 20_000, 32_000),
     ),
+    scaling=ScalingConfig(grid="full"),
     speedrun=SpeedrunConfig(
         model=ModelConfig(context_length=512, d_model=768, num_layers=8, num_heads=6, qk_norm=True, dropout=0.1),
         train=TrainConfig(
@@ -299,6 +304,12 @@ PROSE = replace(  # 149 MB of books, film reviews and news (37.9 M tokens, so 8.
     split=SplitConfig(valid_fraction=0.01),
     # About nine passes over the text: decay has to hold back what dropout alone does not.
     speedrun=replace(COURSE.speedrun, train=replace(COURSE.speedrun.train, weight_decay=0.3)),
+)
+SCALING = replace(  # the text of the scaling grid: 33.9 M tokens to train on with 32,000 entries, as the course has
+    PROSE,
+    name="scaling",
+    bpe=BpeConfig(vocab_size=32_000),
+    scaling=ScalingConfig(grid="h100"),
 )
 TINYSTORIES = replace(  # the base of assignment 1's experiments; its problem learning_rate asks for a loss of 1.45
     RAW,
@@ -385,6 +396,7 @@ PRESETS = {
         MIXTURE_LARGE,
         COURSE,
         PROSE,
+        SCALING,
         TINYSTORIES,
         TINYSTORIES_LOW,
         OWT,

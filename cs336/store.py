@@ -16,14 +16,12 @@ it would be made from now. Fingerprints never hold absolute paths, worker counts
 from __future__ import annotations
 
 import fcntl
-import functools
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -35,6 +33,7 @@ from typing import Any
 from cs336.files import UserError, name_full_disk, read_json, sha256_of_file, sync_folder, sync_tree, write_json
 from cs336.fingerprint import digest
 from cs336.isolation import used_cpu_seconds
+from cs336.revision import describe_commit
 from cs336.shared_storage import MANIFEST, shared_storage
 
 RECORDED_PACKAGES = (
@@ -328,20 +327,6 @@ def describe_machine() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         machine["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return machine
-
-
-@functools.cache
-def describe_commit() -> str:
-    """`CS336_COMMIT` if it is set; else the commit of this checkout, with "+changes" when files differ from it."""
-    if os.environ.get("CS336_COMMIT"):
-        return os.environ["CS336_COMMIT"]
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if changed else "")
 
 
 def cpu_model() -> str:

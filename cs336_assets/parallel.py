@@ -21,7 +21,8 @@ from cs336.profiling.full_step import page as full_step_page
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.profiling.parallel_correctness import TOLERANCE, compare_forms
 from cs336.profiling.rank_cells import Rows, Say, require_gpus
-from cs336.store import describe_commit, describe_machine
+from cs336.revision import describe_commit
+from cs336.store import describe_machine
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 

@@ -33,4 +33,7 @@ KERNELS = {
         *("checkpointing_study", "precision_answers"),
     )
 }
-SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS
+# Many small models, for a GPU; `python -m cs336.scaling.runner` trains the same cells without the graph, packed. The
+# exercise needs nothing that the other jobs make.
+SCALING = {"scaling": ("isoflop_runs", "isoflop_profiles"), "scaling_exercise": ("scaling_exercise",)}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING

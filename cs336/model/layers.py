@@ -111,10 +111,13 @@ class LayerNorm(nn.Module):
     ):
         super().__init__()
         self.eps = eps
+        self.fused = False
         self.weight = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         wide = x.float()
+        if self.fused:
+            return nn.functional.layer_norm(wide, self.weight.shape, self.weight, eps=self.eps).to(x.dtype)
         centred = wide - wide.mean(dim=-1, keepdim=True)
         scale = torch.rsqrt(centred.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         return (centred * scale * self.weight).to(x.dtype)
@@ -155,6 +158,11 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     # Compared in fp32: in bf16 the draw itself would be too coarse for a rate such as 0.1.
     kept = torch.rand(x.shape, device=x.device) >= rate
     return x * kept / (1 - rate)
+
+
+def fused_dropout(x: Tensor, rate: float) -> Tensor:
+    """The same by PyTorch's own kernel, which draws in the pass that multiplies; it draws other numbers."""
+    return nn.functional.dropout(x, rate)
 
 
 class SwiGLU(nn.Module):
@@ -221,9 +229,11 @@ class GELUFeedForward(nn.Module):
         super().__init__()
         self.w1 = Linear(d_model, d_ff, bias=bias, device=device, dtype=dtype)
         self.w2 = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
+        self.fused = False
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        return self.w2(gelu(self.w1(x)))
+        hidden = self.w1(x)
+        return self.w2(nn.functional.gelu(hidden) if self.fused else gelu(hidden))
 
 
 FEED_FORWARDS: dict[str, type[SwiGLU] | type[SiLUFeedForward] | type[GELUFeedForward]] = {

@@ -22,6 +22,8 @@ from cs336.model.layers import (
     NORMS,
     ROPE_LAYOUTS,
     Embedding,
+    GELUFeedForward,
+    LayerNorm,
     Linear,
     RMSNorm,
     RopeScaling,
@@ -29,6 +31,7 @@ from cs336.model.layers import (
     SwiGLU,
     default_d_ff,
     dropout,
+    fused_dropout,
 )
 from cs336.model.recompute import run_in_segments
 
@@ -182,6 +185,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm = config.norm
         self.dropout_rate = config.dropout
+        self.fused_dropout = False
         self.attn = CausalMultiHeadSelfAttention(
             config.d_model,
             config.num_heads,
@@ -225,7 +229,8 @@ class TransformerBlock(nn.Module):
         return z + self._drop(self.ffn(z))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout_rate if self.training else 0.0)
+        drop = fused_dropout if self.fused_dropout else dropout
+        return drop(x, self.dropout_rate if self.training else 0.0)
 
 
 class TransformerLM(nn.Module):
@@ -246,7 +251,7 @@ class TransformerLM(nn.Module):
         if config.vocab_size < 1:
             raise ValueError("vocab_size is not set; take it from the tokenizer: replace(config, vocab_size=...)")
         self.config = config
-        self.recomputed_layers, self.kept_attention = 0, False
+        self.recomputed_layers, self.kept_attention, self.fused_dropout = 0, False, False
         rope = _rope(config, device)
         std = config.d_model**-0.5 if config.tied else 1.0  # as a head, unit vectors would saturate softmax
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std, device=device, dtype=dtype)
@@ -290,14 +295,20 @@ class TransformerLM(nn.Module):
             attention.use_kernel(kernel)
         return self
 
-    def fuse(self, fused: bool = True) -> TransformerLM:
+    def fuse(self, fused: bool = True, *, dropout: bool = False) -> TransformerLM:
         """Compute norms, rotations and gates by our Triton kernels; returns the model.
 
-        For runs without `torch.compile`, which fuses the plain code itself. LayerNorm stays as it is.
+        For runs without `torch.compile`, which fuses the plain code itself. What we have no kernels for, LayerNorm and
+        GELU, is computed by PyTorch's.
+
+        Args:
+            dropout: fuse that around sublayers too; it then draws other numbers.
         """
         for module in self.modules():
-            if isinstance(module, RMSNorm | RotaryPositionalEmbedding | SwiGLU):
+            if isinstance(module, _FUSIBLE):
                 module.fused = fused
+            elif isinstance(module, TransformerBlock | TransformerLM):
+                module.fused_dropout = fused and dropout
         return self
 
     def recompute_in_segments(self, layers_per_segment: int, *, keep_attention: bool = False) -> TransformerLM:
@@ -354,7 +365,8 @@ class TransformerLM(nn.Module):
         x = self.token_embeddings(token_ids)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(token_positions)
-        x = dropout(x, self.config.dropout if self.training else 0.0)
+        drop = fused_dropout if self.fused_dropout else dropout
+        x = drop(x, self.config.dropout if self.training else 0.0)
         layers = [
             partial(
                 layer, token_positions=token_positions, mask=mask, cache=caches[number] if caches is not None else None
@@ -372,6 +384,9 @@ class TransformerLM(nn.Module):
         """As PyTorch's, but takes checkpoints of compiled models too (`_orig_mod.` prefixes)."""
         cleaned = {name.replace("_orig_mod.", ""): value for name, value in state_dict.items()}
         return super().load_state_dict(cleaned, strict=strict, assign=assign)
+
+
+_FUSIBLE = (RMSNorm, LayerNorm, RotaryPositionalEmbedding, SwiGLU, GELUFeedForward)
 
 
 def _rope(config: ModelConfig, device: torch.device | str | None) -> RotaryPositionalEmbedding | None:

@@ -12,13 +12,13 @@ from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
-from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS
+from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS, SCALING
 from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel"]
+FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel", "scaling"]
 # Not needed by anything else, so run by themselves.
-APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel"}
+APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "scaling"}
 LONGEST_BODY = 40
 
 
@@ -108,7 +108,8 @@ def test_jobs_cover_the_graph(graph):
     for job in ("plan", *GROUPS):
         assert definitions.resolve_job_def(f"{preset}_{job}")
     assert set(GROUPS["all"]) == set(FLOW) - APART
-    for group, jobs in (("experiments", EXPERIMENTS), ("data_ablation", DATA_ABLATION), ("kernels", KERNELS)):
+    apart = {"experiments": EXPERIMENTS, "data_ablation": DATA_ABLATION, "kernels": KERNELS, "scaling": SCALING}
+    for group, jobs in apart.items():
         listed = [name for names in jobs.values() for name in names]
         assert listed == [name for name, stage in STAGES.items() if stage.group == group], "in their order"
 

@@ -1,0 +1,174 @@
+"""`cs336 scaling plan, predict, check`: what a grid will take, what its rows predict, and whether it came true."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cs336.files import UserError, read_json, write_json
+
+_PLAN = """What a scaling grid will take: runs, sizes, tokens, nominal and real FLOPs, and time on one H100 or H200.
+
+  cs336 scaling plan h100            a line for each budget
+  cs336 scaling plan full --cells    a line for each run
+  cs336 scaling plan mine.toml
+
+Below stands what is wrong with the grid, a line each: profiles with too few sizes or none beyond the expected minimum,
+runs that read the text too often or take too many steps, shapes off the ladder. The exit code is then 1."""
+
+
+_PREDICT = """Predict the best size and its loss at a larger budget from the rows of a grid, and write that down once.
+
+  cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
+
+Fitted are the rows up to --max-budget, as IsoFLOP profiles: of each size and budget the best recipe, by the mean of its
+seeds. The prediction is by parabolas; that by the lowest runs stands beside it. Intervals are of bootstrap draws. Of
+the shapes that the grid GRID trains at the target, the one nearest to the predicted size is named. Commit the file, put
+the shape into the grid, train it, then `cs336 scaling check`."""
+
+_CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
+
+  cs336 scaling check prediction.json check.jsonl --out checked.json
+
+Refused are rows older than the prediction, and rows on other text. The best size is that of lowest mean loss over its
+seeds; "vertex" is that of a parabola through them, where they bracket it."""
+
+
+def register(actions: argparse._SubParsersAction) -> None:
+    """Add the commands to those of `cs336 scaling`."""
+    action = _add(actions, "plan", "runs, tokens, FLOPs and time of a grid, and what is wrong with it", _PLAN)
+    action.add_argument("grid", metavar="GRID", help="h100, check, full, final, tiny, or a .toml file")
+    action.add_argument("--cells", action="store_true", help="a line for each run")
+    action.add_argument("--packed", type=int, default=3, help="processes that share the GPU (default: %(default)s)")
+    action.set_defaults(run=_plan)
+
+    action = _add(actions, "predict", "best size and loss at a larger budget, written down once", _PREDICT)
+    action.add_argument("rows", type=Path, metavar="ROWS", help="runs.jsonl of the runner")
+    action.add_argument("--target", type=_flops, required=True, metavar="FLOPS", help="budget to predict for")
+    action.add_argument(
+        "--max-budget", type=_flops, required=True, metavar="FLOPS", help="largest budget to predict from"
+    )
+    action.add_argument("--grid", default="check", metavar="GRID", help="that trains the target (default: %(default)s)")
+    action.add_argument("--out", type=Path, required=True, metavar="FILE", help="new JSON file")
+    action.set_defaults(run=_predict)
+
+    action = _add(actions, "check", "a prediction beside what was trained after it", _CHECK)
+    action.add_argument("prediction", type=Path, metavar="PREDICTION", help="JSON file of `predict`")
+    action.add_argument("rows", type=Path, metavar="ROWS", help="with the runs at its target")
+    action.add_argument("--out", type=Path, metavar="FILE", help="JSON file for all figures")
+    action.set_defaults(run=_check)
+
+
+def _add(actions: argparse._SubParsersAction, name: str, brief: str, description: str) -> argparse.ArgumentParser:
+    return actions.add_parser(
+        name, help=brief, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _flops(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of FLOPs; give one above 0, such as 1e16")
+    return value
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from cs336.scaling.grid import find_grid, problems
+    from cs336.scaling.plan import plan_lines
+
+    grid = find_grid(options.grid)
+    print("\n".join(plan_lines(grid, packed=options.packed, cells=options.cells)))
+    wrong = problems(grid)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from cs336.scaling.cell import parse_shape
+    from cs336.scaling.grid import find_grid
+    from cs336.scaling.predict import predict, write_prediction
+    from cs336.scaling.runs import read_runs
+
+    grid = find_grid(options.grid)
+    shapes = sorted({shape for group in grid.groups if options.target in group.budgets for shape in group.shapes})
+    if not shapes:
+        raise UserError(f"grid {grid.name} trains nothing at {options.target:.0e}; name one that does with --grid")
+    prediction = predict(
+        read_runs(options.rows),
+        target=options.target,
+        max_budget=options.max_budget,
+        shapes=[parse_shape(shape) for shape in shapes],
+        unique_tokens=grid.unique_tokens,
+    )
+    write_prediction(options.out, prediction)
+    print(_prediction_text(prediction))
+    print(f"written: {options.out}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from cs336.scaling.predict import check
+    from cs336.scaling.runs import read_runs
+
+    prediction = read_json(options.prediction)
+    if not isinstance(prediction, dict) or "target_budget" not in prediction:
+        raise UserError(f"{options.prediction}: no prediction; `cs336 scaling predict` writes one")
+    checked = check(prediction, read_runs(options.rows))
+    if options.out:
+        write_json(options.out, checked)
+    print(_check_text(checked))
+
+
+def _prediction_text(prediction: dict[str, Any]) -> str:
+    lines = [
+        f"{prediction['target_budget']:.3g} FLOPs, from {prediction['num_rows']} runs up to"
+        f" {prediction['max_budget']:.3g}, {prediction['num_points']} sizes and budgets (rows {prediction['rows']},"
+        f" commit {prediction['commit'][:12]})"
+    ]
+    lines += [f"  {name:<12} {_estimates(each)}" for name, each in prediction["predictions"].items()]
+    lines += [f"  {name:<12} none: {reason}" for name, reason in prediction["left_out"].items()]
+    named = prediction["check"]
+    lines.append(
+        f"to check: {named['shape']}, batch {named['batch_size']}, learning rate {named['learning_rate']:g},"
+        f" the text read {named['epochs']:.2f} times"
+    )
+    return "\n".join(lines)
+
+
+def _check_text(checked: dict[str, Any]) -> str:
+    from cs336.scaling.summary import count
+
+    seeds = checked["num_seeds"]
+    lines = [
+        f"{checked['target_budget']:.3g} FLOPs, predicted {checked['prediction_made']}",
+        f"  predicted    {_estimates(checked['predicted'])}",
+        f"  measured     N {count(checked['best_parameters'])}, L {checked['best_loss']:.4f}"
+        + (": the smallest or the largest of the sizes" if checked["best_at_edge"] else ""),
+    ]
+    if checked["vertex"]:
+        lines.append(f"  vertex       N {count(checked['vertex']['parameters'])}, L {checked['vertex']['loss']:.4f}")
+    lines += [
+        f"  off by       N {checked['parameters_error']:+.1%}, L {checked['loss_error']:+.4f} nats",
+        f"  in interval  N {_yes(checked['parameters_within'])}, L {_yes(checked['loss_within'])}",
+    ]
+    for size, loss in checked["losses"].items():
+        lines.append(f"{count(float(size)):>10}  {loss:.4f}  {seeds[size]} seed{'s' if seeds[size] > 1 else ''}")
+    if checked["seed_spread"] is not None:
+        lines.append(f"standard deviation between seeds of the predicted shape: {checked['seed_spread']:.4f}")
+    return "\n".join(lines)
+
+
+def _estimates(predicted: dict[str, dict[str, float]]) -> str:
+    from cs336.scaling.summary import count
+
+    size, loss = predicted["parameters"], predicted["loss"]
+    return (
+        f"N {count(size['estimate'])} ({count(size['low'])} to {count(size['high'])}),"
+        f" L {loss['estimate']:.4f} ({loss['low']:.4f} to {loss['high']:.4f})"
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,107 @@
+"""Pictures of fits: what was measured, what was fitted, and the lines drawn on to budgets nobody has paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, Fits
+from cs336.scaling.parametric import ParametricLaw
+from cs336.scaling.uncertainty import interval
+
+LINE_END = 1e24  # lines are drawn at least so far
+_COLORS = dict(zip(APPROACHES, ("#2ca02c", "#d62728", "#1f77b4", "#9467bd"), strict=True))
+_LABELS = {
+    "parameters": "best size, parameters",
+    "tokens": "best number of tokens",
+    "loss": "loss at the best size, nats per token",
+}
+
+
+def draw_all(fits: Fits, folder: Path, *, until: float = LINE_END, truth: ParametricLaw | None = None) -> list[str]:
+    """Write parameters.png, tokens.png, loss.png and profiles.png; returns their names.
+
+    Args:
+        until: budget that the lines reach.
+        truth: the law that the runs came from, drawn dashed.
+    """
+    for quantity in _LABELS:
+        _draw_laws(fits, quantity, folder / f"{quantity}.png", until, truth)
+    _draw_profiles(fits, folder / "profiles.png")
+    return [f"{name}.png" for name in (*_LABELS, "profiles")]
+
+
+def _draw_laws(fits: Fits, quantity: str, path: Path, until: float, truth: ParametricLaw | None) -> None:
+    """Points that were fitted and each approach's line over the budget: log-log, but a loss has a floor."""
+    figure, axes = _axes()
+    compute = np.geomspace(fits.runs.budgets[0], max(until, fits.runs.budgets[-1]), 200)
+    for name, fit in fits.fits.items():
+        law = getattr(fit.frontier, quantity)
+        axes.plot(compute, law(compute), lw=1.3, color=_COLORS[name], label=name)
+        if fit.draws is not None:
+            draws = getattr(fit.draws, quantity)
+            edges = [interval(draws(each)) or (np.nan, np.nan) for each in compute]
+            axes.fill_between(compute, *zip(*edges, strict=True), color=_COLORS[name], alpha=0.12, lw=0)
+        if fit.minima is not None:
+            values = fit.minima.losses if quantity == "loss" else getattr(fit.minima, quantity)
+            dots, use = {"ms": 2} if name == ENVELOPE else {"ms": 5}, fit.minima.bracketed
+            axes.plot(fit.minima.compute[use], values[use], "o", color=_COLORS[name], mfc="none", **dots)
+    if truth is not None:
+        axes.plot(compute, getattr(truth.frontier(), quantity)(compute), "--", lw=1.0, color="black", label="exact law")
+    axes.set_yscale("linear" if quantity == "loss" else "log")
+    _label(axes, "compute, FLOPs", _LABELS[quantity])
+    _save(figure, path)
+
+
+def _draw_profiles(fits: Fits, path: Path) -> None:
+    """Loss over size, a line a budget, with the minima that both rules find."""
+    from matplotlib import colormaps
+
+    figure, axes = _axes()
+    runs = fits.runs
+    for place, budget in enumerate(runs.budgets):
+        profile = runs.where(runs.compute == budget)
+        order = np.argsort(profile.parameters)
+        color = colormaps["viridis"](0.9 * place / max(1, len(runs.budgets) - 1))
+        axes.plot(profile.parameters[order], profile.losses[order], ".-", lw=0.8, ms=4, color=color)
+        axes.annotate(
+            f"{budget:.0e}".replace("e+", "e"),
+            (profile.parameters[order[-1]], profile.losses[order[-1]]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color=color,
+        )
+    for name, mark in ((LOWEST, "s"), (PARABOLA, "o")):
+        if name in fits.fits and (minima := fits.fits[name].minima) is not None:
+            use = minima.bracketed
+            axes.plot(
+                minima.parameters[use], minima.losses[use], mark, ms=6, mfc="none", color=_COLORS[name], label=name
+            )
+    _label(axes, "parameters", "final loss, nats per token")
+    _save(figure, path)
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # here, so that fitting needs no matplotlib
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Any, path: Path) -> None:
+    # Without the version note, the same data gives the same bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,237 @@
+"""A prediction from small budgets for a larger one, written down before the larger one is trained; then the check."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cs336.files import UserError, read_json, write_json
+from cs336.revision import describe_commit
+from cs336.scaling.accounting import num_parameters, num_tokens
+from cs336.scaling.fits import LOWEST, PARABOLA
+from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
+from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_minima
+from cs336.scaling.measurements import CannotFit, Measurements, measurements
+from cs336.scaling.power_law import Frontier
+from cs336.scaling.runs import Run, finished_runs
+from cs336.scaling.uncertainty import bootstrap_weights, interval
+
+LEVEL = 0.95  # share of the draws in an interval
+NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
+METHOD = (
+    "each budget's best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
+    f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
+)
+_DECIMALS = 5
+
+Fitter = Callable[
+    [Measurements], tuple[Frontier, Frontier]
+]  # of the runs, and of bootstrap draws: arrays of one a draw
+
+
+def _fit(find: Callable[..., Minima], runs: Measurements) -> tuple[Frontier, Frontier]:
+    draws = bootstrap_weights(runs, NUM_DRAWS, SEED)
+    return fit_frontier(find(runs)), fit_frontier(find(runs, draws))
+
+
+FITTERS: dict[str, Fitter] = {
+    PARABOLA: partial(_fit, parabola_minima),
+    LOWEST: partial(_fit, lowest_runs),
+}
+METHODS = {
+    PARABOLA: METHOD.format("the vertex of a parabola in log N"),
+    LOWEST: METHOD.format("its lowest run"),
+}
+
+
+def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
+    """The runs that a law is fitted to: of each size and budget the best recipe.
+
+    Of a recipe (shape, batch size, learning rate) the mean over its seeds counts, so that a lucky seed wins nothing.
+    Runs without a step, and shapes off the ladder, are left out.
+
+    Raises:
+        UserError: no run is left.
+    """
+    recipes: dict[tuple[float, ...], list[float]] = defaultdict(list)
+    for run in finished_runs(runs):
+        if run.compute_budget <= max_budget and run.steps and _on_ladder(run):
+            shape = run.d_model, run.num_layers, run.num_heads
+            recipe = run.parameters, run.compute_budget, *shape, run.batch_size, run.learning_rate
+            recipes[recipe].append(run.final_loss)
+    best: dict[tuple[float, float], float] = {}
+    for (parameters, compute, *_), losses in recipes.items():
+        key = parameters, compute
+        best[key] = min(best.get(key, math.inf), statistics.fmean(losses))
+    if not best:
+        raise UserError(f"no finished run has a budget up to {max_budget:.0e}; train some of the grid first")
+    ordered = sorted(best, key=lambda key: (key[1], key[0]))
+    return measurements(*zip(*((*key, best[key]) for key in ordered), strict=True))
+
+
+def predict(
+    runs: Sequence[Run],
+    *,
+    target: float,
+    max_budget: float,
+    shapes: Iterable[tuple[int, int, int]],
+    unique_tokens: int,
+    fitters: Mapping[str, Fitter] = FITTERS,
+) -> dict[str, Any]:
+    """Best size and loss at a larger budget, with intervals, and the run that will check them.
+
+    Args:
+        target: nominal FLOPs, above `max_budget`.
+        shapes: (d_model, layers, heads) that can be trained; the one nearest to the predicted size is named.
+        unique_tokens: of the text, for how often the check reads it.
+        fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
+
+    Returns:
+        JSON-like: what is predicted, how, from which rows, by which commit, when.
+
+    Raises:
+        UserError: there are no runs to fit, or the first fitter has no answer at the target.
+    """
+    if target <= max_budget:
+        raise UserError(
+            f"a prediction for {target:.0e} from budgets up to {max_budget:.0e} predicts nothing; aim higher"
+        )
+    fitted = points(runs, max_budget=max_budget)
+    first = next(iter(fitters))
+    predictions, left_out = {}, {}
+    for name, fitter in fitters.items():
+        try:
+            predictions[name] = _prediction(*fitter(fitted), target)
+        except CannotFit as reason:
+            if name == first:
+                raise UserError(f"no prediction by the {name}: {reason}") from None
+            left_out[name] = str(reason)
+    size = predictions[first]["parameters"]["estimate"]
+    shape = min(shapes, key=lambda each: abs(math.log(num_parameters(each[1], each[0]) / size)))
+    used = [run for run in finished_runs(runs) if run.compute_budget <= max_budget]
+    best = min((run for run in used if run.compute_budget == fitted.compute.max()), key=lambda run: run.final_loss)
+    parameters = num_parameters(shape[1], shape[0])
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": describe_commit(),
+        "target_budget": target,
+        "max_budget": max_budget,
+        "level": LEVEL,
+        "approach": first,
+        "method": METHODS.get(first, first),
+        "predictions": predictions,
+        "left_out": left_out,
+        "check": {
+            "shape": "x".join(map(str, shape)),
+            "parameters": parameters,
+            "batch_size": best.batch_size,  # of the best run at the largest budget
+            "learning_rate": best.learning_rate,
+            "epochs": round(num_tokens(target, parameters) / unique_tokens, 3),
+        },
+        "num_points": len(fitted.losses),
+        "num_rows": len(used),
+        "rows": rows_mark(used),
+        "data": sorted({run.data for run in used}),
+    }
+
+
+def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
+    """Predicted beside measured: the best size among those trained at the target, and its loss over the seeds.
+
+    Raises:
+        UserError: nothing was trained at the target; or a run there is older than the prediction, or on other text.
+    """
+    target = prediction["target_budget"]
+    measured = [run for run in finished_runs(runs) if run.compute_budget == target and run.steps]
+    if not measured:
+        raise UserError(f"no finished run at {target:.0e}; train the grid `check` first")
+    made = datetime.fromisoformat(prediction["made"])
+    early = [run for run in measured if datetime.fromisoformat(run.date.replace("Z", "+00:00")) < made]
+    if early:
+        raise UserError(
+            f"a run of {early[0].date} is older than the prediction of {prediction['made']}; it checks nothing"
+        )
+    if {run.data for run in measured} - set(prediction["data"]):
+        raise UserError("the check's text is not the prediction's; train both on the same tokens")
+    sizes: dict[int, list[float]] = defaultdict(list)
+    for run in measured:
+        sizes[run.parameters].append(run.final_loss)
+    means = {size: statistics.fmean(losses) for size, losses in sorted(sizes.items())}
+    best = min(means, key=lambda size: means[size])
+    named = sizes.get(prediction["check"]["parameters"], [])
+    predicted = prediction["predictions"][prediction["approach"]]
+    return {
+        "prediction_made": prediction["made"],
+        "prediction_commit": prediction["commit"],
+        "target_budget": target,
+        "losses": {str(size): round(mean, _DECIMALS) for size, mean in means.items()},
+        "num_seeds": {str(size): len(losses) for size, losses in sorted(sizes.items())},
+        "best_parameters": best,
+        "best_at_edge": best in (min(means), max(means)),
+        "best_loss": round(means[best], _DECIMALS),
+        "vertex": _vertex(target, means),
+        "seed_spread": round(statistics.stdev(named), _DECIMALS) if len(named) > 1 else None,
+        "loss_at_predicted_shape": round(statistics.fmean(named), _DECIMALS) if named else None,
+        "predicted": predicted,
+        "loss_error": round(predicted["loss"]["estimate"] - means[best], _DECIMALS),
+        "parameters_error": round(predicted["parameters"]["estimate"] / best - 1, _DECIMALS),
+        "loss_within": _within(means[best], predicted["loss"]),
+        "parameters_within": _within(best, predicted["parameters"]),
+    }
+
+
+def write_prediction(path: Path, prediction: Mapping[str, Any]) -> None:
+    """Write a prediction once: one that is there stays as it was made.
+
+    Raises:
+        UserError: the file is there.
+    """
+    if path.exists():
+        raise UserError(f"{path}: holds a prediction of {read_json(path).get('made')}; it stays, write another file")
+    write_json(path, prediction)
+
+
+def rows_mark(runs: Iterable[Run]) -> str:
+    """Hash of the runs' configurations and losses, whatever their order."""
+    lines = sorted(f"{run.config_hash} {run.final_loss!r}" for run in runs)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _on_ladder(run: Run) -> bool:
+    ratios = (run.d_model / run.num_layers, ASPECT_RATIOS), (run.d_model / run.num_heads, HEAD_SIZES)
+    return all(low <= value <= high for value, (low, high) in ratios)
+
+
+def _prediction(frontier: Frontier, draws: Frontier, target: float) -> dict[str, dict[str, float]]:
+    return {
+        name: _estimate(float(getattr(frontier, name)(target)), getattr(draws, name)(target))
+        for name in ("parameters", "loss")
+    }
+
+
+def _estimate(value: float, draws: Any) -> dict[str, float]:
+    found = interval(draws, LEVEL)
+    if not math.isfinite(value) or found is None:
+        raise CannotFit("it has no answer at the target; train more sizes or budgets")
+    return {"estimate": value, "low": found.low, "high": found.high, "num_draws": int(np.isfinite(draws).sum())}
+
+
+def _vertex(target: float, means: Mapping[int, float]) -> dict[str, float] | None:
+    """Of a parabola through the check's losses, which are few sizes; None where they do not bracket it."""
+    minima = parabola_minima(measurements(means, [target] * len(means), means.values()))
+    if not minima.bracketed[0]:
+        return None
+    return {"parameters": float(minima.parameters[0]), "loss": round(float(minima.losses[0]), _DECIMALS)}
+
+
+def _within(value: float, predicted: Mapping[str, float]) -> bool:
+    return predicted["low"] <= value <= predicted["high"]

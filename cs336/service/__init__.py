@@ -1,0 +1,1 @@
+"""The HTTP service that serves a scaling study: keys, budgets, losses."""

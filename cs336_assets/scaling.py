@@ -1,0 +1,110 @@
+"""The scaling grid in the graph: each cell a run of its own, and what all of them say."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cs336.files import write_json
+from cs336.presets import Preset
+from cs336.scaling.cell import Cell
+from cs336.scaling.grid import ScalingConfig, find_grid
+from cs336.scaling.runner import Settings, train_shape, unfinished
+from cs336.scaling.runs import Run, append_run, read_runs
+from cs336.scaling.windows import Text
+from cs336.tokenizer.bpe import Tokenizer
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.crawl import table
+
+ROWS_FILE = "runs.jsonl"
+PROFILES_FILE = "profiles.json"
+
+
+def _cells(preset: Preset) -> Mapping[str, Cell]:
+    return find_grid(preset.scaling.grid).cells()
+
+
+@asset(
+    group="scaling",
+    kinds={"pytorch"},
+    owner="team:models",
+    cells=_cells,
+    resumable=True,
+    pool="gpu",
+    runs=(train_shape,),
+)
+def isoflop_runs(step: Step, token_shards: list[Path], tokenizer: Path, cell: Cell, scaling: ScalingConfig) -> Metadata:
+    """One run of the preset's scaling grid: the model of 2025 at one size, budget, batch size and learning rate.
+
+    Its row holds the losses, real FLOPs beside nominal ones, and how often the text was read. A loss that stops being
+    a number is a result. A run that was interrupted goes on where its last state was saved.
+    """
+    settings = Settings(rows=step.folder / ROWS_FILE, device=step.device)
+    trained = dataclasses.replace(cell, vocab_size=Tokenizer.load(tokenizer).vocab_size)
+    text = Text.open(token_shards)
+    text.check([trained], max_epochs=find_grid(scaling.grid).max_epochs)
+    train_shape(unfinished([trained], settings.rows, text.checksum), text, settings, print)
+    shutil.rmtree(settings.checkpoints, ignore_errors=True)
+    return _shown(read_runs(settings.rows)[-1])
+
+
+@asset(group="scaling", kinds={"python"}, owner="team:models")
+def isoflop_profiles(step: Step, isoflop_runs: list[Path]) -> Metadata:
+    """The rows of all runs in one file, as fitters and service read it, and each profile's lowest run.
+
+    A profile is all sizes of one budget and batch size, each at its best learning rate. One whose lowest run is its
+    smallest or largest size has no minimum to fit.
+    """
+    runs = [read_runs(folder / ROWS_FILE)[-1] for folder in isoflop_runs]
+    for run in runs:
+        append_run(step.folder / ROWS_FILE, run)
+    profiles = _profiles(runs)
+    write_json(step.folder / PROFILES_FILE, profiles)
+    columns = ["budget", "batch", "sizes", "best size", "loss", "rate", "minimum inside"]
+    return {
+        "num_runs": len(runs),
+        "num_without_a_loss": sum(not run.finished for run in runs),
+        "real_flops": sum(run.real_flops for run in runs),
+        "profiles": table(columns, [list(profile.values()) for profile in profiles]),
+    }
+
+
+@check(asset="isoflop_profiles")
+def every_run_has_a_loss(isoflop_profiles: Path) -> tuple[bool, Metadata]:
+    """No run diverged, and each fitted into memory."""
+    failed = [run.outcome for run in read_runs(isoflop_profiles / ROWS_FILE) if not run.finished]
+    return not failed, {"failed": table(["outcome"], [[outcome] for outcome in failed])}
+
+
+def _profiles(runs: list[Run]) -> list[dict[str, Any]]:
+    """Budget, batch size, sizes, and the lowest run of each profile."""
+    found: dict[tuple[float, int], list[Run]] = {}
+    for run in runs:
+        if run.finished:
+            found.setdefault((run.compute_budget, run.batch_size), []).append(run)
+    profiles = []
+    for (budget, batch_size), every in sorted(found.items()):
+        best = min(every, key=lambda run: run.final_loss)
+        sizes = sorted({run.parameters for run in every})
+        profiles.append(
+            {
+                "budget": f"{budget:.0e}",
+                "batch_size": batch_size,
+                "num_sizes": len(sizes),
+                "best_parameters": best.parameters,
+                "final_loss": round(best.final_loss, 4),
+                "learning_rate": best.learning_rate,
+                "bracketed": sizes[0] < best.parameters < sizes[-1],
+            }
+        )
+    return profiles
+
+
+def _shown(run: Run) -> Metadata:
+    names = ("parameters", "steps", "tokens", "epochs", "real_flops", "wall_seconds", "utilisation", "outcome")
+    losses = {"final_loss": run.final_loss, "valid_loss": run.valid_loss} if run.finished else {}
+    shown = {name: value for name in names if (value := getattr(run, name)) is not None}
+    return shown | losses | {"curve": table(["step", "loss"], [list(point) for point in run.loss_curve])}
