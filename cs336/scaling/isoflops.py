@@ -72,6 +72,7 @@ def parabola_minima(runs: Measurements, weights: ArrayLike | None = None) -> Min
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             place = np.where(c > 0, -b / (2 * c), np.nan)
             vertex = np.exp(place + middle)
+            vertex = np.where((vertex > 0) & np.isfinite(vertex), vertex, np.nan)  # of draws that are nearly straight
         found.append((vertex, a + place * (b + c * place), _inside(vertex, sizes, counts > 0)))
     return _minima(runs.budgets, found)
 
@@ -106,7 +107,8 @@ def fit_frontier(minima: Minima) -> Frontier:
     """Power laws of N and D in log-log space and the floored law of L, through the bracketed minima.
 
     Raises:
-        CannotFit: fewer than two budgets have a bracketed minimum (for draws: the draw's numbers are NaN).
+        CannotFit: fewer than two budgets have a bracketed minimum, or they are nearly one (for draws: the draw's
+            numbers are NaN).
     """
     use = minima.bracketed
     if use.ndim == 1 and use.sum() < 2:
@@ -115,6 +117,8 @@ def fit_frontier(minima: Minima) -> Frontier:
             " add smaller or larger sizes"
         )
     parameters = fit_log_log(minima.compute, minima.parameters, use)
+    if use.ndim == 1 and not np.isfinite(parameters.exponent):
+        raise CannotFit("the budgets with a minimum between two sizes are nearly the same; a line needs others")
     tokens = fit_log_log(minima.compute, minima.tokens, use)
     # Both were fitted; that they agree is asserted by Frontier.
     return Frontier(parameters, tokens, fit_floored(minima.compute, minima.losses, use))

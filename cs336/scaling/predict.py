@@ -64,7 +64,7 @@ def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
     """
     recipes: dict[tuple[float, ...], list[float]] = defaultdict(list)
     for run in finished_runs(runs):
-        if run.compute_budget <= max_budget and run.steps and _on_ladder(run):
+        if run.compute_budget <= max_budget and run.steps and on_ladder(run):
             shape = run.d_model, run.num_layers, run.num_heads
             recipe = run.parameters, run.compute_budget, *shape, run.batch_size, run.learning_rate
             recipes[recipe].append(run.final_loss)
@@ -206,7 +206,8 @@ def rows_mark(runs: Iterable[Run]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _on_ladder(run: Run) -> bool:
+def on_ladder(run: Run) -> bool:
+    """Whether aspect ratio and head size are those of profiles, so that size alone tells two shapes apart."""
     ratios = (run.d_model / run.num_layers, ASPECT_RATIOS), (run.d_model / run.num_heads, HEAD_SIZES)
     return all(low <= value <= high for value, (low, high) in ratios)
 

@@ -203,7 +203,9 @@ def _exponents(summary: dict[str, Any]) -> str:
 
 def _loss_law(law: dict[str, Any]) -> str:
     floor, coefficient, exponent = (law[name]["value"] for name in ("floor", "coefficient", "exponent"))
-    return "" if floor is None else f"{floor:.3f} + {coefficient:.4g} / C^{exponent:.4f}"
+    if None in (floor, coefficient, exponent):
+        return ""
+    return f"{floor:.3f} + {coefficient:.4g} / C^{exponent:.4f}"
 
 
 def _predictions(summary: dict[str, Any], place: int) -> str:
