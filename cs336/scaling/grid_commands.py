@@ -105,20 +105,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cs336.scaling.cell import parse_shape
-    from cs336.scaling.grid import find_grid
+    from cs336.scaling.grid import find_grid, shapes_at
     from cs336.scaling.predict import predict, write_prediction
     from cs336.scaling.runs import read_runs
 
     grid = find_grid(options.grid)
-    shapes = sorted({shape for group in grid.groups if options.target in group.budgets for shape in group.shapes})
+    shapes = shapes_at(grid, options.target)
     if not shapes:
         raise UserError(f"grid {grid.name} trains nothing at {options.target:.0e}; name one that does with --grid")
     prediction = predict(
         read_runs(options.rows),
         target=options.target,
         max_budget=options.max_budget,
-        shapes=[parse_shape(shape) for shape in shapes],
+        shapes=shapes,
         unique_tokens=grid.unique_tokens,
     )
     write_prediction(options.out, prediction)

@@ -18,6 +18,7 @@ from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier, fit_floored, fit_log_log
 
 ENVELOPE_POINTS = 1_500  # budgets at which the envelope is read: arXiv:2203.15556, section 3.1
+_LOSS_POINTS = 60  # of which the loss law sees: it is searched for, and the envelope is smooth
 
 _Found = tuple[Array, Array, NDArray[np.bool_]]  # of one budget: size, loss, bracketed
 
@@ -121,7 +122,8 @@ def fit_frontier(minima: Minima) -> Frontier:
         raise CannotFit("the budgets with a minimum between two sizes are nearly the same; a line needs others")
     tokens = fit_log_log(minima.compute, minima.tokens, use)
     # Both were fitted; that they agree is asserted by Frontier.
-    return Frontier(parameters, tokens, fit_floored(minima.compute, minima.losses, use))
+    some = slice(None, None, max(1, len(minima.compute) // _LOSS_POINTS))
+    return Frontier(parameters, tokens, fit_floored(minima.compute[some], minima.losses[..., some], use[..., some]))
 
 
 def _weights(runs: Measurements, weights: ArrayLike | None) -> Array:

@@ -22,7 +22,7 @@ _FLOOR_EXPONENTS = np.geomspace(0.005, 2, 300)
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _NARROWINGS = 60  # by 0.618 each: from any two grid points to the rounding of a float
 _CLOSE = 1e-9  # rounding of sums of a few dozen logarithms
-_NARROWEST = 1e-4  # summed squares of log x around their mean: x within a hundredth of each other make no line
+_NARROWEST = 1e-2  # summed squares of log x around their mean: two x within 15 % of each other make no line
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Frontier:
 
     def __post_init__(self) -> None:
         exponents = np.asarray(self.parameters.exponent + self.tokens.exponent)
-        costs = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
+        with np.errstate(invalid="ignore"):  # of draws without a fit
+            costs = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
         costs = costs + np.log(FLOPS_PER_PARAMETER_TOKEN)
         # NaN is a draw without a fit. Rounding grows with what is summed; that of the cost, extrapolated from C to 1,
         # is larger.

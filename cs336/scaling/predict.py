@@ -22,7 +22,7 @@ from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
 from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_minima
 from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.power_law import Frontier
-from cs336.scaling.runs import Run, finished_runs
+from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
 from cs336.scaling.uncertainty import bootstrap_weights, interval
 
 LEVEL = 0.95  # share of the draws in an interval
@@ -31,6 +31,7 @@ METHOD = (
     "each budget's best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
     f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
 )
+REASON = "reason"  # in the place of a prediction: why there is none
 _DECIMALS = 5
 
 Fitter = Callable[
@@ -142,6 +143,19 @@ def predict(
         "rows": rows_mark(used),
         "data": sorted({run.data for run in used}),
     }
+
+
+def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float) -> dict[str, Any] | None:
+    """The prediction that comes with this package, where it was made for this budget from these very rows; or None.
+
+    It was committed before its check was trained, so it stays as it is.
+    """
+    if not MEASURED_PREDICTION.exists():
+        return None
+    made = read_json(MEASURED_PREDICTION)
+    mark = rows_mark(run for run in finished_runs(runs) if run.compute_budget <= max_budget)
+    asked = made["target_budget"], made["max_budget"], made["rows"]
+    return made if asked == (target, max_budget, mark) else None
 
 
 def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:

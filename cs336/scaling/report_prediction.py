@@ -120,8 +120,8 @@ def target_section(study: Study) -> str:
         [
             title,
             f"By the {name} fit, {further:,.0f} times beyond the largest budget that it was fitted to; batch and"
-            " learning rate are those of the best run at that budget. The grid `final` trains it, on text that is read once;"
-            f" {outcome}.",
+            " learning rate are those of the best run at that budget. The grid `final` trains it, on text that is read"
+            f" once; {outcome}.",
             markdown_table(rows, {"what": "setting", "value": "value"}),
         ]
     )

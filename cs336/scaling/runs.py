@@ -130,6 +130,15 @@ def read_runs(path: Path) -> list[Run]:
     return runs
 
 
+def measured_run(config_hash: str) -> Run | None:
+    """The row of a configuration on its text among those that come with this package; None if there is none."""
+    for path in (MEASURED_RUNS, MEASURED_CHECK):
+        for run in read_runs(path) if path.exists() else ():
+            if run.config_hash == config_hash:
+                return run
+    return None
+
+
 def sessions_file(rows: Path) -> Path:
     """What each call of the runner that wrote to a file of rows came to, utilisation among it, as JSON Lines."""
     return rows.with_suffix(".sessions.jsonl")

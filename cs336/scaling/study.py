@@ -13,7 +13,7 @@ from cs336.scaling.fits import Fits, fit_all
 from cs336.scaling.isoflops import parabola_minima
 from cs336.scaling.ledger import Main, is_check, main_recipe
 from cs336.scaling.measurements import Measurements
-from cs336.scaling.predict import check, points
+from cs336.scaling.predict import REASON, check, points
 from cs336.scaling.runs import Run
 
 API_TARGET = 1e19  # that the course's exercise asks for
@@ -66,7 +66,7 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
         why_not = str(reason)
     of_api = any((run.vocab_size, run.context_length) == (VOCAB_SIZE, CONTEXT_LENGTH) for run in runs)
     targets = {made["target_budget"] if made else _FURTHER * largest} | ({API_TARGET} if of_api else set())
-    checked, unchecked = None, (prediction or {}).get("reason", "no prediction was made before")
+    checked, unchecked = None, (prediction or {}).get(REASON, "no prediction was made before")
     if made:
         try:
             checked = check(made, [run for run in runs if is_check(run, made)])

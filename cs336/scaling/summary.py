@@ -56,8 +56,12 @@ def write_fits(
     *,
     level: float = 0.95,
     truth: ParametricLaw | None = None,
+    until: float = LINE_END,
 ) -> dict[str, Any]:
     """Write fits.json, fits.md and the plots; where the law is known, the runs, too, in the handout's format.
+
+    Args:
+        until: budget that lines are drawn to at least; else as `summarize` has it.
 
     Returns:
         The summary.
@@ -65,7 +69,7 @@ def write_fits(
     summary = summarize(fits, targets, level=level, truth=truth)
     write_json(folder / FITS_FILE, summary)
     (folder / PAGE_FILE).write_text(page(summary), encoding="utf-8")
-    draw_all(fits, folder, until=max(LINE_END, *targets), truth=truth)
+    draw_all(fits, folder, until=max(until, *targets), truth=truth)
     if truth is not None:
         write_json(folder / RUNS_FILE, as_records(fits.runs))
     return summary

@@ -46,7 +46,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     action.add_argument("--port", type=int, default=8336, help="default: %(default)s")
     _add_database_option(action)
     action.add_argument(
-        "--runs", type=Path, metavar="FILE", help="measured runs, JSON Lines (default: those that come with cs336)"
+        "--runs",
+        type=Path,
+        metavar="FILE",
+        help="measured runs, JSON Lines, or the folder of an asset scaling_surrogate (default: those of cs336)",
     )
     action.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request (default: standard error)")
     action.add_argument(
@@ -107,7 +110,7 @@ def database_url(options: argparse.Namespace) -> str:
 
 
 def open_surrogate(file: Path | None) -> Surrogate:
-    """The surrogate of a file of runs; None is the one that comes with the package, if there is one.
+    """The surrogate of a file of runs, or of the folder that has it; None is the one of the package, if it has one.
 
     Raises:
         UserError: the file named is missing or holds something else.
@@ -117,6 +120,8 @@ def open_surrogate(file: Path | None) -> Surrogate:
 
     if file is None and not MEASURED_RUNS.exists():
         return fit_surrogate([])
+    if file is not None and file.is_dir():
+        file = file / MEASURED_RUNS.name
     return fit_surrogate(read_runs(file or MEASURED_RUNS))
 
 
