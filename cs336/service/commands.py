@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cs336.service.contest import Contest
     from cs336.service.database import Database
 
+# How workers are started, by name: module and name of a class. The graph adds its own; the library knows no Dagster.
+POOLS = {"processes": "cs336.service.pool:LocalPool"}
 DATABASE_VARIABLE = "CS336_SERVICE_DATABASE"  # a URL has a password in it, and a command line is everybody's to read
 
 _SERVE = """Serve a scaling study: the training API of CS336's scaling assignment.
@@ -68,6 +71,12 @@ def register(commands: argparse._SubParsersAction) -> None:
         default="auto",
         metavar="LIST",
         help="that they are spread over, such as cuda:0,cuda:1 (default: auto)",
+    )
+    group.add_argument(
+        "--pool",
+        default="processes",
+        metavar="NAME",
+        help="what a job is: one of the `processes` of this server, or one of `dagster`'s runs (default: %(default)s)",
     )
     action.set_defaults(run=_serve_scaling)
 
@@ -129,12 +138,16 @@ def contest_of(options: argparse.Namespace) -> Contest:
     """The contest that a command line asks for.
 
     Raises:
-        UserError: there is no worker.
+        UserError: there is no worker, or no such pool.
     """
     from cs336.service.contest import Contest
+    from cs336.service.pool import LocalPool
 
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}; give 1 or more, or leave out --text and let jobs wait")
+    if options.pool not in POOLS:
+        raise UserError(f"--pool is {options.pool}; there are {', '.join(POOLS)}")
+    module, _, name = POOLS[options.pool].partition(":")
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     return Contest(
         address=f"http://{f'[{host}]' if ':' in host else host}:{options.port}",
@@ -142,6 +155,7 @@ def contest_of(options: argparse.Namespace) -> Contest:
         data=options.text,
         num_workers=options.workers,
         devices=tuple(options.devices.split(",")),
+        pool=getattr(importlib.import_module(module), name) if options.text else LocalPool,
     )
 
 
