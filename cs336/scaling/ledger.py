@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cs336.scaling.plots import short_budget
 from cs336.scaling.predict import on_ladder
 from cs336.scaling.runs import Run, finished_runs
 
@@ -101,7 +102,7 @@ def budget_ledger(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The same by budget, ascending; `phase` is the budget."""
     total = sum(run.real_flops for run in runs)
     budgets = sorted({run.compute_budget for run in runs})
-    return [_cost(f"{budget:.0e}", [r for r in runs if r.compute_budget == budget], total) for budget in budgets]
+    return [_cost(short_budget(budget), [r for r in runs if r.compute_budget == budget], total) for budget in budgets]
 
 
 def packing(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ _HEAD = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+p, li {{ overflow-wrap: anywhere; }}
 nav a {{ margin-right: 1rem; white-space: nowrap; }}
 h2 {{ border-top: 2px solid #ccc; margin-top: 2.5rem; padding-top: 1rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: .88rem; margin: 1rem 0; }}

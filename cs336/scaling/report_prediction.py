@@ -55,7 +55,7 @@ def _predictions_table(made: Mapping[str, Any]) -> str:
             "size": _range(each["parameters"], count),
             "loss": _range(each["loss"], "{:.4f}".format),
         }
-        for name, each in made["predictions"].items()
+        for name, each in sorted(made["predictions"].items(), key=lambda item: item[0] != made["approach"])
     ]
     names = {"approach": "approach", "size": f"N ({made['level']:.0%})", "loss": f"L, nats ({made['level']:.0%})"}
     return markdown_table(rows, names)

@@ -200,9 +200,15 @@ def _exponents(summary: dict[str, Any]) -> str:
     law = summary["approaches"].get(PARAMETRIC, {}).get("law")
     if law is None:
         return table
-    forms = {"A": "{:.1f}", "B": "{:.1f}"}
-    numbers = ", ".join(f"{name} {_text(law[name], forms.get(name, '{:.4f}'))}" for name in _LAW_NUMBERS)
+    numbers = ", ".join(f"{name} {_text(law[name], _law_form(name, law[name]))}" for name in _LAW_NUMBERS)
     return f"{table}\n\nParametric law E + A / N^alpha + B / D^beta: {numbers}."
+
+
+def _law_form(name: str, number: dict[str, float | None]) -> str:
+    """Of A and B one digit after the point, unless a draw has made one of a hundred digits."""
+    if name not in ("A", "B"):
+        return "{:.4f}"
+    return "{:.1f}" if max(value or 0.0 for value in number.values()) < 1e6 else "{:.3g}"
 
 
 def _loss_law(law: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The README's script does the handout's exercise: spends the budget, fits, predicts, names the run to train at 1e19."""
+"""The README's script does the handout's exercise: spends the budget, fits, predicts, and names the run to train."""
 
 import ast
 import json
