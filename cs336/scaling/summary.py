@@ -164,7 +164,8 @@ def _held_out(summary: dict[str, Any]) -> list[str]:
     for name, each in summary["approaches"].items():
         if left := each.get("held_out"):
             loss = "" if left["loss_error"] is None else f"{left['loss_error']:+.4f}"
-            rows.append({"approach": name, "parameters": f"{left['parameters_error']:+.1%}", "loss": loss})
+            size = "" if left["parameters_error"] is None else f"{left['parameters_error']:+.1%}"
+            rows.append({"approach": name, "parameters": size, "loss": loss})
     if not rows:
         return []
     columns = {"approach": "approach", "parameters": "N predicted / found", "loss": "L predicted - found, nats"}
