@@ -8,7 +8,7 @@ import pytest
 
 from cs336.cli import main
 from cs336.files import UserError, append_jsonl, write_json
-from cs336.scaling import runs
+from cs336.scaling import report, runs
 from cs336.scaling.grid import find_grid
 from cs336.scaling.predict import check
 from cs336.scaling.report import write_report
@@ -56,6 +56,12 @@ def written(rows, prediction, tmp_path_factory):
     session |= {"tokens": 1_000, "utilisation": 0.31}
     page = write_report(folder, [*rows, *later, *again], prediction=prediction, sessions=[session], num_draws=30)
     return folder, page, later
+
+
+@pytest.fixture
+def without_exercise(monkeypatch):
+    """Reports end before the handout's exercise, which is the same in all of them and takes the longest."""
+    monkeypatch.setattr(report, "exercise_section", lambda folder, num_draws: "")
 
 
 def test_it_has_every_figure_and_loads_nothing(written):
@@ -110,7 +116,7 @@ def test_utilisation_is_told_for_runs_alone_and_together_and_for_sessions(writte
     assert re.search(r"\| none +\| +3 \|.* 15.0% +\| 45.0%", section) and "31.0%" in section
 
 
-def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path):
+def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path, without_exercise):
     pages = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -121,7 +127,7 @@ def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path
     assert re.search(r"\| 1e13 +\| +4 \| 19.2 k to 98.3 k \| 98.3 k, one-sided", page)
 
 
-def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path):
+def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path, without_exercise):
     lonely = made_run(vocab_size=64, context_length=16, num_layers=16, utilisation=None)
     page = write_report(tmp_path, [lonely], prediction={"reason": "too few"}, num_draws=5)
     assert "No law is fitted: no finished run has a budget up to inf" in page
@@ -131,7 +137,7 @@ def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path):
         write_report(tmp_path, [])
 
 
-def test_the_command_takes_several_files_and_their_sessions(rows, prediction, tmp_path, capsys):
+def test_the_command_takes_several_files_and_their_sessions(rows, prediction, tmp_path, capsys, without_exercise):
     for run in rows[:3]:
         append_run(tmp_path / "runs.jsonl", run)
     append_run(tmp_path / "more.jsonl", rows[3])
@@ -159,7 +165,9 @@ def test_without_measured_rows_the_command_names_the_remedy(tmp_path, capsys, mo
     assert "train a grid" in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_measured_rows_are_the_default_with_their_prediction_and_check(rows, prediction, tmp_path, monkeypatch):
+def test_measured_rows_are_the_default_with_their_prediction_and_check(
+    rows, prediction, tmp_path, monkeypatch, without_exercise
+):
     for name, some in (("MEASURED_RUNS", rows[:4]), ("MEASURED_CHECK", grid_rows("check", date=LATER))):
         monkeypatch.setattr(runs, name, tmp_path / f"{name}.jsonl")
         for run in some:
