@@ -8,7 +8,7 @@ import pytest
 
 from cs336.files import read_json, write_json
 from cs336.presets import find_preset
-from cs336.scaling import predict, runs
+from cs336.scaling import predict, report, runs
 from cs336.scaling.grid import PredictionConfig, ScalingConfig
 from cs336.scaling.runs import append_run, read_runs
 from cs336.service.commands import open_surrogate
@@ -74,7 +74,9 @@ def trained(inputs, tmp_path_factory):
         for name, cell in STAGES["check_runs"].cells(MICRO).items()
     ]
     made.make(study.scaling_check, prediction, made.check_folders)
-    made.make(study.scaling_report, profiles, prediction, made.check_folders, seed=0)
+    with pytest.MonkeyPatch.context() as patch:  # the handout's exercise is drawn in the report's own tests
+        patch.setattr(report, "exercise_section", lambda folder, num_draws: "")
+        made.make(study.scaling_report, profiles, prediction, made.check_folders, seed=0)
     return made
 
 
@@ -106,7 +108,7 @@ def test_its_report_tells_all_of_it(trained):
     checked = read_json(trained["scaling_check"] / "checked.json")
     assert f"{checked['loss_error']:+.4f} nats" in page and "24 runs at 4 budgets" in page
     assert shown["num_rows"] == 24 and "data:image" in (folder / "report.html").read_text()
-    assert {"costs", "profiles", "parameters", "residuals", "check", "exercise_tokens"} <= set(shown)
+    assert {"costs", "profiles", "parameters", "residuals", "check"} <= set(shown)
     assert "![" not in shown["report"]["markdown"]
     inputs = trained["isoflop_profiles"], trained.check_folders
     assert study.every_row_is_in_the_report(folder, *inputs) == (True, {"num_runs": 24, "in_the_ledger": 24})
