@@ -40,7 +40,7 @@ from cs336.model.transformer import ModelConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
-from cs336.scaling.grid import ScalingConfig
+from cs336.scaling.grid import PredictionConfig, ScalingConfig
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -56,6 +56,7 @@ class Preset:
         experiments: what its sweeps and ablations vary.
         speedrun: the best model for a given time.
         scaling: which grid of small models it trains.
+        prediction: what it predicts from that grid, and how it is checked.
         data_ablation: how the variants of the data are compared.
         held_out: clean text that they are compared on; None takes the documents that `split` holds out.
         measured_filters: those that are run; the others are off, and recorded as such.
@@ -85,6 +86,7 @@ class Preset:
     speedrun: SpeedrunConfig
     data_ablation: DataAblationConfig
     scaling: ScalingConfig
+    prediction: PredictionConfig
     parallel: ParallelConfig
     full_step: FullStepConfig
     held_out: TextFiles | None = None
@@ -165,6 +167,7 @@ TINY = Preset(  # two CPU cores, minutes, no network
     ),
     data_ablation=DataAblationConfig(num_tokens=204_800),
     scaling=ScalingConfig(grid="tiny"),
+    prediction=PredictionConfig(max_budget=1e10, check="tiny_check"),
     profiling=TINY_PROFILING,
     parallel=ParallelConfig(  # over Gloo, to see how it is done: its figures say nothing of GPUs
         device="cpu",
@@ -243,6 +246,7 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
         vocab_sizes=(2_500, 5_000, 20_000, 32_000),
     ),
     scaling=ScalingConfig(grid="full"),
+    prediction=PredictionConfig(max_budget=1e18, check="final"),
     speedrun=SpeedrunConfig(
         model=ModelConfig(context_length=512, d_model=768, num_layers=8, num_heads=6, qk_norm=True, dropout=0.1),
         train=TrainConfig(
@@ -310,6 +314,7 @@ SCALING = replace(  # the text of the scaling grid: 33.9 M tokens to train on wi
     name="scaling",
     bpe=BpeConfig(vocab_size=32_000),
     scaling=ScalingConfig(grid="h100"),
+    prediction=PredictionConfig(max_budget=1e15, check="check"),
 )
 TINYSTORIES = replace(  # the base of assignment 1's experiments; its problem learning_rate asks for a loss of 1.45
     RAW,

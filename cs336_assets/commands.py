@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
+from cs336.service.commands import POOLS
 from cs336_assets import cost, provenance_commands
 from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, SWEEPS
 
@@ -62,6 +63,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--replace", action="store_true", help="also where this machine has made the artifact itself")
     command.set_defaults(run=_adopt)
 
+    POOLS["dagster"] = "cs336_assets.contest_run:DagsterPool"
     provenance_commands.register(commands)
     cost.register(commands)
 
@@ -153,7 +155,7 @@ def _execute(
 ) -> None:
     result = definition.execute_in_process(
         instance=instance,
-        tags=tags | {PROCESS_TAG: _process_mark(os.getpid()) or ""},
+        tags=tags | {PROCESS_TAG: process_mark(os.getpid()) or ""},
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},  # the event log has it all
         raise_on_error=False,
     )
@@ -265,13 +267,13 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
     unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
     for run in instance.get_runs(filters=unfinished):
         mark = run.tags.get(PROCESS_TAG)
-        if mark and _process_mark(int(mark.partition(" ")[0])) != mark:
+        if mark and process_mark(int(mark.partition(" ")[0])) != mark:
             instance.report_run_failed(run, message=f"process {mark.partition(' ')[0]} ended without a word (killed?)")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _process_mark(pid: int) -> str | None:
-    """Process id and start time (ids are used again); None when there is no such process."""
+def process_mark(pid: int) -> str | None:
+    """What stands for a process: its id and start time (ids are used again); None when there is no such process."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from typing import Any
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written
-from cs336_assets import kernels, parallel, scaling, scaling_exercise
+from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -35,6 +35,7 @@ _FLOW = [
     kernels,
     parallel,
     scaling,
+    scaling_study,
     scaling_exercise,
 ]
 

@@ -7,6 +7,7 @@ import dagster as dg
 from cs336.presets import Preset, find_preset
 from cs336_assets import benchmarks
 from cs336_assets.binding import bind_check, bind_stage
+from cs336_assets.contest_run import scaling_contest
 from cs336_assets.executors import executor_of
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.jobs import build_jobs
@@ -29,7 +30,7 @@ def build_definitions(preset: str | Preset, *, runtime: Runtime | None = None) -
     return dg.Definitions(
         assets=[*assets, *benchmarks.result_assets()],
         asset_checks=[bind_check(check, chosen) for check in CHECKS.values()],
-        jobs=build_jobs(chosen),
+        jobs=[*build_jobs(chosen), scaling_contest],
         resources={"runtime": runtime},
         executor=executor_of(runtime),
     )

@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cs336.files import write_json
+from cs336.files import read_json, write_json
 from cs336.presets import Preset
 from cs336.scaling.cell import Cell
-from cs336.scaling.grid import ScalingConfig, find_grid
+from cs336.scaling.grid import ScalingConfig, find_grid, profiles
+from cs336.scaling.recipe import config_hash
 from cs336.scaling.runner import Settings, train_shape, unfinished
-from cs336.scaling.runs import Run, append_run, read_runs
+from cs336.scaling.runs import Run, append_run, measured_run, read_runs
 from cs336.scaling.windows import Text
 from cs336.tokenizer.bpe import Tokenizer
-from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.asset import ELSEWHERE, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
 ROWS_FILE = "runs.jsonl"
@@ -40,12 +41,23 @@ def isoflop_runs(step: Step, token_shards: list[Path], tokenizer: Path, cell: Ce
     """One run of the preset's scaling grid: the model of 2025 at one size, budget, batch size and learning rate.
 
     Its row holds the losses, real FLOPs beside nominal ones, and how often the text was read. A loss that stops being
-    a number is a result. A run that was interrupted goes on where its last state was saved.
+    a number is a result. A run that was interrupted goes on where its last state was saved. One that was measured
+    already, on this very text, is not trained again: its row comes with the library, and says on what device.
     """
+    return train_cell(step, token_shards, tokenizer, cell, max_epochs=find_grid(scaling.grid).max_epochs)
+
+
+def train_cell(step: Step, token_shards: list[Path], tokenizer: Path, cell: Cell, *, max_epochs: float) -> Metadata:
+    """Leave the cell's row in the step's folder, trained here or measured elsewhere on the same tokens."""
     settings = Settings(rows=step.folder / ROWS_FILE, device=step.device)
     trained = dataclasses.replace(cell, vocab_size=Tokenizer.load(tokenizer).vocab_size)
     text = Text.open(token_shards)
-    text.check([trained], max_epochs=find_grid(scaling.grid).max_epochs)
+    text.check([trained], max_epochs=max_epochs)
+    measured = measured_run(config_hash(trained, text.checksum))
+    if measured is not None:
+        settings.rows.unlink(missing_ok=True)
+        append_run(settings.rows, measured)
+        return _shown(measured) | {ELSEWHERE: measured.hardware}
     train_shape(unfinished([trained], settings.rows, text.checksum), text, settings, print)
     shutil.rmtree(settings.checkpoints, ignore_errors=True)
     return _shown(read_runs(settings.rows)[-1])
@@ -61,14 +73,14 @@ def isoflop_profiles(step: Step, isoflop_runs: list[Path]) -> Metadata:
     runs = [read_runs(folder / ROWS_FILE)[-1] for folder in isoflop_runs]
     for run in runs:
         append_run(step.folder / ROWS_FILE, run)
-    profiles = _profiles(runs)
-    write_json(step.folder / PROFILES_FILE, profiles)
+    found = _profiles(runs)
+    write_json(step.folder / PROFILES_FILE, found)
     columns = ["budget", "batch", "sizes", "best size", "loss", "rate", "minimum inside"]
     return {
         "num_runs": len(runs),
         "num_without_a_loss": sum(not run.finished for run in runs),
         "real_flops": sum(run.real_flops for run in runs),
-        "profiles": table(columns, [list(profile.values()) for profile in profiles]),
+        "profiles": table(columns, [list(profile.values()) for profile in found]),
     }
 
 
@@ -79,17 +91,28 @@ def every_run_has_a_loss(isoflop_profiles: Path) -> tuple[bool, Metadata]:
     return not failed, {"failed": table(["outcome"], [[outcome] for outcome in failed])}
 
 
+@check(asset="isoflop_profiles")
+def profiles_have_their_minimum_inside(isoflop_profiles: Path, scaling: ScalingConfig) -> tuple[bool, Metadata]:
+    """Each profile that the grid does not call one-sided has its lowest run between its smallest and largest size."""
+    wanted = {(f"{budget:.0e}", batch_size) for budget, batch_size in profiles(find_grid(scaling.grid))}
+    found = read_json(isoflop_profiles / PROFILES_FILE)
+    sound = {(each["budget"], each["batch_size"]) for each in found if each["bracketed"]}
+    wrong = sorted(wanted - sound)
+    facts = {"num_profiles": len(wanted), "without": table(["budget", "batch"], [list(each) for each in wrong])}
+    return not wrong, facts
+
+
 def _profiles(runs: list[Run]) -> list[dict[str, Any]]:
     """Budget, batch size, sizes, and the lowest run of each profile."""
     found: dict[tuple[float, int], list[Run]] = {}
     for run in runs:
         if run.finished:
             found.setdefault((run.compute_budget, run.batch_size), []).append(run)
-    profiles = []
+    rows = []
     for (budget, batch_size), every in sorted(found.items()):
         best = min(every, key=lambda run: run.final_loss)
         sizes = sorted({run.parameters for run in every})
-        profiles.append(
+        rows.append(
             {
                 "budget": f"{budget:.0e}",
                 "batch_size": batch_size,
@@ -100,7 +123,7 @@ def _profiles(runs: list[Run]) -> list[dict[str, Any]]:
                 "bracketed": sizes[0] < best.parameters < sizes[-1],
             }
         )
-    return profiles
+    return rows
 
 
 def _shown(run: Run) -> Metadata:

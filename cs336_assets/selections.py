@@ -35,5 +35,11 @@ KERNELS = {
 }
 # Many small models, for a GPU; `python -m cs336.scaling.runner` trains the same cells without the graph, packed. The
 # exercise needs nothing that the other jobs make.
-SCALING = {"scaling": ("isoflop_runs", "isoflop_profiles"), "scaling_exercise": ("scaling_exercise",)}
+SCALING = {
+    "scaling": (
+        *("isoflop_runs", "isoflop_profiles", "scaling_fits", "scaling_surrogate"),
+        *("scaling_prediction", "check_runs", "scaling_check", "scaling_report"),
+    ),
+    "scaling_exercise": ("scaling_exercise",),
+}
 SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING

@@ -50,6 +50,20 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictionConfig:
+    """What a preset predicts from its grid.
+
+    Attributes:
+        max_budget: largest budget that laws are fitted to, nominal FLOPs: the last one whose profile has sizes on both
+            sides of its minimum.
+        check: the grid, of one budget, that the prediction is for and is checked by; as `ScalingConfig.grid`.
+    """
+
+    max_budget: float
+    check: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """The product of some lists.
 
@@ -141,6 +155,24 @@ def find_grid(name: str | Path) -> Grid:
         known = ", ".join(sorted(each.stem for each in GRIDS.glob("*.toml")))
         raise UserError(f"{name}: no such grid; there are {known}, or give the path of a .toml file")
     return read_grid(path)
+
+
+def shapes_at(grid: Grid, budget: float) -> list[tuple[int, int, int]]:
+    """(d_model, layers, heads) that a grid trains at a budget, in the order of their text; empty if it trains none."""
+    shapes = {shape for group in grid.groups if budget in group.budgets for shape in group.shapes}
+    return [parse_shape(shape) for shape in sorted(shapes)]
+
+
+def only_budget(grid: Grid) -> float:
+    """The budget of a grid that checks a prediction.
+
+    Raises:
+        UserError: it has several.
+    """
+    budgets = {budget for group in grid.groups for budget in group.budgets}
+    if len(budgets) > 1:
+        raise UserError(f"grid {grid.name}: has {len(budgets)} budgets; one that checks a prediction has one")
+    return budgets.pop()
 
 
 def read_grid(path: Path) -> Grid:

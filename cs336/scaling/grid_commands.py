@@ -1,4 +1,4 @@
-"""`cs336 scaling plan, predict, check`: what a grid will take, what its rows predict, and whether it came true."""
+"""`cs336 scaling plan, predict, check, report`: what a grid takes, what its rows predict, whether it came true."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ Refused are rows older than the prediction, and rows on other text. The best siz
 seeds; "vertex" is that of a parabola through them, where they bracket it."""
 
 
+_REPORT = """The report of a scaling study, from rows alone: one HTML file that loads nothing, and its Markdown.
+
+  cs336 scaling report runs.jsonl check.jsonl --prediction prediction.json --out report
+  cs336 scaling report --out report        of the measured runs that come with cs336
+
+Which runs and why, what they cost, learning rates, batch sizes and shapes, profiles with their minima, laws with
+intervals, residuals, the surrogate's error on runs held out, utilisation with and without packing, the prediction and
+its check, what to train with 1e19 FLOPs, and the handout's exercise. Of a configuration in several files the first row
+counts. A file beside ROWS that ends in .sessions.jsonl, as the runner writes it, adds the sessions."""
+
+
 def register(actions: argparse._SubParsersAction) -> None:
     """Add the commands to those of `cs336 scaling`."""
     action = _add(actions, "plan", "runs, tokens, FLOPs and time of a grid, and what is wrong with it", _PLAN)
@@ -59,6 +70,13 @@ def register(actions: argparse._SubParsersAction) -> None:
     action.add_argument("rows", type=Path, metavar="ROWS", help="with the runs at its target")
     action.add_argument("--out", type=Path, metavar="FILE", help="JSON file for all figures")
     action.set_defaults(run=_check)
+
+    action = _add(actions, "report", "all figures of a study, from its rows", _REPORT)
+    action.add_argument("rows", type=Path, nargs="*", metavar="ROWS", help="runs.jsonl of the runner")
+    action.add_argument("--prediction", type=Path, metavar="FILE", help="JSON file of `predict`")
+    action.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
+    action.add_argument("--draws", type=int, default=1_000, metavar="N", help="of the bootstrap (default: %(default)s)")
+    action.set_defaults(run=_report)
 
 
 def _add(actions: argparse._SubParsersAction, name: str, brief: str, description: str) -> argparse.ArgumentParser:
@@ -87,20 +105,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cs336.scaling.cell import parse_shape
-    from cs336.scaling.grid import find_grid
+    from cs336.scaling.grid import find_grid, shapes_at
     from cs336.scaling.predict import predict, write_prediction
     from cs336.scaling.runs import read_runs
 
     grid = find_grid(options.grid)
-    shapes = sorted({shape for group in grid.groups if options.target in group.budgets for shape in group.shapes})
+    shapes = shapes_at(grid, options.target)
     if not shapes:
         raise UserError(f"grid {grid.name} trains nothing at {options.target:.0e}; name one that does with --grid")
     prediction = predict(
         read_runs(options.rows),
         target=options.target,
         max_budget=options.max_budget,
-        shapes=[parse_shape(shape) for shape in shapes],
+        shapes=shapes,
         unique_tokens=grid.unique_tokens,
     )
     write_prediction(options.out, prediction)
@@ -112,13 +129,41 @@ def _check(options: argparse.Namespace) -> None:
     from cs336.scaling.predict import check
     from cs336.scaling.runs import read_runs
 
-    prediction = read_json(options.prediction)
-    if not isinstance(prediction, dict) or "target_budget" not in prediction:
-        raise UserError(f"{options.prediction}: no prediction; `cs336 scaling predict` writes one")
-    checked = check(prediction, read_runs(options.rows))
+    checked = check(_read_prediction(options.prediction), read_runs(options.rows))
     if options.out:
         write_json(options.out, checked)
     print(_check_text(checked))
+
+
+def _read_prediction(path: Path) -> dict[str, Any]:
+    prediction = read_json(path)
+    if not isinstance(prediction, dict) or "target_budget" not in prediction:
+        raise UserError(f"{path}: no prediction; `cs336 scaling predict` writes one")
+    return prediction
+
+
+def _report(options: argparse.Namespace) -> None:
+    from cs336.files import creating, read_jsonl
+    from cs336.scaling.report import HTML_FILE, write_report
+    from cs336.scaling.runs import MEASURED_CHECK, MEASURED_PREDICTION, MEASURED_RUNS, read_runs, sessions_file
+
+    files, prediction = options.rows, options.prediction
+    if not files:
+        files = [path for path in (MEASURED_RUNS, MEASURED_CHECK) if path.exists()]
+        prediction = prediction or (MEASURED_PREDICTION if MEASURED_PREDICTION.exists() else None)
+    if not files:
+        raise UserError(
+            f"{MEASURED_RUNS}: not found, so no measured runs come with this version; train a grid"
+            " (`python -m cs336.scaling.runner`) and name its rows: cs336 scaling report runs.jsonl --out report"
+        )
+    if options.draws < 1:
+        raise UserError(f"--draws is {options.draws}; give 1 or more")
+    rows = [run for path in files for run in read_runs(path)]
+    sessions = [each for path in map(sessions_file, files) if path.exists() for each in read_jsonl(path)]
+    made = _read_prediction(prediction) if prediction else None
+    with creating(options.out) as folder:
+        write_report(folder, rows, prediction=made, sessions=sessions, num_draws=options.draws)
+    print(f"{len(rows)} rows: {options.out / HTML_FILE}")
 
 
 def _prediction_text(prediction: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier, fit_floored, fit_log_log
 
 ENVELOPE_POINTS = 1_500  # budgets at which the envelope is read: arXiv:2203.15556, section 3.1
+_LOSS_POINTS = 60  # of which the loss law sees: it is searched for, and the envelope is smooth
 
 _Found = tuple[Array, Array, NDArray[np.bool_]]  # of one budget: size, loss, bracketed
 
@@ -72,6 +73,7 @@ def parabola_minima(runs: Measurements, weights: ArrayLike | None = None) -> Min
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             place = np.where(c > 0, -b / (2 * c), np.nan)
             vertex = np.exp(place + middle)
+            vertex = np.where((vertex > 0) & np.isfinite(vertex), vertex, np.nan)  # of draws that are nearly straight
         found.append((vertex, a + place * (b + c * place), _inside(vertex, sizes, counts > 0)))
     return _minima(runs.budgets, found)
 
@@ -106,7 +108,8 @@ def fit_frontier(minima: Minima) -> Frontier:
     """Power laws of N and D in log-log space and the floored law of L, through the bracketed minima.
 
     Raises:
-        CannotFit: fewer than two budgets have a bracketed minimum (for draws: the draw's numbers are NaN).
+        CannotFit: fewer than two budgets have a bracketed minimum, or they are nearly one (for draws: the draw's
+            numbers are NaN).
     """
     use = minima.bracketed
     if use.ndim == 1 and use.sum() < 2:
@@ -115,9 +118,12 @@ def fit_frontier(minima: Minima) -> Frontier:
             " add smaller or larger sizes"
         )
     parameters = fit_log_log(minima.compute, minima.parameters, use)
+    if use.ndim == 1 and not np.isfinite(parameters.exponent):
+        raise CannotFit("the budgets with a minimum between two sizes are nearly the same; a line needs others")
     tokens = fit_log_log(minima.compute, minima.tokens, use)
     # Both were fitted; that they agree is asserted by Frontier.
-    return Frontier(parameters, tokens, fit_floored(minima.compute, minima.losses, use))
+    some = slice(None, None, max(1, len(minima.compute) // _LOSS_POINTS))
+    return Frontier(parameters, tokens, fit_floored(minima.compute[some], minima.losses[..., some], use[..., some]))
 
 
 def _weights(runs: Measurements, weights: ArrayLike | None) -> Array:

@@ -59,16 +59,16 @@ class ParametricLaw:
 
         A fit may end where one exponent is 0 or negative: then nothing is optimal, and the numbers are NaN.
         """
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             sound = np.where((np.asarray(self.alpha) > 0) & (np.asarray(self.beta) > 0), 1.0, np.nan)
             total = (self.alpha + self.beta) * sound
             log_g = np.log(self.alpha * self.A / (self.beta * self.B)) / total
-        exponent = self.beta / total
-        parameters = PowerLaw(log_g - exponent * np.log(FLOPS_PER_PARAMETER_TOKEN), exponent)
-        tokens = PowerLaw(-log_g - self.alpha / total * np.log(FLOPS_PER_PARAMETER_TOKEN), self.alpha / total)
-        coefficient = self.A * np.exp(-self.alpha * parameters.log_coefficient) + self.B * np.exp(
-            -self.beta * tokens.log_coefficient
-        )
+            exponent = self.beta / total
+            parameters = PowerLaw(log_g - exponent * np.log(FLOPS_PER_PARAMETER_TOKEN), exponent)
+            tokens = PowerLaw(-log_g - self.alpha / total * np.log(FLOPS_PER_PARAMETER_TOKEN), self.alpha / total)
+            coefficient = self.A * np.exp(-self.alpha * parameters.log_coefficient) + self.B * np.exp(
+                -self.beta * tokens.log_coefficient
+            )
         return Frontier(parameters, tokens, FlooredLaw(self.E, coefficient, self.alpha * self.beta / total))
 
 
@@ -155,4 +155,5 @@ class HuberObjective:
         """Centred points (..., 5) as laws."""
         a, b, e, alpha, beta = np.moveaxis(points, -1, 0)
         a, b = a + alpha * self._middle[0], b + beta * self._middle[1]
-        return ParametricLaw(np.exp(e), np.exp(a), np.exp(b), alpha, beta, values)
+        with np.errstate(over="ignore"):  # of draws with nearly no exponent
+            return ParametricLaw(np.exp(e), np.exp(a), np.exp(b), alpha, beta, values)

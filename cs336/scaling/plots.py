@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, Fits
+from cs336.scaling.isoflops import Minima
+from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.uncertainty import interval
 
@@ -27,15 +30,21 @@ def draw_all(fits: Fits, folder: Path, *, until: float = LINE_END, truth: Parame
         until: budget that the lines reach.
         truth: the law that the runs came from, drawn dashed.
     """
+    minima = {name: fit.minima for name, fit in fits.fits.items() if fit.minima is not None}
+    draw_profiles(fits.runs, minima, folder / "profiles.png")
+    return [*draw_laws(fits, folder, until=until, truth=truth), "profiles.png"]
+
+
+def draw_laws(fits: Fits, folder: Path, *, until: float = LINE_END, truth: ParametricLaw | None = None) -> list[str]:
+    """Write parameters.png, tokens.png and loss.png, as `draw_all` does."""
     for quantity in _LABELS:
         _draw_laws(fits, quantity, folder / f"{quantity}.png", until, truth)
-    _draw_profiles(fits, folder / "profiles.png")
-    return [f"{name}.png" for name in (*_LABELS, "profiles")]
+    return [f"{name}.png" for name in _LABELS]
 
 
 def _draw_laws(fits: Fits, quantity: str, path: Path, until: float, truth: ParametricLaw | None) -> None:
     """Points that were fitted and each approach's line over the budget: log-log, but a loss has a floor."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     compute = np.geomspace(fits.runs.budgets[0], max(until, fits.runs.budgets[-1]), 200)
     for name, fit in fits.fits.items():
         law = getattr(fit.frontier, quantity)
@@ -50,24 +59,22 @@ def _draw_laws(fits: Fits, quantity: str, path: Path, until: float, truth: Param
             axes.plot(fit.minima.compute[use], values[use], "o", color=_COLORS[name], mfc="none", **dots)
     if truth is not None:
         axes.plot(compute, getattr(truth.frontier(), quantity)(compute), "--", lw=1.0, color="black", label="exact law")
-    axes.set_yscale("linear" if quantity == "loss" else "log")
-    _label(axes, "compute, FLOPs", _LABELS[quantity])
-    _save(figure, path)
+    drawn = any(np.isfinite(line.get_ydata()).any() for line in axes.lines)  # a law may have no answer anywhere
+    axes.set_yscale("log" if drawn and quantity != "loss" else "linear")
+    axes.set_xlim(compute[0], compute[-1])
+    label(axes, "compute, FLOPs", _LABELS[quantity])
+    save(figure, path)
 
 
-def _draw_profiles(fits: Fits, path: Path) -> None:
-    """Loss over size, a line a budget, with the minima that both rules find."""
-    from matplotlib import colormaps
-
-    figure, axes = _axes()
-    runs = fits.runs
-    for place, budget in enumerate(runs.budgets):
+def draw_profiles(runs: Measurements, minima: Mapping[str, Minima], path: Path) -> None:
+    """Loss over size, a line a budget, with the minima between two sizes that each rule finds."""
+    figure, axes = new_axes()
+    for budget, color in budget_colors(runs.budgets).items():
         profile = runs.where(runs.compute == budget)
         order = np.argsort(profile.parameters)
-        color = colormaps["viridis"](0.9 * place / max(1, len(runs.budgets) - 1))
         axes.plot(profile.parameters[order], profile.losses[order], ".-", lw=0.8, ms=4, color=color)
         axes.annotate(
-            f"{budget:.0e}".replace("e+", "e"),
+            short_budget(budget),
             (profile.parameters[order[-1]], profile.losses[order[-1]]),
             xytext=(4, 0),
             textcoords="offset points",
@@ -75,16 +82,30 @@ def _draw_profiles(fits: Fits, path: Path) -> None:
             color=color,
         )
     for name, mark in ((LOWEST, "s"), (PARABOLA, "o")):
-        if name in fits.fits and (minima := fits.fits[name].minima) is not None:
-            use = minima.bracketed
-            axes.plot(
-                minima.parameters[use], minima.losses[use], mark, ms=6, mfc="none", color=_COLORS[name], label=name
-            )
-    _label(axes, "parameters", "final loss, nats per token")
-    _save(figure, path)
+        if name in minima:
+            found, use = minima[name], minima[name].bracketed
+            axes.plot(found.parameters[use], found.losses[use], mark, ms=6, mfc="none", color=_COLORS[name], label=name)
+    label(axes, "parameters", "final loss, nats per token")
+    save(figure, path)
 
 
-def _axes() -> tuple[Any, Any]:
+def budget_colors(budgets: Iterable[float]) -> dict[float, Any]:
+    """A color for each budget, from the smallest to the largest."""
+    from matplotlib import colormaps
+
+    ordered = sorted(set(budgets))
+    return {
+        budget: colormaps["viridis"](0.9 * place / max(1, len(ordered) - 1)) for place, budget in enumerate(ordered)
+    }
+
+
+def short_budget(budget: float) -> str:
+    """ "3e15"."""
+    return f"{budget:.2g}".replace("e+", "e").replace("e0", "e")
+
+
+def new_axes() -> tuple[Any, Any]:
+    """A figure and its axes, x logarithmic."""
     from matplotlib.figure import Figure  # here, so that fitting needs no matplotlib
 
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
@@ -95,13 +116,15 @@ def _axes() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _label(axes: Any, x: str, y: str) -> None:
+def label(axes: Any, x: str, y: str) -> None:
+    """Name the axes, and show the legend if there is one."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a PNG."""
     # Without the version note, the same data gives the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})

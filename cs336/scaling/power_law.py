@@ -22,6 +22,7 @@ _FLOOR_EXPONENTS = np.geomspace(0.005, 2, 300)
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _NARROWINGS = 60  # by 0.618 each: from any two grid points to the rounding of a float
 _CLOSE = 1e-9  # rounding of sums of a few dozen logarithms
+_NARROWEST = 1e-2  # summed squares of log x around their mean: two x within 15 % of each other make no line
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Frontier:
 
     def __post_init__(self) -> None:
         exponents = np.asarray(self.parameters.exponent + self.tokens.exponent)
-        costs = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
+        with np.errstate(invalid="ignore"):  # of draws without a fit
+            costs = np.asarray(self.parameters.log_coefficient + self.tokens.log_coefficient)
         costs = costs + np.log(FLOPS_PER_PARAMETER_TOKEN)
         # NaN is a draw without a fit. Rounding grows with what is summed; that of the cost, extrapolated from C to 1,
         # is larger.
@@ -99,7 +101,7 @@ def fit_log_log(x: ArrayLike, y: ArrayLike, use: ArrayLike = True) -> PowerLaw:
         use: points that count; as y.
 
     Returns:
-        The law; NaN where fewer than two x are left.
+        The law; NaN where fewer than two x are left, or where those are nearly the same.
     """
     log_x, log_y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
     weights = np.broadcast_to(np.asarray(use, dtype=float), log_y.shape) * np.isfinite(log_y)
@@ -109,7 +111,7 @@ def fit_log_log(x: ArrayLike, y: ArrayLike, use: ArrayLike = True) -> PowerLaw:
         mean_x, mean_y = (weights * log_x).sum(axis=-1) / total, (weights * log_y).sum(axis=-1) / total
         centred = log_x - mean_x[..., None]
         spread = (weights * centred**2).sum(axis=-1)
-        exponent = (weights * centred * log_y).sum(axis=-1) / np.where(spread > _CLOSE, spread, np.nan)
+        exponent = (weights * centred * log_y).sum(axis=-1) / np.where(spread > _NARROWEST, spread, np.nan)
     return PowerLaw(mean_y - exponent * mean_x, exponent)
 
 

@@ -22,7 +22,7 @@ from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
 from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_minima
 from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.power_law import Frontier
-from cs336.scaling.runs import Run, finished_runs
+from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
 from cs336.scaling.uncertainty import bootstrap_weights, interval
 
 LEVEL = 0.95  # share of the draws in an interval
@@ -31,6 +31,7 @@ METHOD = (
     "each budget's best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
     f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
 )
+REASON = "reason"  # in the place of a prediction: why there is none
 _DECIMALS = 5
 
 Fitter = Callable[
@@ -64,7 +65,7 @@ def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
     """
     recipes: dict[tuple[float, ...], list[float]] = defaultdict(list)
     for run in finished_runs(runs):
-        if run.compute_budget <= max_budget and run.steps and _on_ladder(run):
+        if run.compute_budget <= max_budget and run.steps and on_ladder(run):
             shape = run.d_model, run.num_layers, run.num_heads
             recipe = run.parameters, run.compute_budget, *shape, run.batch_size, run.learning_rate
             recipes[recipe].append(run.final_loss)
@@ -144,6 +145,19 @@ def predict(
     }
 
 
+def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float) -> dict[str, Any] | None:
+    """The prediction that comes with this package, where it was made for this budget from these very rows; or None.
+
+    It was committed before its check was trained, so it stays as it is.
+    """
+    if not MEASURED_PREDICTION.exists():
+        return None
+    made = read_json(MEASURED_PREDICTION)
+    mark = rows_mark(run for run in finished_runs(runs) if run.compute_budget <= max_budget)
+    asked = made["target_budget"], made["max_budget"], made["rows"]
+    return made if asked == (target, max_budget, mark) else None
+
+
 def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     """Predicted beside measured: the best size among those trained at the target, and its loss over the seeds.
 
@@ -206,7 +220,8 @@ def rows_mark(runs: Iterable[Run]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _on_ladder(run: Run) -> bool:
+def on_ladder(run: Run) -> bool:
+    """Whether aspect ratio and head size are those of profiles, so that size alone tells two shapes apart."""
     ratios = (run.d_model / run.num_layers, ASPECT_RATIOS), (run.d_model / run.num_heads, HEAD_SIZES)
     return all(low <= value <= high for value, (low, high) in ratios)
 

@@ -36,7 +36,7 @@ from cs336.scaling.cell import Cell
 from cs336.scaling.grid import Grid, find_grid, problems
 from cs336.scaling.plan import Rate, plan_lines, shapes
 from cs336.scaling.recipe import config_hash, real_flops, tail_steps
-from cs336.scaling.runs import FINISHED, Run, append_run, read_runs, thinned_curve
+from cs336.scaling.runs import FINISHED, Run, append_run, read_runs, sessions_file, thinned_curve
 from cs336.scaling.tables import run_line, session_line, table_lines
 from cs336.scaling.trainer import Outcome, OutOfTime, Trainer
 from cs336.scaling.windows import Text, WindowOrder
@@ -83,7 +83,7 @@ class Settings:
     @property
     def sessions(self) -> Path:
         """What each call of `train_cells` came to, utilisation among it."""
-        return self.rows.with_suffix(".sessions.jsonl")
+        return sessions_file(self.rows)
 
 
 Say = Callable[[str], None]

@@ -15,6 +15,8 @@ from typing import Any
 from cs336.files import UserError, name_full_disk, read_jsonl
 
 MEASURED_RUNS = Path(__file__).parent / "measured" / "runs.jsonl"  # of our own grid; not there before it was trained
+MEASURED_CHECK = MEASURED_RUNS.with_name("check.jsonl")  # of the grid `check`, after the prediction
+MEASURED_PREDICTION = MEASURED_RUNS.with_name("prediction.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,20 @@ def read_runs(path: Path) -> list[Run]:
         values["loss_curve"] = tuple((int(step), float(loss)) for step, loss in row["loss_curve"])
         runs.append(Run(**values))
     return runs
+
+
+def measured_run(config_hash: str) -> Run | None:
+    """The row of a configuration on its text among those that come with this package; None if there is none."""
+    for path in (MEASURED_RUNS, MEASURED_CHECK):
+        for run in read_runs(path) if path.exists() else ():
+            if run.config_hash == config_hash:
+                return run
+    return None
+
+
+def sessions_file(rows: Path) -> Path:
+    """What each call of the runner that wrote to a file of rows came to, utilisation among it, as JSON Lines."""
+    return rows.with_suffix(".sessions.jsonl")
 
 
 def finished_runs(runs: Iterable[Run]) -> list[Run]:

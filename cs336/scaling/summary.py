@@ -56,8 +56,12 @@ def write_fits(
     *,
     level: float = 0.95,
     truth: ParametricLaw | None = None,
+    until: float = LINE_END,
 ) -> dict[str, Any]:
     """Write fits.json, fits.md and the plots; where the law is known, the runs, too, in the handout's format.
+
+    Args:
+        until: budget that lines are drawn to at least; else as `summarize` has it.
 
     Returns:
         The summary.
@@ -65,7 +69,7 @@ def write_fits(
     summary = summarize(fits, targets, level=level, truth=truth)
     write_json(folder / FITS_FILE, summary)
     (folder / PAGE_FILE).write_text(page(summary), encoding="utf-8")
-    draw_all(fits, folder, until=max(LINE_END, *targets), truth=truth)
+    draw_all(fits, folder, until=max(until, *targets), truth=truth)
     if truth is not None:
         write_json(folder / RUNS_FILE, as_records(fits.runs))
     return summary
@@ -160,7 +164,8 @@ def _held_out(summary: dict[str, Any]) -> list[str]:
     for name, each in summary["approaches"].items():
         if left := each.get("held_out"):
             loss = "" if left["loss_error"] is None else f"{left['loss_error']:+.4f}"
-            rows.append({"approach": name, "parameters": f"{left['parameters_error']:+.1%}", "loss": loss})
+            size = "" if left["parameters_error"] is None else f"{left['parameters_error']:+.1%}"
+            rows.append({"approach": name, "parameters": size, "loss": loss})
     if not rows:
         return []
     columns = {"approach": "approach", "parameters": "N predicted / found", "loss": "L predicted - found, nats"}
@@ -196,14 +201,22 @@ def _exponents(summary: dict[str, Any]) -> str:
     law = summary["approaches"].get(PARAMETRIC, {}).get("law")
     if law is None:
         return table
-    forms = {"A": "{:.1f}", "B": "{:.1f}"}
-    numbers = ", ".join(f"{name} {_text(law[name], forms.get(name, '{:.4f}'))}" for name in _LAW_NUMBERS)
+    numbers = ", ".join(f"{name} {_text(law[name], _law_form(name, law[name]))}" for name in _LAW_NUMBERS)
     return f"{table}\n\nParametric law E + A / N^alpha + B / D^beta: {numbers}."
+
+
+def _law_form(name: str, number: dict[str, float | None]) -> str:
+    """Of A and B one digit after the point, unless a draw has made one of a hundred digits."""
+    if name not in ("A", "B"):
+        return "{:.4f}"
+    return "{:.1f}" if max(value or 0.0 for value in number.values()) < 1e6 else "{:.3g}"
 
 
 def _loss_law(law: dict[str, Any]) -> str:
     floor, coefficient, exponent = (law[name]["value"] for name in ("floor", "coefficient", "exponent"))
-    return "" if floor is None else f"{floor:.3f} + {coefficient:.4g} / C^{exponent:.4f}"
+    if None in (floor, coefficient, exponent):
+        return ""
+    return f"{floor:.3f} + {coefficient:.4g} / C^{exponent:.4f}"
 
 
 def _predictions(summary: dict[str, Any], place: int) -> str:

@@ -77,12 +77,14 @@ class Errors:
         held_out: (runs, ) of the five-fold errors, root mean squared; None without a fit.
         by_decade: of the budget, such as "1e15": `rmse` of the runs held out, and how many `runs`.
         growth: per e-fold of distance from the measured runs.
+        pairs: budget, measured loss, and loss predicted without the run's fold, of each run that was fitted.
     """
 
     seed_noise: float | None
     held_out: float | None
     by_decade: dict[str, dict[str, float]]
     growth: float
+    pairs: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def of_a_measured_loss(self) -> float | None:
@@ -155,6 +157,10 @@ class Surrogate:
         """
         return self._errors.by_decade
 
+    def held_out_pairs(self) -> tuple[tuple[float, float, float], ...]:
+        """(budget, measured, predicted without it) of each run, five-fold; empty without a fit."""
+        return self._errors.pairs
+
     def summary(self) -> dict[str, Any]:
         """What the losses are made from and how far off they are; for people and for JSON."""
         law, fitted = self._model.law, self._model.correction is not None
@@ -216,12 +222,15 @@ def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
         return Surrogate(rows, published, none, Errors(seed_noise=seed_noise, held_out=None, by_decade={}, growth=0.0))
     settings, errors = choose_settings(started, initial_loss)
     model = fit_loss_model(started, settings, initial_loss)
-    held_out = _rms(errors)
+    held_out, measured = _rms(errors), losses_of(started)
     known = Errors(
         seed_noise=seed_noise,
         held_out=held_out,
         by_decade=_by_decade(started, errors),
         growth=_growth(started, model, settings, otherwise=held_out),
+        pairs=tuple(
+            zip([r.train_flops for r in started], measured.tolist(), (measured + errors).tolist(), strict=True)
+        ),
     )
     return Surrogate(rows, model, settings, known)
 

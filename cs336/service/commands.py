@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cs336.service.contest import Contest
     from cs336.service.database import Database
 
+# How workers are started, by name: module and name of a class. The graph adds its own; the library knows no Dagster.
+POOLS = {"processes": "cs336.service.pool:LocalPool"}
 DATABASE_VARIABLE = "CS336_SERVICE_DATABASE"  # a URL has a password in it, and a command line is everybody's to read
 
 _SERVE = """Serve a scaling study: the training API of CS336's scaling assignment.
@@ -46,7 +49,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     action.add_argument("--port", type=int, default=8336, help="default: %(default)s")
     _add_database_option(action)
     action.add_argument(
-        "--runs", type=Path, metavar="FILE", help="measured runs, JSON Lines (default: those that come with cs336)"
+        "--runs",
+        type=Path,
+        metavar="FILE",
+        help="measured runs, JSON Lines, or the folder of an asset scaling_surrogate (default: those of cs336)",
     )
     action.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request (default: standard error)")
     action.add_argument(
@@ -65,6 +71,12 @@ def register(commands: argparse._SubParsersAction) -> None:
         default="auto",
         metavar="LIST",
         help="that they are spread over, such as cuda:0,cuda:1 (default: auto)",
+    )
+    group.add_argument(
+        "--pool",
+        default="processes",
+        metavar="NAME",
+        help="what a job is: one of the `processes` of this server, or one of `dagster`'s runs (default: %(default)s)",
     )
     action.set_defaults(run=_serve_scaling)
 
@@ -107,7 +119,7 @@ def database_url(options: argparse.Namespace) -> str:
 
 
 def open_surrogate(file: Path | None) -> Surrogate:
-    """The surrogate of a file of runs; None is the one that comes with the package, if there is one.
+    """The surrogate of a file of runs, or of the folder that has it; None is the one of the package, if it has one.
 
     Raises:
         UserError: the file named is missing or holds something else.
@@ -117,6 +129,8 @@ def open_surrogate(file: Path | None) -> Surrogate:
 
     if file is None and not MEASURED_RUNS.exists():
         return fit_surrogate([])
+    if file is not None and file.is_dir():
+        file = file / MEASURED_RUNS.name
     return fit_surrogate(read_runs(file or MEASURED_RUNS))
 
 
@@ -124,12 +138,16 @@ def contest_of(options: argparse.Namespace) -> Contest:
     """The contest that a command line asks for.
 
     Raises:
-        UserError: there is no worker.
+        UserError: there is no worker, or no such pool.
     """
     from cs336.service.contest import Contest
+    from cs336.service.pool import LocalPool
 
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}; give 1 or more, or leave out --text and let jobs wait")
+    if options.pool not in POOLS:
+        raise UserError(f"--pool is {options.pool}; there are {', '.join(POOLS)}")
+    module, _, name = POOLS[options.pool].partition(":")
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     return Contest(
         address=f"http://{f'[{host}]' if ':' in host else host}:{options.port}",
@@ -137,6 +155,7 @@ def contest_of(options: argparse.Namespace) -> Contest:
         data=options.text,
         num_workers=options.workers,
         devices=tuple(options.devices.split(",")),
+        pool=getattr(importlib.import_module(module), name) if options.text else LocalPool,
     )
 
 

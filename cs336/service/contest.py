@@ -30,6 +30,7 @@ class Contest:
         data: folder of the token arrays that jobs train on; without one the API takes jobs, and they wait.
         num_workers: jobs that run at once.
         devices: that they are spread over, such as ("cuda:0", "cuda:1").
+        pool: what starts the workers.
         total_budget_seconds: of each user.
         poll_seconds: between two looks at the queue.
         patience_seconds: without news of a worker, after which its run is given up.
@@ -40,6 +41,7 @@ class Contest:
     data: Path | None = None
     num_workers: int = 1
     devices: tuple[str, ...] = ("auto",)
+    pool: type[LocalPool] = LocalPool
     total_budget_seconds: float = TOTAL_BUDGET_SECONDS
     poll_seconds: float = POLL_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
@@ -56,7 +58,7 @@ def contest_part(contest: Contest) -> Part:
         router.include_router(users_router(total_budget_seconds=contest.total_budget_seconds))
         return Part(router=router)
     num_train_tokens = len(open_data(contest.data).train) - 1  # the last one is only a target
-    pool = LocalPool(
+    pool = contest.pool(
         contest.folder,
         data=contest.data,
         devices=contest.devices,

@@ -42,6 +42,8 @@ class LocalPool:
         threads: of PyTorch in each worker on a CPU.
     """
 
+    worker_module = "cs336.service.worker"  # run with a run's folder as its argument
+
     def __init__(
         self, folder: Path, *, data: Path, devices: Sequence[str] = ("auto",), threads: int | None = None
     ) -> None:
@@ -139,7 +141,7 @@ class LocalPool:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / LOG_FILE).open("ab") as log:
             self._launched[job.run_id] = subprocess.Popen(
-                [sys.executable, "-m", "cs336.service.worker", str(folder)],
+                [sys.executable, "-m", self.worker_module, str(folder)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -145,3 +145,11 @@ def test_lines_reach_1e24_in_logarithmic_axes_with_the_fitted_points(exercise, t
 )
 def test_counts_have_three_digits(number, text):
     assert summary.count(number) == text
+
+
+def test_a_fit_without_an_answer_at_the_largest_budget_leaves_its_place_empty():
+    nothing = {"compute": 1e15, "parameters_error": None, "loss_error": None}
+    said = summary.summarize(fit_all(exercise_runs(), num_draws=0))
+    said["approaches"]["parabola"]["held_out"] |= nothing
+    line = next(line for line in summary.page(said).partition("Fitted without")[2].splitlines() if "parabola" in line)
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["parabola", "", ""]

@@ -136,7 +136,7 @@ def test_a_file_with_a_mistake_is_one_line(tmp_path, old, new, line):
 
 
 def test_a_grid_that_is_not_there_names_those_that_are():
-    with pytest.raises(UserError, match=r"nope: no such grid; there are check, final, full, h100, tiny"):
+    with pytest.raises(UserError, match=r"nope: no such grid; there are check, final, full, h100, tiny, tiny_check"):
         find_grid("nope")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cs336.scaling.accounting import num_tokens
-from cs336.scaling.isoflops import envelope, fit_frontier, lowest_runs, parabola_minima
+from cs336.scaling.isoflops import Minima, envelope, fit_frontier, lowest_runs, parabola_minima
 from cs336.scaling.measurements import CannotFit, measurements
 from cs336.scaling.parametric import ParametricLaw
 
@@ -104,3 +104,9 @@ def test_the_envelope_needs_several_horizons():
 def test_a_frontier_needs_two_budgets_with_a_minimum_between_sizes():
     with pytest.raises(CannotFit, match="1 of 2 budgets"):
         fit_frontier(lowest_runs(measurements([1, 2, 4, 1, 2, 4], [6] * 3 + [60] * 3, [3, 2, 2.5, 1.9, 1.8, 1.7])))
+
+
+def test_minima_at_nearly_one_budget_are_no_fit():
+    minima = Minima(np.array([1e15, 1.001e15]), np.array([1e6, 1e6]), np.array([5.0, 5.0]), np.array([True, True]))
+    with pytest.raises(CannotFit, match="nearly the same"):
+        fit_frontier(minima)

@@ -85,3 +85,9 @@ def test_a_law_that_hardly_falls_costs_the_budget_too():
     draws = PowerLaw(np.array([0.0, 2e10]), np.array([0.5, 0.5]))
     with pytest.raises(ValueError, match="6 N D"):  # a large log k in one draw excuses no other
         Frontier(draws, PowerLaw(np.array([0.0, -2e10]), np.array([0.5, 0.5])), FlooredLaw(1.0, 1.0, 1.0))
+
+
+def test_x_that_are_nearly_the_same_make_no_line():
+    x = np.array([1e15, 1.01e15, 1.02e15])
+    assert np.isnan(fit_log_log(x, x).exponent)
+    assert fit_log_log(x**10, x).exponent == pytest.approx(0.1)

@@ -49,7 +49,7 @@ def test_the_environment_names_the_database_and_the_option_goes_before_it(tmp_pa
     [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")],
 )
 def test_workers_reach_the_service_at_an_address_of_this_machine(artifacts, host, address):
-    options = argparse.Namespace(host=host, port=80, text=None, workers=2, devices="cuda:0,cuda:1")
+    options = argparse.Namespace(host=host, port=80, text=None, workers=2, devices="cuda:0,cuda:1", pool="processes")
     contest = contest_of(options)
     assert (contest.address, contest.devices, contest.num_workers) == (address, ("cuda:0", "cuda:1"), 2)
     assert contest.folder == artifacts / "scaling_service" / "runs"

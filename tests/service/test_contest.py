@@ -48,7 +48,7 @@ def free_port():
 class Server:
     """A contest's server in a process of its own, and one user."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str, **variables: str):
         self.folder = folder
         write_text(folder / "text")
         database = open_database(f"sqlite:///{folder}/service.db")
@@ -57,7 +57,8 @@ class Server:
         self.command = [sys.executable, "-m", "cs336", "serve", "scaling", "--text", str(folder / "text")]
         self.command += ["--devices", "cpu", "--log", str(folder / "requests.jsonl")]
         self.command += ["--database", f"sqlite:///{folder}/service.db"]
-        self.environment = os.environ | {"CS336_ARTIFACTS": str(folder)}
+        self.command += options
+        self.environment = os.environ | {"CS336_ARTIFACTS": str(folder), **variables}
         self.runs = folder / "scaling_service" / "runs"
         self.process = None
 

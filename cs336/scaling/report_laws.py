@@ -1,0 +1,159 @@
+"""Sections of the report: profiles, laws, the parametric law, the surrogate, and the handout's exercise."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cs336.profiling.tables import markdown_table
+from cs336.scaling import plots, report_plots
+from cs336.scaling.exercise import LAW, exercise_runs
+from cs336.scaling.fits import LOWEST, PARABOLA, PARAMETRIC, Fits, fit_all
+from cs336.scaling.isoflops import lowest_runs, parabola_minima
+from cs336.scaling.measurements import Measurements
+from cs336.scaling.parametric import ParametricLaw
+from cs336.scaling.plots import short_budget
+from cs336.scaling.study import Study
+from cs336.scaling.summary import TARGETS, count, page, summarize
+from cs336.scaling.surrogate import fit_surrogate
+
+_METHOD = (
+    "Fitted are sizes and budgets: of each the best recipe, by the mean of its seeds, without shapes off the ladder."
+    " Each budget's best size is its lowest run, the vertex of a parabola in log N, or read from the envelope of all;"
+    " power laws go through them by least squares in log-log space, the loss by a power law with a floor. The"
+    " parametric law is fitted to all of these runs by Huber loss on log-losses. Ranges are of bootstrap draws within"
+    " each budget, the same for all approaches."
+)
+
+
+def law_sections(study: Study, folder: Path) -> list[str]:
+    """Profiles with their minima; laws of size, tokens and loss; the parametric law and its residuals."""
+    if study.everything is None:
+        return [f"## Profiles\n\nThere are none: {study.why_not}."]
+    minima = {LOWEST: lowest_runs(study.everything), PARABOLA: parabola_minima(study.everything)}
+    plots.draw_profiles(study.everything, minima, folder / "profiles.png")
+    profiles = [
+        "## Profiles",
+        "The best recipe of each size at each budget. A minimum at the edge of its profile may be no minimum: it is"
+        " called one-sided, and no law goes through it.",
+        _minima_table(study.everything),
+        "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
+    ]
+    if study.fits is None or study.fitted is None:
+        return ["\n\n".join(profiles)]
+    if not study.fits.fits:
+        reasons = "\n".join(f"- {name}: {reason}" for name, reason in study.fits.left_out.items())
+        return ["\n\n".join(profiles), f"## Best size, tokens and loss\n\nNo approach can be fitted:\n\n{reasons}"]
+    plots.draw_laws(study.fits, folder, until=2 * max(study.targets))
+    laws = [
+        "## Best size, tokens and loss",
+        f"{_METHOD} Budgets up to {short_budget(float(study.fitted.budgets[-1]))} FLOPs.",
+        page(summarize(study.fits, study.targets)).strip(),
+        "![Best size over compute, with the draws' ranges](parameters.png)",
+        "![Best number of tokens](tokens.png)",
+        "![Loss at the best size: the law with a floor](loss.png)",
+    ]
+    fit = study.fits.fits.get(PARAMETRIC)
+    if fit is None or fit.law is None:
+        return ["\n\n".join(profiles), "\n\n".join(laws)]
+    report_plots.contours(study.fitted, fit.law, folder / "contours.png")
+    report_plots.residuals(study.fitted, fit.law, folder / "residuals.png")
+    parametric = [
+        "## The parametric law and its residuals",
+        _residuals_table(study.fitted, fit.law),
+        "![Measured less the law, over size](residuals.png)",
+        "![Lines of equal loss over compute and size](contours.png)",
+    ]
+    return ["\n\n".join(section) for section in (profiles, laws, parametric)]
+
+
+def _minima_table(runs: Measurements) -> str:
+    lowest, vertices = lowest_runs(runs), parabola_minima(runs)
+    rows = []
+    for place, budget in enumerate(runs.budgets):
+        profile = runs.where(runs.compute == budget)
+        vertex = float(vertices.parameters[place])
+        row: dict[str, Any] = {
+            "budget": short_budget(float(budget)),
+            "sizes": len(profile.parameters),
+            "span": f"{count(profile.parameters.min())} to {count(profile.parameters.max())}",
+            "lowest": count(float(lowest.parameters[place])) + ("" if lowest.bracketed[place] else ", one-sided"),
+            "loss": f"{lowest.losses[place]:.4f}",
+        }
+        if vertices.bracketed[place]:
+            row |= {"vertex": count(vertex), "low": f"{vertices.losses[place]:.4f}"}
+        else:
+            row |= {"vertex": "none between the sizes"}
+        rows.append(row)
+    names = {"budget": "budget", "sizes": "sizes", "span": "from, to", "lowest": "lowest run", "loss": "loss"}
+    return markdown_table(rows, names | {"vertex": "parabola", "low": "its loss"})
+
+
+def _residuals_table(runs: Measurements, law: ParametricLaw) -> str:
+    gaps = runs.losses - law(runs.parameters, runs.tokens)
+    rows = []
+    for budget in [*runs.budgets.tolist(), None]:
+        some = gaps if budget is None else gaps[runs.compute == budget]
+        rows.append(
+            {
+                "budget": "all" if budget is None else short_budget(budget),
+                "points": len(some),
+                "rms": f"{math.sqrt(float(np.mean(some**2))):.4f}",
+                "mean": f"{some.mean():+.4f}",
+                "largest": f"{some[np.abs(some).argmax()]:+.4f}",
+            }
+        )
+    names = {"budget": "budget", "points": "points", "rms": "residual, rms", "mean": "mean", "largest": "largest, nats"}
+    return markdown_table(rows, names)
+
+
+def surrogate_section(study: Study, folder: Path) -> str:
+    """The service's surrogate, as fitted to these rows, and its error on runs held out."""
+    surrogate = fit_surrogate(study.runs)
+    known = surrogate.summary()
+    noise = known["seed_noise_nats"]
+    parts = [
+        "## The surrogate",
+        f"What `cs336 serve scaling` answers from, fitted to {known['measured_runs']} of these runs: law"
+        f" {known['law_source']}, correction {known['correction']}."
+        + ("" if noise is None else f" The noise of a seed is {noise:.4f} nats."),
+    ]
+    pairs = surrogate.held_out_pairs()
+    if not pairs:
+        parts.append("Too few of them are of the service's model for a fit of our own: the published law answers.")
+        return "\n\n".join(parts)
+    report_plots.parity(pairs, folder / "parity.png")
+    rows = [
+        {"decade": f"from {name}", "runs": int(each["runs"]), "rmse": f"{each['rmse']:.4f}"}
+        for name, each in surrogate.held_out_rmse().items()
+    ]
+    rows.append({"decade": "all", "runs": len(pairs), "rmse": f"{known['held_out_rmse_nats']:.4f}"})
+    names = {"decade": "budgets", "runs": "runs", "rmse": "held-out error, rms, nats"}
+    parts += [markdown_table(rows, names), "![Each run, predicted from the other four fifths](parity.png)"]
+    return "\n\n".join(parts)
+
+
+@functools.cache
+def _exercise_fits(num_draws: int) -> Fits:
+    return fit_all(exercise_runs(), num_draws=num_draws)
+
+
+def exercise_section(folder: Path, *, num_draws: int) -> str:
+    """The handout's own exercise, whose exact answer is known."""
+    (folder / "exercise").mkdir(exist_ok=True)
+    fits = _exercise_fits(num_draws)
+    plots.draw_laws(fits, folder / "exercise", truth=LAW)
+    return "\n\n".join(
+        [
+            "## The handout's exercise",
+            "72 runs of a known law at nine budgets; the same fits, and how far the handout's rule, the lowest run, is"
+            " off because sizes were sampled coarsely.",
+            page(summarize(fits, TARGETS, truth=LAW)).strip(),
+            "![The exercise: best size](exercise/parameters.png)",
+            "![The exercise: best number of tokens](exercise/tokens.png)",
+        ]
+    )
