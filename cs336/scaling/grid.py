@@ -32,6 +32,7 @@ from typing import Any
 from cs336.files import UserError
 from cs336.scaling.cell import Cell, parse_shape
 
+PROJECT = Path(__file__).resolve().parent.parent.parent
 GRIDS = Path(__file__).parent / "grids"
 MIN_SIZES = 5  # of a profile: a parabola has three coefficients
 ASPECT_RATIOS = (32, 128)  # d_model over layers, of shapes that are no probes
@@ -143,7 +144,7 @@ class Grid:
 
 
 def find_grid(name: str | Path) -> Grid:
-    """A grid of ours by its name, or of a file by its path.
+    """A grid of ours by its name, or of a file by its path, from here or else from beside the packages.
 
     Raises:
         UserError: there is none, or it has a mistake.
@@ -151,6 +152,10 @@ def find_grid(name: str | Path) -> Grid:
     path = Path(name)
     if path.suffix != ".toml":
         path = GRIDS / f"{name}.toml"
+    elif (
+        not path.exists()
+    ):  # a preset's: `presets.toml` lies there, and runs on a cluster start in folders of their own
+        path = PROJECT / path
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in GRIDS.glob("*.toml")))
         raise UserError(f"{name}: no such grid; there are {known}, or give the path of a .toml file")

@@ -167,3 +167,12 @@ def test_the_command_prints_plan_and_problems(tmp_path, capsys):
     assert cli(["scaling", "plan", str(path)]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [TOO_LONG] and "expected on one H100" in captured.out
+
+
+def test_a_path_that_is_not_here_is_looked_for_beside_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_grid("tests/scaling/micro.toml").name == "micro"
+    (tmp_path / "tests" / "scaling").mkdir(parents=True)
+    (tmp_path / "tests" / "scaling" / "micro.toml").write_text("name = 3")
+    with pytest.raises(UserError):  # what is here comes first
+        find_grid("tests/scaling/micro.toml")
