@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cs336.command_line import add_action
 from cs336.files import UserError, creating, write_json
 from cs336.processes import available_cores, wanted_workers
 from cs336.tokenizer.formats import END_OF_TEXT
@@ -77,7 +78,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("tokenizer", help="train a tokenizer on your text, encode, decode, export it")
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
-    action = _add(actions, "train", _TRAIN)
+    action = add_action(actions, "train", _TRAIN)
     action.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text to learn from")
     action.add_argument(
         "--vocab-size", type=int, default=32_000, metavar="N", help="entries in all (default: %(default)s)"
@@ -92,7 +93,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     _add_threads_option(action)
     action.set_defaults(run=_train)
 
-    action = _add(actions, "encode", _ENCODE)
+    action = add_action(actions, "encode", _ENCODE)
     action.add_argument("folder", type=Path, metavar="FOLDER", help="the tokenizer")
     action.add_argument("file", type=Path, nargs="?", default=_STDIN, metavar="FILE", help="default: standard input")
     action.add_argument("--out", type=Path, metavar="NAME.bin", help="write the ids and an index there")
@@ -100,25 +101,16 @@ def register(commands: argparse._SubParsersAction) -> None:
     _add_threads_option(action)
     action.set_defaults(run=_encode)
 
-    action = _add(actions, "decode", _DECODE)
+    action = add_action(actions, "decode", _DECODE)
     action.add_argument("folder", type=Path, metavar="FOLDER", help="the tokenizer")
     action.add_argument("file", type=Path, nargs="?", default=_STDIN, metavar="FILE", help="default: standard input")
     action.set_defaults(run=_decode)
 
-    action = _add(actions, "export", _EXPORT)
+    action = add_action(actions, "export", _EXPORT)
     action.add_argument("folder", type=Path, metavar="FOLDER", help="the tokenizer")
     action.add_argument("--format", required=True, choices=("huggingface", "tiktoken", "gpt2"))
     action.add_argument("--out", type=Path, required=True, help="new folder")
     action.set_defaults(run=_export)
-
-
-def _add(actions: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
-    return actions.add_parser(
-        name,
-        help=description.partition("\n")[0].rstrip("."),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_threads_option(action: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cs336.command_line import add_action
 from cs336.files import UserError, creating
 from cs336.scaling import grid_commands
 
@@ -37,27 +38,18 @@ def register(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("scaling", help="plan a grid of small models, fit laws to it, predict larger budgets")
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
-    action = _add(actions, "fit", _FIT)
+    action = add_action(actions, "fit", _FIT)
     action.add_argument("file", type=Path, metavar="FILE", help="the runs")
     _add_fit_options(action)
     action.set_defaults(run=_fit)
 
-    action = _add(actions, "exercise", _EXERCISE)
+    action = add_action(actions, "exercise", _EXERCISE)
     _add_fit_options(action)
     action.set_defaults(run=_exercise)
 
-    action = _add(actions, "published", _PUBLISHED)
+    action = add_action(actions, "published", _PUBLISHED)
     action.set_defaults(run=_published)
     grid_commands.register(actions)
-
-
-def _add(actions: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
-    return actions.add_parser(
-        name,
-        help=description.partition("\n")[0].rstrip("."),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_fit_options(action: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cs336.command_line import add_action
 from cs336.files import UserError, read_json, write_json
 
 _PLAN = """What a scaling grid will take: runs, sizes, tokens, nominal and real FLOPs, and time on one H100 or H200.
@@ -49,13 +50,13 @@ counts. A file beside ROWS that ends in .sessions.jsonl, as the runner writes it
 
 def register(actions: argparse._SubParsersAction) -> None:
     """Add the commands to those of `cs336 scaling`."""
-    action = _add(actions, "plan", "runs, tokens, FLOPs and time of a grid, and what is wrong with it", _PLAN)
+    action = add_action(actions, "plan", _PLAN, "runs, tokens, FLOPs and time of a grid, and what is wrong with it")
     action.add_argument("grid", metavar="GRID", help="h100, check, full, final, tiny, or a .toml file")
     action.add_argument("--cells", action="store_true", help="a line for each run")
     action.add_argument("--packed", type=int, default=3, help="processes that share the GPU (default: %(default)s)")
     action.set_defaults(run=_plan)
 
-    action = _add(actions, "predict", "best size and loss at a larger budget, written down once", _PREDICT)
+    action = add_action(actions, "predict", _PREDICT, "best size and loss at a larger budget, written down once")
     action.add_argument("rows", type=Path, metavar="ROWS", help="runs.jsonl of the runner")
     action.add_argument("--target", type=_flops, required=True, metavar="FLOPS", help="budget to predict for")
     action.add_argument(
@@ -65,24 +66,18 @@ def register(actions: argparse._SubParsersAction) -> None:
     action.add_argument("--out", type=Path, required=True, metavar="FILE", help="new JSON file")
     action.set_defaults(run=_predict)
 
-    action = _add(actions, "check", "a prediction beside what was trained after it", _CHECK)
+    action = add_action(actions, "check", _CHECK, "a prediction beside what was trained after it")
     action.add_argument("prediction", type=Path, metavar="PREDICTION", help="JSON file of `predict`")
     action.add_argument("rows", type=Path, metavar="ROWS", help="with the runs at its target")
     action.add_argument("--out", type=Path, metavar="FILE", help="JSON file for all figures")
     action.set_defaults(run=_check)
 
-    action = _add(actions, "report", "all figures of a study, from its rows", _REPORT)
+    action = add_action(actions, "report", _REPORT, "all figures of a study, from its rows")
     action.add_argument("rows", type=Path, nargs="*", metavar="ROWS", help="runs.jsonl of the runner")
     action.add_argument("--prediction", type=Path, metavar="FILE", help="JSON file of `predict`")
     action.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
     action.add_argument("--draws", type=int, default=1_000, metavar="N", help="of the bootstrap (default: %(default)s)")
     action.set_defaults(run=_report)
-
-
-def _add(actions: argparse._SubParsersAction, name: str, brief: str, description: str) -> argparse.ArgumentParser:
-    return actions.add_parser(
-        name, help=brief, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 def _flops(text: str) -> float:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cs336.command_line import add_action
 from cs336.files import UserError
 from cs336.scaling.runs import MEASURED_RUNS
 from cs336.store import default_root
@@ -44,7 +45,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     """Add the commands to `cs336`'s parser."""
     command = commands.add_parser("serve", help="serve a scaling study over HTTP")
     actions = command.add_subparsers(required=True, metavar="ACTION")
-    action = _add(actions, "scaling", _SERVE)
+    action = add_action(actions, "scaling", _SERVE)
     action.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)")
     action.add_argument("--port", type=int, default=8336, help="default: %(default)s")
     _add_database_option(action)
@@ -80,7 +81,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     action.set_defaults(run=_serve_scaling)
 
-    command = _add(commands, "keys", _KEYS)
+    command = add_action(commands, "keys", _KEYS)
     actions = command.add_subparsers(required=True, metavar="ACTION")
     for name, help_text, run in (
         ("add", "make a key", _add_key),
@@ -92,15 +93,6 @@ def register(commands: argparse._SubParsersAction) -> None:
             action.add_argument("name", metavar="NAME", help="whose key it is")
         _add_database_option(action)
         action.set_defaults(run=run)
-
-
-def _add(actions: argparse._SubParsersAction, name: str, description: str) -> argparse.ArgumentParser:
-    return actions.add_parser(
-        name,
-        help=description.partition("\n")[0],
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_database_option(action: argparse.ArgumentParser) -> None:

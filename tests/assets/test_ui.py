@@ -20,9 +20,8 @@ import pytest
 from cs336.store import MANIFEST
 from cs336_assets.flow import STAGES
 from tests.assets.conftest import ROOT, Project
+from tests.browser import headless_chromium
 
-FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync --window-size=1600,1100"
 PATIENCE_SECONDS = 90
 
 
@@ -59,19 +58,8 @@ def ui(copied: Project) -> Iterator[str]:
 @pytest.fixture
 def browser(tmp_path: Path):
     """Headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        if os.environ.get("CS336_REQUIRE_BROWSER") == "1":
-            pytest.fail("CS336_REQUIRE_BROWSER=1, but there is no chromium or no chromedriver")
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    with headless_chromium(tmp_path / "profile", "1600,1100") as opened:
+        yield opened
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -29,7 +29,7 @@ def _binaries() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL, without a database's name, of a PostgreSQL server in a folder of its own, up for the session."""
+    """The URL, without a database's name, of a PostgreSQL server in a folder of its own, for all tests."""
     binaries = _binaries()
     if binaries is None:
         if os.environ.get("CS336_REQUIRE_DATA") == "1":
@@ -96,7 +96,7 @@ def _empty_database(server: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database on the session's PostgreSQL server."""
+    """The URL of an empty database on that PostgreSQL server."""
     with _empty_database(postgres_server) as url:
         yield url
 

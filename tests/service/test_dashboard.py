@@ -6,7 +6,6 @@ named by CS336_SCREENSHOTS, for people to look at.
 
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -21,10 +20,9 @@ from cs336.service.job_models import FinalSubmissionBody, Finish, Started, Valid
 from cs336.service.jobs import Jobs
 from cs336.service.keys import add_key
 from cs336.service.state import Settings
+from tests.browser import headless_chromium
 from tests.service.job_examples import architecture, body, config
 
-FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync --window-size=1360,1000 --lang=en-GB"
 PATIENCE_SECONDS = 60
 
 
@@ -161,20 +159,8 @@ def until(condition, seconds=PATIENCE_SECONDS):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """Headless Chromium."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        if os.environ.get("CS336_REQUIRE_BROWSER") == "1":
-            pytest.fail("CS336_REQUIRE_BROWSER=1, but there is no chromium or no chromedriver")
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    with headless_chromium(tmp_path_factory.mktemp("profile"), "1360,1000") as opened:
+        yield opened
 
 
 @pytest.fixture
