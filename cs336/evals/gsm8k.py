@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cs336.evals.graders import last_number, normalize_number, numbers_equal
-from cs336.evals.task import EvalConfig, EvalResult, Example, Generate, Graded, Task, run_task, wrap_instruction
+from cs336.evals.task import EvalConfig, EvalResult, Example, Generate, Graded, Task, run_task
+from cs336.tokens.chat import fill_template, wrap_instruction
 
 
 def evaluate_gsm8k(
@@ -49,7 +50,7 @@ def gsm8k_fault(example: Example) -> str | None:
 
 def gsm8k_prompt(example: Example) -> str:
     """The zero-shot prompt: the question and `Answer:`."""
-    return wrap_instruction(f"{example['question']}\nAnswer:")
+    return wrap_instruction(fill_template("gsm8k", question=example["question"]))
 
 
 def gold_answer(answer: str) -> str | None:

@@ -21,8 +21,8 @@ from cs336.evals.task import (
     Task,
     accuracy_metrics,
     run_task,
-    wrap_instruction,
 )
+from cs336.tokens.chat import fill_template, wrap_instruction
 
 LETTERS = "ABCD"
 
@@ -113,10 +113,7 @@ def mmlu_fault(example: Example) -> str | None:
 
 def mmlu_prompt(example: Example) -> str:
     """The zero-shot prompt that asks for one sentence."""
-    return wrap_instruction(
-        f"Below is a multiple-choice question about {example['subject']}. Reply with one sentence, "
-        '"The correct answer is _", in which the blank is filled with A, B, C or D.\n\n' + format_question(example)
-    )
+    return wrap_instruction(fill_template("mmlu", subject=example["subject"], question=format_question(example)))
 
 
 def mmlu_choice_prompt(example: Example, *, few_shot: Sequence[Example] = ()) -> str:

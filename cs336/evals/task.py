@@ -22,26 +22,6 @@ SAMPLES = Path(__file__).parent / "samples"
 
 STOP = "# Query:"  # after its answer a base model goes on with the next query
 
-# The frame around every zero-shot instruction. It stands in code rather than in a text file so
-# that changing a word changes the version of the scores. Source: the handout's description
-# (alignment supplement, zero-shot prompts); the words are ours.
-ZERO_SHOT_WRAPPER = """\
-# Instruction
-What follows is a list of conversations between a human and an AI assistant.
-The human's messages stand under the heading `# Query:`, the assistant's replies under `# Answer:`.
-The assistant is helpful, respectful and honest.
-It helps as far as it can while staying safe.
-Its replies are well structured, detailed and engaging.
-They contain nothing made up, harmful, biased, toxic or illegal.
-When a topic is too controversial, the assistant may decline to reply.
-
-# Query:
-```{instruction}```
-
-# Answer:
-```
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -240,11 +220,6 @@ def accuracy_metrics(correct: Sequence[bool], *, prefix: str = "") -> dict[str, 
         f"{prefix}accuracy_low": low,
         f"{prefix}accuracy_high": high,
     }
-
-
-def wrap_instruction(instruction: str) -> str:
-    """The zero-shot prompt around an instruction; it ends where the model starts to write."""
-    return ZERO_SHOT_WRAPPER.replace("{instruction}", instruction)
 
 
 def trim_fence(output: str) -> str:

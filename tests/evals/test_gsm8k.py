@@ -17,8 +17,9 @@ from cs336.evals.gsm8k import (
     gsm8k_prompt,
     parse_gsm8k_response,
 )
-from cs336.evals.task import EvalConfig, read_sample, wrap_instruction
+from cs336.evals.task import EvalConfig, read_sample
 from cs336.files import read_jsonl
+from cs336.tokens.chat import wrap_instruction
 
 
 @dataclass(frozen=True)

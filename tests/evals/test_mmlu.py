@@ -18,7 +18,8 @@ from cs336.evals.mmlu import (
     mmlu_prompt,
     parse_mmlu_response,
 )
-from cs336.evals.task import EvalConfig, read_sample, wrap_instruction
+from cs336.evals.task import EvalConfig, read_sample
+from cs336.tokens.chat import wrap_instruction
 
 EXAMPLE = {
     "subject": "virology",

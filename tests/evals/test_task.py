@@ -11,7 +11,6 @@ import pytest
 
 from cs336.evals.task import (
     STOP,
-    ZERO_SHOT_WRAPPER,
     EvalConfig,
     Graded,
     Task,
@@ -22,7 +21,6 @@ from cs336.evals.task import (
     save_result,
     subsample,
     trim_fence,
-    wrap_instruction,
 )
 
 
@@ -122,21 +120,6 @@ def test_failures_are_picked_at_random_but_repeatably():
     assert len(wrong) == 5
     assert not any(row["correct"] for row in wrong)
     assert wrong == pick_rows(rows, lambda row: not row["correct"], count=5, seed=3)
-
-
-def test_the_wrapper_has_the_parts_of_the_handout_in_order():
-    lines = ZERO_SHOT_WRAPPER.split("\n")
-    assert lines[0] == "# Instruction"
-    assert all(lines[1:8])  # seven lines of guidance
-    assert lines[8:] == ["", "# Query:", "```{instruction}```", "", "# Answer:", "```", ""]
-    assert ZERO_SHOT_WRAPPER.count("{instruction}") == 1
-
-
-def test_an_instruction_with_braces_is_put_in_unchanged():
-    prompt = wrap_instruction("f(x) = {x} and {instruction}")
-    assert prompt == ZERO_SHOT_WRAPPER.split("{instruction}")[0] + "f(x) = {x} and {instruction}" + (
-        "```\n\n# Answer:\n```\n"
-    )
 
 
 @pytest.mark.parametrize(
