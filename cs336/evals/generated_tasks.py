@@ -165,7 +165,7 @@ def generate_problems(config: GeneratedConfig, split: str, count: int, *, first:
         problem = generate_problem(config, split, index)
         problems.setdefault(problem.question, problem)
         index += 1
-        if index - first > 10 * count + 1_000:
+        if index - first > 3 * count + 1_000:
             raise ValueError(f"only {len(problems)} of {count} {split} problems differ; add levels or kinds")
     return list(problems.values())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cs336.evals.graders import last_number, normalize_number, numbers_equal
-from cs336.evals.task import EvalConfig, EvalResult, Example, Generate, Graded, Task, run_task
+from cs336.evals.task import EvalConfig, EvalResult, Example, Generate, Graded, Task, each, run_task
 from cs336.tokens.chat import fill_template, wrap_instruction
 
 
@@ -29,7 +29,7 @@ def evaluate_gsm8k(
     Raises:
         ValueError: no usable example.
     """
-    task = Task(name=name, examples=examples, fault=gsm8k_fault, prompt=gsm8k_prompt, grade=grade_gsm8k)
+    task = Task(name=name, examples=examples, fault=gsm8k_fault, prompt=gsm8k_prompt, grade=each(grade_gsm8k))
     return run_task(
         task,
         generate=generate,

@@ -20,6 +20,7 @@ from cs336.evals.task import (
     Graded,
     Task,
     accuracy_metrics,
+    each,
     run_task,
 )
 from cs336.tokens.chat import fill_template, wrap_instruction
@@ -66,7 +67,7 @@ def evaluate_mmlu(
         ValueError: no usable example, fewer worked examples of a subject than asked for, or a
             log-probability that is NaN.
     """
-    task = Task(name=name, examples=examples, fault=mmlu_fault, prompt=mmlu_prompt, grade=grade_mmlu)
+    task = Task(name=name, examples=examples, fault=mmlu_fault, prompt=mmlu_prompt, grade=each(grade_mmlu))
     result = run_task(
         task,
         generate=generate,

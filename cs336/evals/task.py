@@ -80,10 +80,16 @@ class Graded:
     Attributes:
         prediction: the answer found in the output; None when it could not be parsed.
         correct: whether it is the right one; never true for an unparseable output.
+        details: what else the task adds to the row of the output, such as its rewards.
     """
 
     prediction: str | None
     correct: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Marks of all outputs of a run, in order; `each` makes one from a function of a single output.
+GradeAll = Callable[[Sequence[Example], Sequence[str]], Sequence[Graded]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +101,18 @@ class Task:
         examples: the records, all of them.
         fault: why a record cannot be used, in a few words that name no details; None when it can.
         prompt: the full prompt of an example.
-        grade: marks one output, already trimmed of its fence.
+        grade: marks the outputs as `read` gave them.
         stop: strings that end an output.
+        read: what counts of a completion.
     """
 
     name: str
     examples: Sequence[Example]
     fault: Callable[[Example], str | None]
     prompt: Callable[[Example], str]
-    grade: Callable[[Example, str], Graded]
+    grade: GradeAll
     stop: tuple[str, ...] = (STOP,)
+    read: Callable[[Completion], str] = lambda completion: trim_fence(completion.text)
 
 
 @dataclass(frozen=True)
@@ -154,9 +162,9 @@ def run_task(
         raise ValueError(f"the generator returned {len(completions)} outputs for {len(prompts)} prompts")
 
     rows: list[dict[str, Any]] = []
-    for index, prompt, completion in zip(chosen, prompts, completions, strict=True):
-        output = trim_fence(completion.text)
-        graded = task.grade(task.examples[index], output)
+    outputs = [task.read(completion) for completion in completions]
+    grades = task.grade([task.examples[index] for index in chosen], outputs)
+    for index, prompt, completion, output, graded in zip(chosen, prompts, completions, outputs, grades, strict=True):
         rows.append(
             {
                 "index": index,
@@ -167,6 +175,7 @@ def run_task(
                 "prompt_truncated": completion.prompt_truncated,
                 "prediction": graded.prediction,
                 "correct": graded.correct,
+                **graded.details,
             }
         )
     num_unparseable = sum(row["prediction"] is None for row in rows)
@@ -182,6 +191,11 @@ def run_task(
         "examples_per_second": len(rows) / seconds,
     }
     return EvalResult(task.name, rows, metrics)
+
+
+def each(grade: Callable[[Example, str], Graded]) -> GradeAll:
+    """Mark the outputs one by one."""
+    return lambda examples, outputs: [grade(example, text) for example, text in zip(examples, outputs, strict=True)]
 
 
 def split_faulty(task: Task) -> tuple[list[int], dict[str, int]]:

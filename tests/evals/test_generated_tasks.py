@@ -200,15 +200,15 @@ def test_questions_of_a_call_differ_and_running_out_is_an_error():
     easy = GeneratedConfig(levels=(1,), kinds=("sums",))
     questions = [problem.question for problem in generate_problems(easy, "test", 300)]
     assert len(set(questions)) == 300
-    with pytest.raises(ValueError, match=r"of 20000 test problems differ; add levels or kinds"):
-        generate_problems(easy, "test", 20_000)
+    with pytest.raises(ValueError, match=r"of 3500 test problems differ; add levels or kinds"):
+        generate_problems(easy, "test", 3_500)
 
 
 # ---- traces ----
 
 
 @given(st.integers(0, 9_999), st.integers(0, 9_999), st.integers(2, 9))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_every_column_is_right_and_the_columns_spell_the_result(first, second, factor):
     large, small = max(first, second), min(first, second)
     cases = [("+", first, second, first + second), ("-", large, small, large - small)]

@@ -14,6 +14,7 @@ from cs336.evals.task import (
     EvalConfig,
     Graded,
     Task,
+    each,
     pick_rows,
     read_sample,
     run_task,
@@ -45,7 +46,7 @@ def doubles(numbers):
         examples=[{"number": number} for number in numbers],
         fault=lambda example: None if isinstance(example["number"], int) else "not a number",
         prompt=lambda example: f"twice {example['number']}",
-        grade=grade,
+        grade=each(grade),
     )
 
 
