@@ -12,10 +12,12 @@ import time
 from collections.abc import Sequence
 
 from cs336.evals.task import (
+    ZERO_SHOT,
     ContinuationLogprobs,
     EvalConfig,
     EvalResult,
     Example,
+    Frame,
     Generate,
     Graded,
     Task,
@@ -23,7 +25,7 @@ from cs336.evals.task import (
     each,
     run_task,
 )
-from cs336.tokens.chat import fill_template, wrap_instruction
+from cs336.tokens.chat import fill_template
 
 LETTERS = "ABCD"
 
@@ -44,6 +46,7 @@ def evaluate_mmlu(
     choose: ContinuationLogprobs,
     config: EvalConfig,
     few_shot: Sequence[Example] = (),
+    frame: Frame = ZERO_SHOT,
     name: str = "mmlu",
 ) -> EvalResult:
     """Accuracy in two ways: the sentence the model writes, and the letter it finds likeliest.
@@ -56,6 +59,7 @@ def evaluate_mmlu(
         generate: greedy generation.
         choose: log-probabilities of continuations.
         few_shot: worked examples (MMLU's dev split), used only if `config.mmlu_few_shot` is above 0.
+        frame: of the generated sentence; `ALPACA` for models tuned on that template.
         name: the set's name beside the score; "mmlu sample" for the project's own questions.
 
     Returns:
@@ -67,7 +71,14 @@ def evaluate_mmlu(
         ValueError: no usable example, fewer worked examples of a subject than asked for, or a
             log-probability that is NaN.
     """
-    task = Task(name=name, examples=examples, fault=mmlu_fault, prompt=mmlu_prompt, grade=each(grade_mmlu))
+    task = Task(
+        name=name,
+        examples=examples,
+        fault=mmlu_fault,
+        instruction=mmlu_instruction,
+        grade=each(grade_mmlu),
+        frame=frame,
+    )
     result = run_task(
         task,
         generate=generate,
@@ -112,9 +123,9 @@ def mmlu_fault(example: Example) -> str | None:
     return None
 
 
-def mmlu_prompt(example: Example) -> str:
-    """The zero-shot prompt that asks for one sentence."""
-    return wrap_instruction(fill_template("mmlu", subject=example["subject"], question=format_question(example)))
+def mmlu_instruction(example: Example) -> str:
+    """What is asked: one sentence with the letter."""
+    return fill_template("mmlu", subject=example["subject"], question=format_question(example))
 
 
 def mmlu_choice_prompt(example: Example, *, few_shot: Sequence[Example] = ()) -> str:

@@ -17,6 +17,7 @@ from cs336.evals.task import (
     Completion,
     EvalResult,
     Example,
+    Frame,
     Generate,
     GradeAll,
     Graded,
@@ -70,10 +71,13 @@ def evaluate_reasoning(
         name=name,
         examples=examples,
         fault=reasoning_fault,
-        prompt=lambda example: fill_template(template, question=example["question"]),
+        instruction=lambda example: example["question"],
         grade=_grade(reward),
-        stop=(ANSWER_END,) if thinks else (),
-        read=_with_stop_string if thinks else lambda completion: completion.text,
+        frame=Frame(
+            lambda question: fill_template(template, question=question),
+            (ANSWER_END,) if thinks else (),
+            _with_stop_string if thinks else lambda completion: completion.text,
+        ),
     )
     result = run_task(task, generate=generate, max_new_tokens=max_new_tokens, max_examples=max_examples, seed=seed)
     return EvalResult(name, result.rows, result.metrics | category_metrics(result.rows) | _by_level(result.rows))

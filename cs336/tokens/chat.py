@@ -12,6 +12,7 @@ question_only  the question and nothing else
 alpaca         the Alpaca form without input (github.com/tatsu-lab/stanford_alpaca)
 zero_shot      the frame around every zero-shot instruction, by the handout's description
 mmlu, gsm8k    the instructions of these benchmarks, to be put into zero_shot, by its description too
+judge_...      what model judges are asked (`cs336.evals.judges`), likewise
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "templates"
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z_0-9]*)\}")
 
 
 def template_path(name: str) -> Path:
