@@ -6,11 +6,11 @@ supplement).
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Sequence
 
+from cs336.evals.choices import likeliest, option_logprobs
 from cs336.evals.task import (
     ZERO_SHOT,
     ContinuationLogprobs,
@@ -91,14 +91,12 @@ def evaluate_mmlu(
         for row in result.rows
     ]
     start = time.perf_counter()
-    logprobs = choose([(prompt, f" {letter}") for prompt in prompts for letter in LETTERS])
+    letters = [[(prompt, f" {letter}") for letter in LETTERS] for prompt in prompts]
+    logprobs = option_logprobs(letters, choose=choose, name=name)
     seconds = time.perf_counter() - start
-    if any(math.isnan(logprob) for logprob in logprobs):
-        raise ValueError(f"{name}: the model gives log-probabilities that are NaN; check its weights")
     rows = []
-    for place, row in enumerate(result.rows):
-        of_letters = list(logprobs[4 * place : 4 * place + 4])
-        choice = LETTERS[of_letters.index(max(of_letters))]  # on a tie, the first
+    for row, of_letters in zip(result.rows, logprobs, strict=True):
+        choice = LETTERS[likeliest(of_letters)]
         rows.append(
             row
             | {"choice": choice, "choice_correct": choice == row["example"]["answer"], "choice_logprobs": of_letters}
