@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs336.evals.judges import Pair, PairJudge
-from cs336.evals.length_control import length_controlled_win_rate, win_rate
+from cs336.evals.judges import Pair, PairJudge, agreement
+from cs336.evals.length_control import fit_difficulty, length_controlled_win_rate, win_rate
 from cs336.evals.task import ZERO_SHOT, EvalResult, Example, Frame, Generate, Task, run_task
-from cs336.files import UserError, read_json, write_json
+from cs336.files import UserError, read_json, read_jsonl, write_json
 
 
 def predict_alpaca_eval(
@@ -87,6 +87,54 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
     if len({row["generator"] for row in rows}) != 1:
         raise UserError(f"{path}: needs rows of one generator, the same name in all")
     return rows
+
+
+def read_annotations(path: Path) -> list[dict[str, Any]]:
+    """Stored preferences between a reference's outputs (1) and a model's (2).
+
+    Args:
+        path: JSON Lines, gzipped or not, with the fields of `judge_alpaca_eval`'s rows.
+
+    Raises:
+        UserError: the file is missing, or a row lacks an instruction, an output or a preference.
+    """
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        texts = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
+        if not all(isinstance(row.get(name), str) for name in texts) or not isinstance(row["preference"], float | int):
+            raise UserError(f"{path}: record {number} lacks one of {', '.join(texts)} and preference")
+    return rows
+
+
+def references_of(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The reference's outputs, for `judge_alpaca_eval`: GPT-4 Turbo's, AlpacaEval's default opponent."""
+    return [
+        {"instruction": row["instruction"], "output": row["output_1"], "generator": row["generator_1"]}
+        for row in annotations
+    ]
+
+
+def difficulty_of(annotations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """How hard each instruction is to win, from stored preferences of several models; see `fit_difficulty`."""
+    ordered = [sorted(rows, key=lambda row: row["instruction"]) for rows in annotations]
+    logits = fit_difficulty(
+        {
+            f"{place} {rows[0]['generator_2']}": (
+                [row["preference"] for row in rows],
+                [len(row["output_2"]) for row in rows],
+                [len(row["output_1"]) for row in rows],
+            )
+            for place, rows in enumerate(ordered)
+        }
+    )
+    return {row["instruction"]: float(logit) for row, logit in zip(ordered[0], logits, strict=True)}
+
+
+def judge_agreement(annotations: Sequence[Mapping[str, Any]], *, judge: PairJudge) -> dict[str, Any]:
+    """How well a judge agrees with stored preferences on their own outputs; see `agreement`."""
+    pairs = [Pair(row["instruction"], row["output_1"], row["output_2"]) for row in annotations]
+    given = [preference.value for preference in judge.compare(pairs)]
+    return {"judge": judge.name, **agreement(given, [row["preference"] for row in annotations])}
 
 
 def judge_alpaca_eval(

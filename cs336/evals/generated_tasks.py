@@ -20,10 +20,11 @@ Tokens      Numbers are written plainly, so that every grader and tokenizer can 
             pre-tokens let BPE merge digits: "734" may be one token or three, and a model must learn of
             each token which digits it holds before a carry makes sense to it. Train the tokenizer with
             the ten digits among its special tokens (`DIGITS`): each is then a token of its own, and
-            digit-by-digit traces are a matter of single tokens. The words are few (under 250), so a
-            vocabulary of 1,000 holds them all; a trace has 20 to 250 tokens by level and style.
+            digit-by-digit traces are a matter of single tokens. The words are few (164), so a vocabulary
+            of 701 holds them whole, and a trace has 11 to 12 tokens in the style "direct", 21 to 120 on
+            average by level in "steps", 33 to 321 in "digits" (at most 425), after a prompt of 30 to 85.
 Prompts     The template r1_zero_short keeps the thinking and answer tags of r1_zero without its
-            preamble, which is longer than most of the problems.
+            preamble, which at that vocabulary has 192 tokens, more than most of the problems.
 """
 
 from __future__ import annotations

@@ -10,14 +10,18 @@ import pytest
 from cs336 import catalog
 from cs336.evals.alpaca_eval import (
     alpaca_predictions,
+    difficulty_of,
+    judge_agreement,
     judge_alpaca_eval,
     predict_alpaca_eval,
+    read_annotations,
     read_predictions,
+    references_of,
     write_predictions,
 )
-from cs336.evals.judges import Preference
+from cs336.evals.judges import Preference, rule_pair_judge
 from cs336.evals.task import ALPACA, ZERO_SHOT
-from cs336.files import UserError
+from cs336.files import UserError, write_jsonl
 
 EXAMPLES = [
     {"instruction": "Name a colour.", "output": "old", "generator": "davinci", "dataset": "helpful_base"},
@@ -116,3 +120,44 @@ def test_every_real_instruction_is_asked(shared_data, monkeypatch):
     predictions = alpaca_predictions(result, generator="ours")
     assert len(predictions) == 805
     assert {row["dataset"] for row in predictions} == {example["dataset"] for example in examples}
+
+
+class Stored:
+    """Prefers what the stored preferences do."""
+
+    name = "stored"
+
+    def __init__(self, annotations):
+        self.by_output = {row["output_2"]: row["preference"] for row in annotations}
+
+    def compare(self, pairs):
+        return [Preference(self.by_output[pair.output]) for pair in pairs]
+
+
+def test_stored_annotations_give_references_difficulties_and_the_published_rate(shared_data, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    files = catalog.files_of("alpaca-eval-preferences")
+    annotations = {name: read_annotations(path) for name, path in files.items()}
+    assert [len(rows) for rows in annotations.values()] == [805] * 4
+    gemma = annotations["alpaca_eval_gemma-7b-it.jsonl"]
+    difficulty = difficulty_of(list(annotations.values()))
+    assert len(difficulty) == 805
+    predictions = [
+        {"instruction": row["instruction"], "output": row["output_2"], "generator": "gemma"} for row in reversed(gemma)
+    ]
+    result = judge_alpaca_eval(predictions, references_of(gemma), judge=Stored(gemma), difficulty=difficulty)
+    assert result.metrics["win_rate"] == pytest.approx(0.0694, abs=1e-4)
+    assert result.metrics["lc_win_rate"] == pytest.approx(0.104, abs=0.015)  # the public leaderboard
+    assert result.rows[0]["generator_1"] == "gpt4_1106_preview"
+    assert judge_agreement(gemma, judge=Stored(gemma))["agreement"] == 1.0
+    rules = judge_agreement(gemma, judge=rule_pair_judge())
+    assert rules["judge"].startswith("offline: ")
+    assert rules["ranking"] == pytest.approx(0.75, abs=0.01)
+    assert rules["agreement"] < rules["reference_share"]  # saying "the reference" always would agree more often
+
+
+def test_annotations_without_a_preference_are_an_error(tmp_path):
+    row = dict.fromkeys(["instruction", "output_1", "generator_1", "output_2", "generator_2"], "x")
+    write_jsonl(tmp_path / "a.jsonl", [row | {"preference": 1.5}, row | {"preference": None}])
+    with pytest.raises(UserError, match="record 2 lacks one of"):
+        read_annotations(tmp_path / "a.jsonl")
