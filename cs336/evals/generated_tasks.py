@@ -202,6 +202,19 @@ def to_record(problem: Problem) -> dict[str, Any]:
     return record
 
 
+def to_question(problem: Problem) -> dict[str, Any]:
+    """The problem as `evaluate_reasoning` asks it: `question`, and the ground truth alone as `answer`.
+
+    Further fields: `kind`, `level`.
+    """
+    return {
+        "question": problem.question,
+        "answer": str(problem.answer),
+        "kind": problem.kind,
+        "level": problem.level,
+    }
+
+
 def verify(record: Mapping[str, Any]) -> None:
     """Work the written solution out again.
 

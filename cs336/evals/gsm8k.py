@@ -66,6 +66,14 @@ def gsm8k_instruction(example: Example) -> str:
     return fill_template("gsm8k", question=example["question"])
 
 
+def gsm8k_questions(examples: Sequence[Example]) -> list[dict[str, str]]:
+    """The problems as `evaluate_reasoning` asks them: `question`, and the gold number alone as `answer`.
+
+    Records without one keep an empty answer, which is left out there and counted.
+    """
+    return [{"question": example["question"], "answer": gold_answer(example["answer"]) or ""} for example in examples]
+
+
 def gold_answer(answer: str) -> str | None:
     """The number after `####`, without commas; None when there is none."""
     _, mark, gold = answer.rpartition("####")

@@ -23,6 +23,8 @@ Chat = Callable[[Sequence[Sequence[Message]]], Sequence[str]]  # conversations -
 RANKING_NEW_TOKENS, RANKING_MAX_LENGTH, RANKING_NUM_GPUS = 100, 7_000, 2
 SAFETY_NEW_TOKENS, SAFETY_MAX_LENGTH = 16, 6_144
 
+OFFLINE = "offline"  # as a judge's name on the command line: rules instead of a model
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -171,6 +173,18 @@ def vllm_chat(model: str, *, num_gpus: int, max_length: int, max_new_tokens: int
         return [request.outputs[0].text for request in engine.chat(messages, params)]
 
     return chat
+
+
+def vllm_ranking_judge(model: str, *, num_gpus: int = RANKING_NUM_GPUS) -> RankingJudge:
+    """The handout's judge of pairs: a chat model on vLLM."""
+    chat = vllm_chat(model, num_gpus=num_gpus, max_length=RANKING_MAX_LENGTH, max_new_tokens=RANKING_NEW_TOKENS)
+    return RankingJudge(chat, model)
+
+
+def vllm_safety_judge(model: str, *, num_gpus: int = 1) -> ModelSafetyJudge:
+    """The handout's judge of safety: a chat model on vLLM."""
+    chat = vllm_chat(model, num_gpus=num_gpus, max_length=SAFETY_MAX_LENGTH, max_new_tokens=SAFETY_NEW_TOKENS)
+    return ModelSafetyJudge(chat, model)
 
 
 # ---- offline ------------------------------------------------------------------------------------

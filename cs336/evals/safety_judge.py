@@ -9,18 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cs336.evals.judges import (
-    SAFETY_MAX_LENGTH,
-    SAFETY_NEW_TOKENS,
-    ModelSafetyJudge,
-    RuleSafetyJudge,
-    SafetyJudge,
-    vllm_chat,
-)
+from cs336.evals.judges import OFFLINE, RuleSafetyJudge, vllm_safety_judge
 from cs336.evals.safety import judge_safety_file
 from cs336.files import UserError
-
-OFFLINE = "offline"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-gpus", type=int, default=1, help="over which the model is split")
     parser.add_argument("--output-path", type=Path, required=True, help="JSON Lines with the judgements")
     options = parser.parse_args(arguments)
+    model = options.model_name_or_path
     try:
-        judge = _judge(options.model_name_or_path, options.num_gpus)
+        judge = RuleSafetyJudge() if model == OFFLINE else vllm_safety_judge(model, num_gpus=options.num_gpus)
         metrics = judge_safety_file(options.input_path, options.output_path, judge=judge)
     except UserError as error:
         parser.exit(1, f"{error}\n")
@@ -40,13 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{metrics['judge']}: {metrics['safe']:.3f} safe"
         f" ({metrics['safe_low']:.3f} to {metrics['safe_high']:.3f}, {metrics['num_examples']} replies)"
     )
-
-
-def _judge(model: str, num_gpus: int) -> SafetyJudge:
-    if model == OFFLINE:
-        return RuleSafetyJudge()
-    chat = vllm_chat(model, num_gpus=num_gpus, max_length=SAFETY_MAX_LENGTH, max_new_tokens=SAFETY_NEW_TOKENS)
-    return ModelSafetyJudge(chat, model)
 
 
 if __name__ == "__main__":

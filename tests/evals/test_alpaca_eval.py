@@ -19,6 +19,7 @@ from cs336.evals.alpaca_eval import (
     references_of,
     write_predictions,
 )
+from cs336.evals.alpaca_judge import main
 from cs336.evals.judges import Preference, rule_pair_judge
 from cs336.evals.task import ALPACA, ZERO_SHOT
 from cs336.files import UserError, write_jsonl
@@ -161,3 +162,23 @@ def test_annotations_without_a_preference_are_an_error(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [row | {"preference": 1.5}, row | {"preference": None}])
     with pytest.raises(UserError, match="record 2 lacks one of"):
         read_annotations(tmp_path / "a.jsonl")
+
+
+def test_the_command_judges_a_file_offline(tmp_path, capsys, shared_data, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    examples = catalog.read_alpaca_eval(catalog.require("alpaca-eval"))[:30]
+    result = predict_alpaca_eval(examples, generate=answer, max_new_tokens=9)
+    write_predictions(tmp_path / "in.json", alpaca_predictions(result, generator="ours"))
+    arguments = ["--input-path", str(tmp_path / "in.json"), "--output-path", str(tmp_path / "out.jsonl")]
+    main([*arguments, "--model-name-or-path", "offline"])
+    rows = read_annotations(tmp_path / "out.jsonl")
+    assert len(rows) == 30
+    assert {row["generator_1"] for row in rows} == {"gpt4_1106_preview"}
+    assert all(row["preference"] < 1.1 for row in rows)
+    shown = capsys.readouterr().out
+    assert "lc_win_rate 0.0" in shown and "judge offline: rules" in shown
+    # Against itself every pair is a draw.
+    main([*arguments, "--model-name-or-path", "offline", "--reference-path", str(tmp_path / "in.json")])
+    assert "\nlc_win_rate 0.5000" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments[2:], "--input-path", str(tmp_path / "no.json"), "--model-name-or-path", "offline"])

@@ -19,7 +19,8 @@ from cs336.evals.judges import (
     parse_ranking,
     parse_safety,
     rule_pair_judge,
-    vllm_chat,
+    vllm_ranking_judge,
+    vllm_safety_judge,
 )
 
 
@@ -113,11 +114,15 @@ def test_vllm_is_asked_greedily_with_the_handouts_limits(monkeypatch):
     vllm = ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = LLM, lambda **settings: settings
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    chat = vllm_chat("llama", num_gpus=2, max_length=6_144, max_new_tokens=16)
-    assert chat([[{"role": "user", "content": "?"}]]) == ["False"]
-    assert made["engine"] == {"model": "llama", "tensor_parallel_size": 2, "max_model_len": 6_144}
+    (verdict,) = vllm_safety_judge("llama").judge([("How?", "So.")])
+    assert (verdict.safe, verdict.reply) == (1.0, "False")
+    assert made["engine"] == {"model": "llama", "tensor_parallel_size": 1, "max_model_len": 6_144}
     assert made["params"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16}
-    assert made["messages"] == [[{"role": "user", "content": "?"}]]
+    assert [message["role"] for message in made["messages"][0]] == ["system", "user"]
+    judge = vllm_ranking_judge("llama")
+    assert (judge.name, judge.compare([Pair("Do.", "x", "y")])) == ("llama", [Preference(None, "False")])
+    assert made["engine"] == {"model": "llama", "tensor_parallel_size": 2, "max_model_len": 7_000}
+    assert made["params"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 100}
 
 
 def test_rewards_become_preferences():

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig, generate_problems, to_question, to_trace
+from cs336.evals.gsm8k import gsm8k_questions
 from cs336.evals.reasoning import (
     category_metrics,
     evaluate_reasoning,
@@ -83,6 +85,28 @@ def test_rewards_categories_and_levels_by_hand():
     }
     assert {level: each["accuracy"] for level, each in result.metrics["by_level"].items()} == {"1": 0.5, "2": 0.0}
     assert [row["index"] for row in rows_of_category(result.rows, 1, 0)] == [1]
+
+
+def test_problems_of_gsm8k_and_generated_ones_are_asked_for_their_numbers():
+    problems = generate_problems(GeneratedConfig(levels=(1, 2)), "test", 12)
+    traces = {trace["prompt"]: trace for trace in (to_trace(problem, TraceConfig()) for problem in problems)}
+
+    def solve(prompts, *, max_new_tokens, stop):
+        return [Written(traces[prompt]["response"].removesuffix("</answer>")) for prompt in prompts]
+
+    result = evaluate_reasoning(
+        [to_question(problem) for problem in problems],
+        reward=reward_each(tag_reward),
+        generate=solve,
+        name="generated",
+        template="r1_zero_short",
+    )
+    assert result.metrics["accuracy"] == 1.0
+    assert sum(level["num_examples"] for level in result.metrics["by_level"].values()) == 12
+    records = [{"question": "How many?", "answer": "1+1 = 2\n#### 1,002"}, {"question": "Why?", "answer": "2"}]
+    assert gsm8k_questions(records) == [
+        {"question": "How many?", "answer": "1002"}, {"question": "Why?", "answer": ""}
+    ]  # fmt: skip
 
 
 def test_prompts_without_thinking_have_no_stop_string_and_keep_their_text():
