@@ -40,9 +40,9 @@ class Level:
     """How hard a problem is.
 
     Attributes:
-        num_steps: operations of its solution.
+        num_steps: operations of its solution, 1 to 8.
         max_value: no number, given or worked out, is larger.
-        num_distractors: facts that the answer does not need, in problems of the kind "chain".
+        num_distractors: facts that the answer does not need, in problems of the kind "chain"; at most 8.
         shuffled: facts stand in any order, in problems of the kind "chain".
     """
 
@@ -50,6 +50,10 @@ class Level:
     max_value: int
     num_distractors: int = 0
     shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_steps <= 8 or not 0 <= self.num_distractors <= 8:
+            raise ValueError(f"{self}: give 1 to 8 steps (a week has seven days) and at most 8 distractors")
 
 
 @dataclass(frozen=True, kw_only=True)

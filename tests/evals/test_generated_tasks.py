@@ -308,6 +308,9 @@ def test_digits_as_special_tokens_make_each_digit_a_token():
     [
         (lambda: GeneratedConfig(levels=(9,)), "levels are"),
         (lambda: GeneratedConfig(kinds=()), "kinds are"),
+        (lambda: Level(num_steps=9, max_value=100), "give 1 to 8 steps"),
+        (lambda: Level(num_steps=0, max_value=100), "give 1 to 8 steps"),
+        (lambda: Level(num_steps=2, max_value=100, num_distractors=9), "at most 8 distractors"),
         (lambda: TraceConfig(direct=0, steps=0, digits=0), "must not be 0"),
         (lambda: TraceConfig(direct=-1), "none may be negative"),
         (lambda: TraceConfig(slip_share=2), "slip_share is 2"),
