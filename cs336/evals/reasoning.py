@@ -30,8 +30,9 @@ from cs336.tokens.chat import fill_template
 
 GroundTruth = str | int | float | list[str]
 RewardFn = Callable[[str, Any], Mapping[str, float]]
-# Rewards of all responses, in order: where grading needs worker processes and a time limit.
-RewardAll = Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, float]]]
+# Rewards of all responses, in order: where grading needs worker processes and a time limit. Beside the
+# three rewards there may be "lost": why a response could not be graded and got zeros.
+RewardAll = Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]]
 
 ANSWER_END = "</answer>"  # kept in the output: without it a response is not well formatted
 MAX_NEW_TOKENS = 1_024  # of every MATH evaluation in the handout
@@ -60,8 +61,9 @@ def evaluate_reasoning(
         max_examples: draw this many of the questions with `seed`; 0 takes all.
 
     Returns:
-        What `run_task` returns; rows also hold `format_reward`, `answer_reward` and `reward`, metrics
-        also `categories` (see `category_metrics`) and, if the examples have levels, `by_level`.
+        What `run_task` returns; rows also hold `format_reward`, `answer_reward`, `reward` and, where grading
+        was given up, why it was `lost`; metrics also `num_lost`, `categories` (see `category_metrics`) and,
+        if the examples have levels, `by_level`.
 
     Raises:
         ValueError: no usable example, or rewards that are not 0 or 1.
@@ -80,7 +82,9 @@ def evaluate_reasoning(
         ),
     )
     result = run_task(task, generate=generate, max_new_tokens=max_new_tokens, max_examples=max_examples, seed=seed)
-    return EvalResult(name, result.rows, result.metrics | category_metrics(result.rows) | _by_level(result.rows))
+    lost = {"num_lost": sum("lost" in row for row in result.rows)}
+    metrics = result.metrics | lost | category_metrics(result.rows) | _by_level(result.rows)
+    return EvalResult(name, result.rows, metrics)
 
 
 def evaluate_vllm(
@@ -230,10 +234,12 @@ def _grade(reward: RewardAll) -> GradeAll:
     return grade
 
 
-def _graded(output: str, rewards: Mapping[str, float]) -> Graded:
-    kept = {name: float(rewards[name]) for name in ("format_reward", "answer_reward", "reward")}
+def _graded(output: str, rewards: Mapping[str, Any]) -> Graded:
+    kept: dict[str, Any] = {name: float(rewards[name]) for name in ("format_reward", "answer_reward", "reward")}
     if not {kept["format_reward"], kept["answer_reward"]} <= {0.0, 1.0}:
         raise ValueError(f"rewards are {kept}; format and answer are counted, so each must be 0 or 1")
+    if rewards.get("lost"):
+        kept["lost"] = rewards["lost"]
     prediction = _answer_of(output) if kept["format_reward"] else None
     return Graded(prediction, correct=kept["answer_reward"] == 1, details=kept)
 

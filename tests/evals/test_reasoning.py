@@ -131,6 +131,16 @@ def test_an_answer_without_its_format_is_counted_on_its_own():
     }  # fmt: skip
 
 
+def test_responses_whose_grading_was_given_up_say_why_and_are_counted():
+    def reward(responses, truths):
+        zeros = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
+        return [zeros | {"lost": "over 5 s" if number == 1 else None} for number, _ in enumerate(responses)]
+
+    result = evaluate_reasoning(EXAMPLES, reward=reward, generate=answerer(), name="sums")
+    assert [row.get("lost") for row in result.rows] == [None, "over 5 s", None, None]
+    assert result.metrics["num_lost"] == 1
+
+
 def test_rewards_that_cannot_be_counted_are_errors():
     half = {"format_reward": 1.0, "answer_reward": 0.5, "reward": 0.5}
     with pytest.raises(ValueError, match="each must be 0 or 1"):
