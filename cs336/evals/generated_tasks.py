@@ -1,21 +1,22 @@
 """Word problems and sums without end, with verified answers and worked traces, in GSM8K's format.
 
-Made so that a small model (60 M parameters and fewer) can learn them from some thousand traces and go on
-learning from rewards alone.
+Made for small models (60 M parameters and fewer): learnt from some thousand traces, then from rewards
+alone.
 
 Order       Problem i of a split depends on the seed, the split and i alone: streams are read from any
             place, in parts or again, and never end.
 Splits      A problem belongs to the split that the hash of its calculations falls into, whatever the
             seed: train 85 %, valid 5 %, test 10 %. Names, things and wording do not count, nor the order
-            of addends and factors, so no test problem is a training problem in other words.
+            of addends and factors, so no test problem is a training problem in other words. (One step of
+            a longer training problem may be all of a test problem of level 1.)
 Answers     Each problem is worked out twice: when it is made, and from its written solution (`verify`).
 Difficulty  A level is a number of steps, 1 to 8, and the size of the numbers; the highest add facts that
             nobody asks for, in any order. See `LEVELS`, and `generated_stories` for the kinds.
 Traces      Three styles (`generated_traces`): the answer at once, one calculation a step, or digit by
-            digit. Training data that mix them leave a model as unsure of how to work as people's do, and
-            what rewards teach first is to work the careful way: by far the surest gain of RL here, and
-            one that more of the same traces does not bring. `slip_share` makes some traces wrong, for
-            comparisons with filtered data.
+            digit. Training data that mix them, as people's do, leave a model as unsure of how to work:
+            more of the same traces does not change that, while rewards can teach it to work the careful
+            way, which is where RL has room. `slip_share` makes some traces wrong, for comparisons with
+            filtered data.
 Tokens      Numbers are written plainly, so that every grader and tokenizer can read them. But GPT-2's
             pre-tokens let BPE merge digits: "734" may be one token or three, and a model must learn of
             each token which digits it holds before a carry makes sense to it. Train the tokenizer with
@@ -89,7 +90,7 @@ class TraceConfig:
         direct, steps, digits: weights of the three styles (`generated_traces`).
         slip_share: share of traces, of those that show their steps, with a slip and so a wrong answer.
         template: prompt template around the question; responses always fit those that end in `<think>`.
-        seed: fixes the styles and slips of all traces.
+        seed: fixes the styles and slips of all traces and pairs.
     """
 
     direct: float = 0.25
@@ -251,7 +252,7 @@ def to_trace(problem: Problem, config: TraceConfig) -> dict[str, Any]:
         right answer as `ground_truth`, and `style`, `correct`, `level`, `kind`.
     """
     rng = random.Random(f"trace {config.seed} {problem.split} {problem.question}")
-    (style,) = rng.choices(STYLES, [getattr(config, name) for name in STYLES])
+    style = _draw_style(rng, config)
     slips = style != "direct" and rng.random() < config.slip_share
     steps = with_slip(problem.steps, rng) if slips else problem.steps
     return {
@@ -266,6 +267,29 @@ def to_trace(problem: Problem, config: TraceConfig) -> dict[str, Any]:
     }
 
 
+def to_pair(problem: Problem, config: TraceConfig) -> dict[str, Any]:
+    """The problem as a preference: a right response and one with a slip, in the same style.
+
+    Returns:
+        `prompt` (filled in), the `question`, `chosen` and `rejected`, `style`, `level`, `kind`.
+    """
+    rng = random.Random(f"pair {config.seed} {problem.split} {problem.question}")
+    style = _draw_style(rng, config)
+    return {
+        "prompt": fill_template(config.template, question=problem.question),
+        "question": problem.question,
+        "chosen": to_response(problem.steps, style),
+        "rejected": to_response(with_slip(problem.steps, rng), style),
+        "style": style,
+        "level": problem.level,
+        "kind": problem.kind,
+    }
+
+
+def _draw_style(rng: random.Random, config: TraceConfig) -> str:
+    return rng.choices(STYLES, [getattr(config, style) for style in STYLES])[0]
+
+
 def to_response(steps: Sequence[Step], style: str) -> str:
     """What follows `<think>`: the steps in one style, and the answer they lead to in its tags."""
     thought = worked(steps, style)
@@ -275,14 +299,16 @@ def to_response(steps: Sequence[Step], style: str) -> str:
 def generate_drill(config: GeneratedConfig, index: int, *, num_lines: int = 10) -> str:
     """A text for pretraining: single calculations, one a line, in the head or digit by digit.
 
-    They are those of the stream of training problems, without their stories: a model that has read them
-    can calculate, and still has to learn what a problem asks for.
+    They are those of training problems without their stories, but none that is a held-out problem by
+    itself: a model that has read them can calculate, and still has to learn what a problem asks for.
     """
     rng = random.Random(f"drill {config.seed} {index}")
     lines: list[str] = []
     while len(lines) < num_lines:
         problem = generate_problem(config, "train", rng.randrange(2**40))
         step = rng.choice(problem.steps)
+        if split_of([step]) != "train":
+            continue
         by_digits = rng.random() < 0.5
         lines.append(calculation(step.left, step.operator, step.right, result=step.result, by_digits=by_digits))
     return "\n".join(lines)

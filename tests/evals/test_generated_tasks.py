@@ -24,6 +24,7 @@ from cs336.evals.generated_tasks import (
     generate_problems,
     iter_problems,
     split_of,
+    to_pair,
     to_record,
     to_response,
     to_trace,
@@ -275,6 +276,19 @@ def test_traces_mix_styles_by_weight_and_slips_by_share():
     assert traces == [to_trace(problem, config) for problem in problems]
 
 
+def test_a_pair_differs_in_its_answer_and_not_in_its_style():
+    problems = generate_problems(ALL, "train", 200)
+    pairs = [to_pair(problem, TraceConfig()) for problem in problems]
+    for problem, pair in zip(problems, pairs, strict=True):
+        right, wrong = (parse_gsm8k_response(model_output=pair[side]) for side in ("chosen", "rejected"))
+        assert right == str(problem.answer) != wrong
+        assert pair["chosen"] == to_response(problem.steps, pair["style"])
+        assert pair["prompt"] == to_trace(problem, TraceConfig())["prompt"]
+        assert pair["rejected"].count(". ") == pair["chosen"].count(". ")
+    assert {pair["style"] for pair in pairs} == set(STYLES)
+    assert pairs == [to_pair(problem, TraceConfig()) for problem in problems]
+
+
 def test_only_the_chosen_style_is_used():
     for style in STYLES:
         weights = dict.fromkeys(STYLES, 0.0) | {style: 1.0}
@@ -287,6 +301,9 @@ def test_drills_are_right_calculations_in_both_styles():
     assert len(lines) == 300
     assert 60 < sum(", so " in line for line in lines) < 240
     for line in lines:
+        left, operator, right = re.match(r"(\d+)([-+*/])(\d+)", line).groups()
+        step = replace(generate_problem(ALL, "test", 0).steps[0], left=int(left), operator=operator, right=int(right))
+        assert split_of([step]) == "train"  # held-out problems of level 1 are not drilled
         head, _, result = line.partition(": ")[0].partition("=")
         assert eval(head.replace("/", "//")) == int(result or line.rpartition(" ")[2])
 
