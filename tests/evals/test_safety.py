@@ -96,6 +96,8 @@ def test_every_real_request_is_asked_and_judged_by_area(shared_data, monkeypatch
     result = predict_safety(
         examples, generate=lambda prompts, **_: [Written("Sorry, I cannot help.")] * len(prompts), max_new_tokens=9
     )
+    columns = {"id", "harm_area", "counter", "category", "prompts_final", "output"}
+    assert all(set(row) == columns for row in safety_predictions(result))
     judged = judge_safety(safety_predictions(result), judge=RuleSafetyJudge())
     assert judged.metrics["num_examples"] == 100
     assert len(judged.metrics["by_area"]) == 5
