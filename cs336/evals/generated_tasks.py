@@ -11,7 +11,11 @@ Splits      A problem belongs to the split that the hash of its calculations fal
             a longer training problem may be all of a test problem of level 1.)
 Answers     Each problem is worked out twice: when it is made, and from its written solution (`verify`).
 Difficulty  A level is a number of steps, 1 to 8, and the size of the numbers; the highest add facts that
-            nobody asks for, in any order. See `LEVELS`, and `generated_stories` for the kinds.
+            nobody asks for, in any order. See `LEVELS`, and `generated_stories` for the kinds. Few numbers
+            are soon known by heart: of 12,000 training problems of level 1 only 2,071 calculate
+            differently, and new ones bring old calculations in 90 % (level 2: 58 %, level 3: 21 %; level 1
+            with `max_value` 1,000: 69 %). Rewards on what is known by heart teach nothing, so RL wants
+            level 3 and up, or larger numbers.
 Traces      Three styles (`generated_traces`): the answer at once, one calculation a step, or digit by
             digit. Training data that mix them, as people's do, leave a model as unsure of how to work:
             more of the same traces does not change that, while rewards can teach it to work the careful
@@ -34,7 +38,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -68,14 +72,18 @@ class GeneratedConfig:
     Attributes:
         levels: keys of `LEVELS`; a problem is of each with the same probability.
         kinds: of `KINDS`, likewise.
+        max_value: no number is larger, whatever the level; 0 keeps each level's own limit.
         seed: another seed, other problems; the splits stay disjoint.
     """
 
     levels: tuple[int, ...] = (1, 2, 3, 4)
     kinds: tuple[str, ...] = KINDS
+    max_value: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.max_value and not 100 <= self.max_value <= 1_000_000:
+            raise ValueError(f"max_value is {self.max_value}; give 0, or 100 to 1,000,000")
         for name, known in (("levels", tuple(LEVELS)), ("kinds", KINDS)):
             given = getattr(self, name)
             if not given or not set(given) <= set(known):
@@ -147,8 +155,9 @@ def generate_problem(config: GeneratedConfig, split: str, index: int) -> Problem
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     rng = random.Random(f"{config.seed} {split} {index}")
     level, kind = rng.choice(config.levels), rng.choice(config.kinds)
+    hardness = replace(LEVELS[level], max_value=config.max_value) if config.max_value else LEVELS[level]
     while True:
-        question, steps = draw_problem(rng, kind, LEVELS[level])
+        question, steps = draw_problem(rng, kind, hardness)
         if split_of(steps) == split:
             return Problem(question=question, steps=steps, kind=kind, level=level, split=split, index=index)
 

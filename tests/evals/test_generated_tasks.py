@@ -117,6 +117,15 @@ def test_answers_are_what_the_english_says(kind, level):
         assert min(numbers) >= 2 and max(numbers) <= LEVELS[level].max_value
 
 
+def test_numbers_may_be_larger_than_the_level_has_them():
+    problems = generate_problems(GeneratedConfig(levels=(1, 2), max_value=10_000), "train", 100)
+    largest = max(step.result for problem in problems for step in problem.steps)
+    assert 1_000 < largest <= 10_000
+    assert {len(problem.steps) for problem in problems} == {1, 2}
+    for problem in problems:
+        assert solve(problem.question, problem.kind) == problem.answer
+
+
 def test_records_are_gsm8k_problems_whose_own_solution_is_right():
     for problem in generate_problems(ALL, "test", 60):
         record = to_record(problem)
@@ -325,6 +334,7 @@ def test_digits_as_special_tokens_make_each_digit_a_token():
     [
         (lambda: GeneratedConfig(levels=(9,)), "levels are"),
         (lambda: GeneratedConfig(kinds=()), "kinds are"),
+        (lambda: GeneratedConfig(max_value=10), "max_value is 10"),
         (lambda: Level(num_steps=9, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=0, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=2, max_value=100, num_distractors=9), "at most 8 distractors"),
