@@ -675,6 +675,37 @@ _ALL = (
         loader="cs336.catalog_loaders.read_simple_safety_tests",
     ),
     Entry(
+        name="alpaca-eval-preferences",
+        what="AlpacaEval: outputs of GPT-4 Turbo and of four models, and which the GPT-4 Turbo judge preferred",
+        kind="dataset",
+        origin="github.com/tatsu-lab/alpaca_eval, results/*/weighted_alpaca_eval_gpt4_turbo; only in a mirror",
+        files=(
+            File(
+                name="alpaca_eval_OpenHermes-2.5-Mistral-7B.jsonl",
+                mirror="preference/alpaca_eval_OpenHermes-2.5-Mistral-7B.jsonl.gz",
+                mirror_sha256="86102a2206e0c1619d47525e9d91a565d351abce413d921c6e8e15a4e600b804",
+            ),
+            File(
+                name="alpaca_eval_claude-instant-1.2.jsonl",
+                mirror="preference/alpaca_eval_claude-instant-1.2.jsonl.gz",
+                mirror_sha256="6bd24a13f5745ada38d332a53b3e7602285431fd69e12d57151ca546714d30a6",
+            ),
+            File(
+                name="alpaca_eval_gemma-7b-it.jsonl",
+                mirror="preference/alpaca_eval_gemma-7b-it.jsonl.gz",
+                mirror_sha256="a5c8120aeb91dab7541087f223ee62b869a3885144544fcba15e676975d90802",
+            ),
+            File(
+                name="alpaca_eval_vicuna-7b-v1.5.jsonl",
+                mirror="preference/alpaca_eval_vicuna-7b-v1.5.jsonl.gz",
+                mirror_sha256="c212e47f015cd780ade46201b3029b13efca1fb6642c90b21e5c77ad5d1e5ac7",
+            ),
+        ),
+        revision="cd543a149df89434d8a54582c0151c0b945c3d20",
+        licence="Apache-2.0; AlpacaEval data CC-BY-NC-4.0",
+        loader="cs336.evals.alpaca_eval.read_annotations",
+    ),
+    Entry(
         name="hh-rlhf",
         what="Anthropic HH: human preferences between two dialogues, four training sets (offensive text)",
         kind="dataset",

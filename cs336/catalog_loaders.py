@@ -99,20 +99,18 @@ def read_mmlu(path: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_simple_safety_tests(path: Path) -> list[dict[str, str]]:
-    """SimpleSafetyTests, 100 prompts: `id`, `harm_area`, `category`, `prompt`.
+    """SimpleSafetyTests, 100 prompts: `id`, `harm_area`, `counter`, `category`, `prompt`.
 
     Raises:
         UserError: file missing, or without these columns.
     """
     with open_text(path) as lines:
         rows = list(csv.DictReader(lines))
-    columns = ("id", "harm_area", "category", "prompts_final")
+    columns = ("id", "harm_area", "counter", "category", "prompts_final")
     if not rows or any(not row.get(column) for row in rows for column in columns):
         raise UserError(f"{path}: not SimpleSafetyTests: every row needs {', '.join(columns)}")
-    return [
-        {name: row[column] for name, column in zip(("id", "harm_area", "category", "prompt"), columns, strict=True)}
-        for row in rows
-    ]
+    names = (*columns[:-1], "prompt")
+    return [{name: row[column] for name, column in zip(names, columns, strict=True)} for row in rows]
 
 
 def read_alpaca_eval(path: Path) -> list[dict[str, str]]:

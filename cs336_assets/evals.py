@@ -22,12 +22,15 @@ from cs336.leaderboard import SCORES_FILE, collect_scores, scores_version
 from cs336.model.transformer import load_model
 from cs336.store import MANIFEST
 from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokens.chat import template_path
 from cs336.tokens.index import read_index
 from cs336.tokens.shards import SplitConfig, concatenate, document_key, is_held_out
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
-MMLU_SAMPLE, GSM8K_SAMPLE = sample_path("mmlu"), sample_path("gsm8k")
+# What shapes the prompts, so that a changed word is another score.
+MMLU_FILES = (sample_path("mmlu"), template_path("mmlu"), template_path("zero_shot"))
+GSM8K_FILES = (sample_path("gsm8k"), template_path("gsm8k"), template_path("zero_shot"))
 
 
 @asset(group="evals", kinds={"numpy"}, owner="team:evals")
@@ -76,7 +79,7 @@ def model_beats_byte_ngrams(perplexity: Path, byte_ngrams: Path) -> tuple[bool, 
     return ours < theirs, {"model_bits_per_byte": ours, "ngram_bits_per_byte": theirs, "ratio": theirs / ours}
 
 
-@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("mmlu",), files=(MMLU_SAMPLE,), pool="gpu")
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("mmlu",), files=MMLU_FILES, pool="gpu")
 def mmlu(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
     """Knowledge: multiple-choice questions, answered in words and by the likeliest letter.
 
@@ -97,7 +100,7 @@ def mmlu(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Me
     return _write_result(step, result, task="mmlu")
 
 
-@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("gsm8k",), files=(GSM8K_SAMPLE,), pool="gpu")
+@asset(group="evals", kinds={"pytorch"}, owner="team:evals", datasets=("gsm8k",), files=GSM8K_FILES, pool="gpu")
 def gsm8k(step: Step, base_model: Path, tokenizer: Path, evals: EvalConfig) -> Metadata:
     """Reasoning: grade-school word problems, the last number of the output counts.
 

@@ -100,7 +100,7 @@ def test_alpaca_eval_is_read_from_lines_and_from_one_list(tmp_path):
 
 def test_safety_tests_without_their_columns_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,prompt\n1,x\n")
-    with pytest.raises(UserError, match="every row needs id, harm_area, category, prompts_final"):
+    with pytest.raises(UserError, match="every row needs id, harm_area, counter, category, prompts_final"):
         read_simple_safety_tests(tmp_path / "a.csv")
 
 
@@ -128,4 +128,5 @@ def test_real_alpaca_eval_and_safety_tests_have_their_rows(shared_data):
     assert len(instructions) == 805
     prompts = read_simple_safety_tests(shared_data / "eval" / "simple_safety_tests" / "simple_safety_tests.csv")
     assert sorted(Counter(row["harm_area"] for row in prompts).values()) == [20] * 5
+    assert set(prompts[0]) == {"id", "harm_area", "counter", "category", "prompt"}
     assert len({row["id"] for row in prompts}) == len({row["prompt"] for row in prompts}) == 100

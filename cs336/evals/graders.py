@@ -8,7 +8,11 @@ from decimal import Decimal
 # ASCII digits with an optional sign, thousands commas, decimals. Commas count only where they cut
 # groups of three, so "1,234" is one number and "3,4" is two. A "-" right after a digit is a minus
 # or a dash between two numbers ("16-3"), not a sign.
-NUMBER = re.compile(r"(?:(?<![0-9])-)?(?:(?<![0-9])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
+# A point in front makes a fraction only where no word or number ends at it: ".5", but "it is so.5 of".
+NUMBER = re.compile(
+    r"(?:(?<![0-9])-)?"
+    r"(?:(?:(?<![0-9])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
+)
 
 
 def last_number(text: str) -> str | None:

@@ -9,17 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cs336.evals.graders import last_number, normalize_number, numbers_equal
-from cs336.evals.task import EvalConfig, EvalResult, Example, Generate, Graded, Task, run_task, wrap_instruction
+from cs336.evals.task import ZERO_SHOT, EvalConfig, EvalResult, Example, Frame, Generate, Graded, Task, each, run_task
+from cs336.tokens.chat import fill_template
 
 
 def evaluate_gsm8k(
-    examples: Sequence[Example], *, generate: Generate, config: EvalConfig, name: str = "gsm8k"
+    examples: Sequence[Example],
+    *,
+    generate: Generate,
+    config: EvalConfig,
+    frame: Frame = ZERO_SHOT,
+    name: str = "gsm8k",
 ) -> EvalResult:
     """Share of problems whose last number is the right one.
 
     Args:
         examples: records with `question` and `answer`, the gold number after `####`.
         generate: greedy generation.
+        frame: `ALPACA` for models tuned on that template.
         name: the set's name beside the score; "gsm8k sample" for the project's own questions.
 
     Returns:
@@ -28,7 +35,14 @@ def evaluate_gsm8k(
     Raises:
         ValueError: no usable example.
     """
-    task = Task(name=name, examples=examples, fault=gsm8k_fault, prompt=gsm8k_prompt, grade=grade_gsm8k)
+    task = Task(
+        name=name,
+        examples=examples,
+        fault=gsm8k_fault,
+        instruction=gsm8k_instruction,
+        grade=each(grade_gsm8k),
+        frame=frame,
+    )
     return run_task(
         task,
         generate=generate,
@@ -47,9 +61,17 @@ def gsm8k_fault(example: Example) -> str | None:
     return None
 
 
-def gsm8k_prompt(example: Example) -> str:
-    """The zero-shot prompt: the question and `Answer:`."""
-    return wrap_instruction(f"{example['question']}\nAnswer:")
+def gsm8k_instruction(example: Example) -> str:
+    """What is asked: the question and `Answer:`."""
+    return fill_template("gsm8k", question=example["question"])
+
+
+def gsm8k_questions(examples: Sequence[Example]) -> list[dict[str, str]]:
+    """The problems as `evaluate_reasoning` asks them: `question`, and the gold number alone as `answer`.
+
+    Records without one keep an empty answer, which is left out there and counted.
+    """
+    return [{"question": example["question"], "answer": gold_answer(example["answer"]) or ""} for example in examples]
 
 
 def gold_answer(answer: str) -> str | None:

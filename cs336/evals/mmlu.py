@@ -6,23 +6,26 @@ supplement).
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Sequence
 
+from cs336.evals.choices import likeliest, option_logprobs
 from cs336.evals.task import (
+    ZERO_SHOT,
     ContinuationLogprobs,
     EvalConfig,
     EvalResult,
     Example,
+    Frame,
     Generate,
     Graded,
     Task,
     accuracy_metrics,
+    each,
     run_task,
-    wrap_instruction,
 )
+from cs336.tokens.chat import fill_template
 
 LETTERS = "ABCD"
 
@@ -43,6 +46,7 @@ def evaluate_mmlu(
     choose: ContinuationLogprobs,
     config: EvalConfig,
     few_shot: Sequence[Example] = (),
+    frame: Frame = ZERO_SHOT,
     name: str = "mmlu",
 ) -> EvalResult:
     """Accuracy in two ways: the sentence the model writes, and the letter it finds likeliest.
@@ -55,6 +59,7 @@ def evaluate_mmlu(
         generate: greedy generation.
         choose: log-probabilities of continuations.
         few_shot: worked examples (MMLU's dev split), used only if `config.mmlu_few_shot` is above 0.
+        frame: of the generated sentence; `ALPACA` for models tuned on that template.
         name: the set's name beside the score; "mmlu sample" for the project's own questions.
 
     Returns:
@@ -66,7 +71,14 @@ def evaluate_mmlu(
         ValueError: no usable example, fewer worked examples of a subject than asked for, or a
             log-probability that is NaN.
     """
-    task = Task(name=name, examples=examples, fault=mmlu_fault, prompt=mmlu_prompt, grade=grade_mmlu)
+    task = Task(
+        name=name,
+        examples=examples,
+        fault=mmlu_fault,
+        instruction=mmlu_instruction,
+        grade=each(grade_mmlu),
+        frame=frame,
+    )
     result = run_task(
         task,
         generate=generate,
@@ -79,14 +91,12 @@ def evaluate_mmlu(
         for row in result.rows
     ]
     start = time.perf_counter()
-    logprobs = choose([(prompt, f" {letter}") for prompt in prompts for letter in LETTERS])
+    letters = [[(prompt, f" {letter}") for letter in LETTERS] for prompt in prompts]
+    logprobs = option_logprobs(letters, choose=choose, name=name)
     seconds = time.perf_counter() - start
-    if any(math.isnan(logprob) for logprob in logprobs):
-        raise ValueError(f"{name}: the model gives log-probabilities that are NaN; check its weights")
     rows = []
-    for place, row in enumerate(result.rows):
-        of_letters = list(logprobs[4 * place : 4 * place + 4])
-        choice = LETTERS[of_letters.index(max(of_letters))]  # on a tie, the first
+    for row, of_letters in zip(result.rows, logprobs, strict=True):
+        choice = LETTERS[likeliest(of_letters)]
         rows.append(
             row
             | {"choice": choice, "choice_correct": choice == row["example"]["answer"], "choice_logprobs": of_letters}
@@ -111,12 +121,9 @@ def mmlu_fault(example: Example) -> str | None:
     return None
 
 
-def mmlu_prompt(example: Example) -> str:
-    """The zero-shot prompt that asks for one sentence."""
-    return wrap_instruction(
-        f"Below is a multiple-choice question about {example['subject']}. Reply with one sentence, "
-        '"The correct answer is _", in which the blank is filled with A, B, C or D.\n\n' + format_question(example)
-    )
+def mmlu_instruction(example: Example) -> str:
+    """What is asked: one sentence with the letter."""
+    return fill_template("mmlu", subject=example["subject"], question=format_question(example))
 
 
 def mmlu_choice_prompt(example: Example, *, few_shot: Sequence[Example] = ()) -> str:

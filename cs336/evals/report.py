@@ -11,14 +11,26 @@ Z_95 = 1.959963984540054  # the normal distribution's 97.5% point
 # metric in an evaluation's results -> its name in a table
 METRIC_NAMES = {
     "accuracy": "accuracy, generated",
-    "choice_accuracy": "accuracy, likeliest letter",
+    "choice_accuracy": "accuracy, likeliest choice",
+    "choice_per_byte_accuracy": "accuracy, likeliest choice per byte",
     "unparseable_share": "unparseable outputs",
     "bits_per_byte": "bits per byte",
     "nats_per_token": "nats per token",
     "perplexity": "perplexity",
+    "win_rate": "win rate",
+    "lc_win_rate": "win rate, length-controlled",
+    "safe": "safe replies",
 }
 
-_PERCENTAGES = ("accuracy", "choice_accuracy", "unparseable_share")
+_PERCENTAGES = (
+    "accuracy",
+    "choice_accuracy",
+    "choice_per_byte_accuracy",
+    "unparseable_share",
+    "win_rate",
+    "lc_win_rate",
+    "safe",
+)
 _COLUMNS = ("preset", "model", "task", "set", "metric", "score", "95% interval", "n", "measured")
 _RIGHT_ALIGNED = ("score", "95% interval", "n")
 

@@ -15,32 +15,11 @@ from typing import Any, Protocol
 
 from cs336.evals.report import wilson_interval
 from cs336.files import read_jsonl, write_json, write_jsonl
+from cs336.tokens.chat import alpaca_prompt, wrap_instruction
 
 Example = Mapping[str, Any]  # one record of a data set, as read from its file
 
 SAMPLES = Path(__file__).parent / "samples"
-
-STOP = "# Query:"  # after its answer a base model goes on with the next query
-
-# The frame around every zero-shot instruction. It stands in code rather than in a text file so
-# that changing a word changes the version of the scores. Source: the handout's description
-# (alignment supplement, zero-shot prompts); the words are ours.
-ZERO_SHOT_WRAPPER = """\
-# Instruction
-What follows is a list of conversations between a human and an AI assistant.
-The human's messages stand under the heading `# Query:`, the assistant's replies under `# Answer:`.
-The assistant is helpful, respectful and honest.
-It helps as far as it can while staying safe.
-Its replies are well structured, detailed and engaging.
-They contain nothing made up, harmful, biased, toxic or illegal.
-When a topic is too controversial, the assistant may decline to reply.
-
-# Query:
-```{instruction}```
-
-# Answer:
-```
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +79,42 @@ class Graded:
     Attributes:
         prediction: the answer found in the output; None when it could not be parsed.
         correct: whether it is the right one; never true for an unparseable output.
+        details: what else the task adds to the row of the output, such as its rewards.
     """
 
     prediction: str | None
     correct: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Marks of all outputs of a run, in order; `each` makes one from a function of a single output.
+GradeAll = Callable[[Sequence[Example], Sequence[str]], Sequence[Graded]]
+
+
+def trim_fence(output: str) -> str:
+    """An output without the blanks around it and the triple backtick that closes the wrapper's fence."""
+    return output.strip().removesuffix("```").rstrip()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around an instruction, and where the output to it ends.
+
+    Attributes:
+        wrap: instruction -> prompt.
+        stop: strings that end an output.
+        read: what counts of a completion.
+    """
+
+    wrap: Callable[[str], str]
+    stop: tuple[str, ...]
+    read: Callable[[Completion], str]
+
+
+# For base models: after its answer such a model goes on with the next query.
+ZERO_SHOT = Frame(wrap_instruction, ("# Query:",), lambda completion: trim_fence(completion.text))
+# For models tuned on the Alpaca template, which end their answers themselves.
+ALPACA = Frame(alpaca_prompt, (), lambda completion: completion.text.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +125,17 @@ class Task:
         name: the set's name as it appears beside a score, such as "mmlu" or "mmlu sample".
         examples: the records, all of them.
         fault: why a record cannot be used, in a few words that name no details; None when it can.
-        prompt: the full prompt of an example.
-        grade: marks one output, already trimmed of its fence.
-        stop: strings that end an output.
+        instruction: what is asked of the model, by example.
+        grade: marks the outputs as the frame reads them; None where they are judged later.
+        frame: around each instruction.
     """
 
     name: str
     examples: Sequence[Example]
     fault: Callable[[Example], str | None]
-    prompt: Callable[[Example], str]
-    grade: Callable[[Example, str], Graded]
-    stop: tuple[str, ...] = (STOP,)
+    instruction: Callable[[Example], str]
+    grade: GradeAll | None
+    frame: Frame = ZERO_SHOT
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ class EvalResult:
     Attributes:
         name: the set's name.
         rows: one a question: its `index` in the set, `example`, `prompt`, `output`, `finish`,
-            `prompt_truncated`, `prediction`, `correct`, and what the task adds.
+            `prompt_truncated`; where the task grades, `prediction`, `correct`, and what it adds.
         metrics: counts and shares (0 to 1); fields ending in `_seconds` and `_per_second` are the
             only ones that differ between equal runs.
     """
@@ -155,8 +166,8 @@ def run_task(
         max_examples: draw this many of the usable questions; 0 takes all.
 
     Returns:
-        Metrics: `num_examples`, `num_correct`, `accuracy` with its 95% Wilson interval
-        (`accuracy_low`, `accuracy_high`), `num_unparseable`, `unparseable_share`,
+        Metrics: `num_examples`; where the task grades, `num_correct`, `accuracy` with its 95% Wilson
+        interval (`accuracy_low`, `accuracy_high`), `num_unparseable`, `unparseable_share`; and
         `num_prompts_truncated`, `num_outputs_truncated`, `skipped`, `generate_seconds`,
         `examples_per_second`.
 
@@ -165,36 +176,29 @@ def run_task(
     """
     usable, skipped = split_faulty(task)
     chosen = subsample(usable, max_examples, seed=seed)
-    prompts = [task.prompt(task.examples[index]) for index in chosen]
+    prompts = [task.frame.wrap(task.instruction(task.examples[index])) for index in chosen]
 
     start = time.perf_counter()
-    completions = generate(prompts, max_new_tokens=max_new_tokens, stop=task.stop)
+    completions = generate(prompts, max_new_tokens=max_new_tokens, stop=task.frame.stop)
     seconds = time.perf_counter() - start
     if len(completions) != len(prompts):
         raise ValueError(f"the generator returned {len(completions)} outputs for {len(prompts)} prompts")
 
-    rows: list[dict[str, Any]] = []
-    for index, prompt, completion in zip(chosen, prompts, completions, strict=True):
-        output = trim_fence(completion.text)
-        graded = task.grade(task.examples[index], output)
-        rows.append(
-            {
-                "index": index,
-                "example": dict(task.examples[index]),
-                "prompt": prompt,
-                "output": output,
-                "finish": completion.finish,
-                "prompt_truncated": completion.prompt_truncated,
-                "prediction": graded.prediction,
-                "correct": graded.correct,
-            }
-        )
-    num_unparseable = sum(row["prediction"] is None for row in rows)
+    outputs = [task.frame.read(completion) for completion in completions]
+    rows: list[dict[str, Any]] = [
+        {
+            "index": index,
+            "example": dict(task.examples[index]),
+            "prompt": prompt,
+            "output": output,
+            "finish": completion.finish,
+            "prompt_truncated": completion.prompt_truncated,
+        }
+        for index, prompt, completion, output in zip(chosen, prompts, completions, outputs, strict=True)
+    ]
     metrics = {
         "num_examples": len(rows),
-        **accuracy_metrics([row["correct"] for row in rows]),
-        "num_unparseable": num_unparseable,
-        "unparseable_share": num_unparseable / len(rows),
+        **(_mark(task.grade, rows) if task.grade else {}),
         "num_prompts_truncated": sum(row["prompt_truncated"] for row in rows),
         "num_outputs_truncated": sum(row["finish"] == "length" for row in rows),
         "skipped": skipped,
@@ -202,6 +206,24 @@ def run_task(
         "examples_per_second": len(rows) / seconds,
     }
     return EvalResult(task.name, rows, metrics)
+
+
+def _mark(grade: GradeAll, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add the marks to the rows; returns the metrics that they give."""
+    marks = grade([row["example"] for row in rows], [row["output"] for row in rows])
+    for row, mark in zip(rows, marks, strict=True):
+        row |= {"prediction": mark.prediction, "correct": mark.correct, **mark.details}
+    num_unparseable = sum(row["prediction"] is None for row in rows)
+    return {
+        **accuracy_metrics([row["correct"] for row in rows]),
+        "num_unparseable": num_unparseable,
+        "unparseable_share": num_unparseable / len(rows),
+    }
+
+
+def each(grade: Callable[[Example, str], Graded]) -> GradeAll:
+    """Mark the outputs one by one."""
+    return lambda examples, outputs: [grade(example, text) for example, text in zip(examples, outputs, strict=True)]
 
 
 def split_faulty(task: Task) -> tuple[list[int], dict[str, int]]:
@@ -240,16 +262,6 @@ def accuracy_metrics(correct: Sequence[bool], *, prefix: str = "") -> dict[str, 
         f"{prefix}accuracy_low": low,
         f"{prefix}accuracy_high": high,
     }
-
-
-def wrap_instruction(instruction: str) -> str:
-    """The zero-shot prompt around an instruction; it ends where the model starts to write."""
-    return ZERO_SHOT_WRAPPER.replace("{instruction}", instruction)
-
-
-def trim_fence(output: str) -> str:
-    """An output without the blanks around it and the triple backtick that closes the wrapper's fence."""
-    return output.strip().removesuffix("```").rstrip()
 
 
 def pick_rows(

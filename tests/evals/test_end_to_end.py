@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from cs336.evals.alpaca_eval import alpaca_predictions, predict_alpaca_eval
+from cs336.evals.choices import ChoiceItem, evaluate_choices
+from cs336.evals.generated_tasks import GeneratedConfig, generate_problems, to_question
 from cs336.evals.gsm8k import evaluate_gsm8k
 from cs336.evals.mmlu import evaluate_mmlu
 from cs336.evals.perplexity import evaluate_perplexity
+from cs336.evals.reasoning import evaluate_reasoning
 from cs336.evals.report import score_rows, text_table
-from cs336.evals.task import EvalConfig, read_sample
+from cs336.evals.task import ALPACA, EvalConfig, read_sample
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.model.transformer import ModelConfig, TransformerLM
 
@@ -54,6 +58,27 @@ def test_both_question_sets_run_on_a_random_model_and_make_a_table(model):
         for row in score_rows(result.metrics, preset="tiny", model="random", task=task, set_name=result.name)
     ]
     assert "gsm8k sample" in text_table(rows)
+
+
+def test_reasoning_choices_and_free_answers_run_with_our_engine(model):
+    write = partial(generate, model, Bytes(), batch_size=4)
+    questions = [to_question(problem) for problem in generate_problems(GeneratedConfig(levels=(1,)), "test", 6)]
+    nothing = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
+    reasoning = evaluate_reasoning(
+        questions,
+        reward=lambda responses, truths: [nothing] * len(responses),
+        generate=write,
+        name="generated",
+        template="r1_zero_short",
+        max_new_tokens=8,
+    )
+    assert reasoning.metrics["categories"]["(0,0)"]["count"] == 6
+    instructions = [{"instruction": question["question"], "dataset": "x"} for question in questions]
+    free = predict_alpaca_eval(instructions, generate=write, max_new_tokens=8, frame=ALPACA)
+    assert len(alpaca_predictions(free, generator="random")) == 6
+    items = [ChoiceItem(((question["question"], " 1"), (question["question"], " 234567")), 0) for question in questions]
+    choices = evaluate_choices(items, choose=partial(continuation_logprobs, model, Bytes()), name="numbers")
+    assert choices.metrics["choice_accuracy"] == 1.0  # the shorter is likelier to a model that knows nothing
 
 
 def test_a_random_model_is_about_as_perplexed_as_a_uniform_one(model):

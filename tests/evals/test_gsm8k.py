@@ -14,10 +14,10 @@ from cs336.evals.gsm8k import (
     gold_answer,
     grade_gsm8k,
     gsm8k_fault,
-    gsm8k_prompt,
+    gsm8k_instruction,
     parse_gsm8k_response,
 )
-from cs336.evals.task import EvalConfig, read_sample, wrap_instruction
+from cs336.evals.task import ALPACA, ZERO_SHOT, EvalConfig, read_sample
 from cs336.files import read_jsonl
 
 
@@ -33,8 +33,13 @@ def test_the_last_number_is_the_prediction_as_a_string():
     assert parse_gsm8k_response(model_output="She pays seventy dollars.") is None
 
 
-def test_the_prompt_is_the_question_and_answer_in_the_wrapper():
-    assert gsm8k_prompt({"question": "How many?", "answer": "#### 1"}) == wrap_instruction("How many?\nAnswer:")
+def test_the_prompt_is_the_question_and_answer_in_its_frame():
+    example = {"question": "How many?", "answer": "#### 1"}
+    for frame in (ZERO_SHOT, ALPACA):
+        (row,) = evaluate_gsm8k(
+            [example], generate=lambda prompts, **_: [Written("1")], config=EvalConfig(), frame=frame
+        ).rows
+        assert row["prompt"] == frame.wrap("How many?\nAnswer:")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_records_without_question_or_gold_are_skipped_and_counted():
 
 def test_worked_solutions_of_the_sample_score_full_marks_and_silence_none():
     sample = read_sample("gsm8k")
-    solutions = {gsm8k_prompt(example): example["answer"] for example in sample}
+    solutions = {ZERO_SHOT.wrap(gsm8k_instruction(example)): example["answer"] for example in sample}
 
     def solve(prompts, *, max_new_tokens, stop):
         return [Written(solutions[prompt] + "\n```") for prompt in prompts]

@@ -15,10 +15,10 @@ from cs336.evals.mmlu import (
     format_question,
     mmlu_choice_prompt,
     mmlu_fault,
-    mmlu_prompt,
+    mmlu_instruction,
     parse_mmlu_response,
 )
-from cs336.evals.task import EvalConfig, read_sample, wrap_instruction
+from cs336.evals.task import ALPACA, ZERO_SHOT, EvalConfig, read_sample
 
 EXAMPLE = {
     "subject": "virology",
@@ -123,7 +123,10 @@ def test_the_prompt_is_the_handouts_form_by_hand():
         "\n"
         "Question: How many legs has a spider?\nA. 6\nB. 8\nC. 10\nD. none\nAnswer:"
     )
-    assert mmlu_prompt(EXAMPLE) == wrap_instruction(instruction)
+    assert mmlu_instruction(EXAMPLE) == instruction
+    for frame in (ZERO_SHOT, ALPACA):
+        result = evaluate_mmlu([EXAMPLE], generate=always_a, choose=longest_option, config=EvalConfig(), frame=frame)
+        assert result.rows[0]["prompt"] == frame.wrap(instruction)
 
 
 def test_the_choice_prompt_ends_before_the_letter_and_shows_worked_examples():

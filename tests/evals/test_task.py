@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from cs336.evals.task import (
-    STOP,
-    ZERO_SHOT_WRAPPER,
+    ALPACA,
+    ZERO_SHOT,
     EvalConfig,
+    Frame,
     Graded,
     Task,
+    each,
     pick_rows,
     read_sample,
     run_task,
@@ -22,8 +24,8 @@ from cs336.evals.task import (
     save_result,
     subsample,
     trim_fence,
-    wrap_instruction,
 )
+from cs336.tokens.chat import alpaca_prompt, wrap_instruction
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ def doubles(numbers):
         name="doubles",
         examples=[{"number": number} for number in numbers],
         fault=lambda example: None if isinstance(example["number"], int) else "not a number",
-        prompt=lambda example: f"twice {example['number']}",
-        grade=grade,
+        instruction=lambda example: f"twice {example['number']}",
+        grade=each(grade),
+        frame=Frame(lambda text: text, ("# Query:",), ZERO_SHOT.read),
     )
 
 
 def doubling_model(prompts, *, max_new_tokens, stop):
     """Right for even numbers, off by one for 1 and 3, prose and too long for the other odd ones."""
-    assert tuple(stop) == (STOP,)
+    assert tuple(stop) == ("# Query:",)
     outputs = []
     for prompt in prompts:
         number = int(prompt.split()[1])
@@ -124,21 +127,6 @@ def test_failures_are_picked_at_random_but_repeatably():
     assert wrong == pick_rows(rows, lambda row: not row["correct"], count=5, seed=3)
 
 
-def test_the_wrapper_has_the_parts_of_the_handout_in_order():
-    lines = ZERO_SHOT_WRAPPER.split("\n")
-    assert lines[0] == "# Instruction"
-    assert all(lines[1:8])  # seven lines of guidance
-    assert lines[8:] == ["", "# Query:", "```{instruction}```", "", "# Answer:", "```", ""]
-    assert ZERO_SHOT_WRAPPER.count("{instruction}") == 1
-
-
-def test_an_instruction_with_braces_is_put_in_unchanged():
-    prompt = wrap_instruction("f(x) = {x} and {instruction}")
-    assert prompt == ZERO_SHOT_WRAPPER.split("{instruction}")[0] + "f(x) = {x} and {instruction}" + (
-        "```\n\n# Answer:\n```\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("output", "trimmed"),
     [
@@ -151,6 +139,23 @@ def test_an_instruction_with_braces_is_put_in_unchanged():
 )
 def test_only_the_trailing_fence_is_trimmed(output, trimmed):
     assert trim_fence(output) == trimmed
+
+
+def test_frames_of_base_and_tuned_models():
+    assert ZERO_SHOT.wrap("Hi.") == wrap_instruction("Hi.")
+    assert ZERO_SHOT.stop == ("# Query:",)
+    assert ZERO_SHOT.read(Written(" Hello.\n```\n")) == "Hello."
+    assert ALPACA.wrap("Hi.") == alpaca_prompt("Hi.")
+    assert ALPACA.stop == ()
+    assert ALPACA.read(Written(" Hello.\n```\n")) == "Hello.\n```"  # no fence of ours
+
+
+def test_outputs_that_are_judged_later_have_no_marks():
+    result = run_task(replace(doubles([2, 4]), grade=None), generate=doubling_model, max_new_tokens=8)
+    assert [row["output"] for row in result.rows] == ["4", "8"]
+    assert not {"correct", "prediction"} & set(result.rows[0])
+    assert not {"accuracy", "num_unparseable"} & set(result.metrics)
+    assert result.metrics["num_examples"] == 2
 
 
 @pytest.mark.parametrize("fields", [{"max_mmlu": -1}, {"max_gsm8k": -2}, {"mmlu_few_shot": -1}, {"max_new_tokens": 0}])
