@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+_TEXTS_AT_ONCE = 1_024  # that transformers' tokenizers, or ours, encode on all cores
 
 
 def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
@@ -15,6 +18,18 @@ def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
     if is_huggingface(tokenizer):
         return list(tokenizer.encode(text, add_special_tokens=special_tokens))
     return list(tokenizer.encode(text))
+
+
+def encode_many(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> Iterator[Sequence[int]]:
+    """What `encode` gives for each text, many at once where the tokenizer can."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = list(texts[start : start + _TEXTS_AT_ONCE])
+        if hasattr(tokenizer, "encode_batch"):
+            yield from tokenizer.encode_batch(some)
+        elif is_huggingface(tokenizer) and callable(tokenizer):
+            yield from tokenizer(some, add_special_tokens=special_tokens)["input_ids"]
+        else:
+            yield from (encode(tokenizer, text, special_tokens=special_tokens) for text in some)
 
 
 def end_of_text_id(tokenizer: Any) -> int:
