@@ -217,7 +217,7 @@ def train(
     if config.sample_interval and tokenizer is None:
         raise UserError("sample_interval needs a tokenizer to write text with; set it to 0, or name the tokenizer")
     torch_device = pick_device(device)
-    _compute_deterministically(torch_device)
+    compute_deterministically(torch_device)
     torch.manual_seed(seed)
     model = _new_model(model_config, torch_device).recompute_in_segments(recompute)
     form = make_form(parallel, model, config, place, compile_model=compile_model)
@@ -341,7 +341,7 @@ def training_step(
     Returns:
         The model, and a function of a batch's inputs and targets that trains it and returns the loss.
     """
-    _compute_deterministically(device)
+    compute_deterministically(device)
     form = Form(_new_model(model_config, device), config, compile_model=compile_model)
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -389,7 +389,7 @@ def evaluate(
     return math.fsum(form.gathered(torch.stack(nats)).tolist()) / num_tokens, num_tokens
 
 
-def _compute_deterministically(device: torch.device) -> None:
+def compute_deterministically(device: torch.device) -> None:
     """Make equal runs equal to the last bit.
 
     Otherwise several threads, or a GPU's blocks, add up the gradients of embedding and attention in any
