@@ -25,7 +25,7 @@ def test_one_success_in_four_by_hand():
 
 @pytest.mark.parametrize("normalize_by_std", [True, False])
 def test_a_prompt_solved_by_all_or_none_gives_no_gradient(normalize_by_std):
-    rewards = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.1, 0.1, 0.1]])
+    rewards = torch.tensor([[1.0] * 7, [0.0] * 7, [0.7] * 7])  # the mean of seven times 0.7 is rounded
     actual = group_advantages(rewards, normalize_by_std=normalize_by_std)
     assert torch.equal(actual, torch.zeros_like(rewards))
 

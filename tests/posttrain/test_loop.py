@@ -234,6 +234,29 @@ def test_both_optimizers_resume_in_both_precisions(optimizer, precision, tmp_pat
     assert outcome.best["valid_loss"] < curve(tmp_path / "whole")[0]["valid_loss"]
 
 
+class Still(Noted):
+    """An objective whose gradient is 0 everywhere: what moves is moved by decay."""
+
+    def add_gradients(self, model, places):
+        sum((parameter * 0).sum() for parameter in model.parameters()).backward()
+        return {"train_loss": 1.0, "num_tokens": 1}
+
+
+def test_decay_shrinks_matrices_alone(tmp_path):
+    config = replace(CONFIG, num_epochs=1, schedule="constant", weight_decay=0.5, keep="last")
+    model, before = our_model(), weights(our_model())
+    tune(model, Still(), config, seed=0, folder=tmp_path)
+    for name, weight in model.named_parameters():
+        expected = before[name] * (1 - config.learning_rate * 0.5) ** 3 if weight.ndim == 2 else before[name]
+        torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_gradients_are_clipped_and_logged_as_they_were(tmp_path):
+    model, _ = _run(tmp_path, config=replace(CONFIG, num_epochs=1, max_grad_norm=0.25, keep="last"))
+    norm = torch.linalg.vector_norm(torch.stack([each.grad.norm() for each in model.parameters()]))
+    assert curve(tmp_path)[-1]["grad_norm"] > 0.3 and norm.item() == pytest.approx(0.25, rel=1e-3)
+
+
 def test_the_learning_rate_warms_up_and_falls():
     config = UpdateConfig(batch_size=1, learning_rate=1.0, warmup_fraction=0.2)
     assert [config.learning_rate_at(step, 10) for step in (1, 2, 3, 10)] == [0.5, 1.0, 1.0, 1.0]
