@@ -19,7 +19,7 @@ from cs336.posttrain.preferences import Preference
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
 from cs336.tokens.chat import alpaca_text
-from cs336.tokens.codec import encode, end_of_text_id, pad_id
+from cs336.tokens.codec import encode_texts, end_of_text_id, pad_id
 from cs336.train.metrics import Report
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def compute_per_instance_dpo_loss(
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, equation 7.
     """
-    pair = [_document(tokenizer, prompt, response) for response in (response_chosen, response_rejected)]
+    pair = _documents(tokenizer, [(prompt, response_chosen), (prompt, response_rejected)])
     log_probs = sequence_log_probs(lm, pair, pad_id(tokenizer))
     with torch.no_grad():
         reference = sequence_log_probs(lm_ref, pair, pad_id(tokenizer))
@@ -224,15 +224,16 @@ _Pair = tuple[list[int], list[int]]
 
 def _encoded(tokenizer: Any, pairs: Sequence[Preference], limit: int | None) -> list[_Pair]:
     """Ids of chosen and rejected texts, those pairs left out of which one is too long."""
-    encoded = [
-        (_document(tokenizer, pair.instruction, pair.chosen), _document(tokenizer, pair.instruction, pair.rejected))
-        for pair in pairs
-    ]
-    return [pair for pair in encoded if limit is None or max(map(len, pair)) <= limit]
+    chosen = _documents(tokenizer, [(pair.instruction, pair.chosen) for pair in pairs])
+    rejected = _documents(tokenizer, [(pair.instruction, pair.rejected) for pair in pairs])
+    return [pair for pair in zip(chosen, rejected, strict=True) if limit is None or max(map(len, pair)) <= limit]
 
 
-def _document(tokenizer: Any, prompt: str, response: str) -> list[int]:
-    return [*encode(tokenizer, alpaca_text(prompt, response), special_tokens=True), end_of_text_id(tokenizer)]
+def _documents(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Ids of prompts with their responses, in the Alpaca form."""
+    texts = [alpaca_text(*pair) for pair in pairs]
+    end = end_of_text_id(tokenizer)
+    return [[*ids, end] for ids in encode_texts(tokenizer, texts, special_tokens=True)]
 
 
 def _measured(kind: str, log_probs: Tensor, reference: Tensor, beta: float) -> dict[str, Tensor]:

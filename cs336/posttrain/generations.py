@@ -16,7 +16,7 @@ from cs336.posttrain.loop import micro_batches
 from cs336.posttrain.masked import masked_mean
 from cs336.posttrain.policy import autocast, device_of
 from cs336.posttrain.tokenize import prompt_and_output_batch
-from cs336.tokens.codec import encode, pad_id
+from cs336.tokens.codec import encode_texts, pad_id
 
 
 @torch.no_grad()
@@ -52,10 +52,8 @@ def log_generations(
             " give at least one, and as many of each"
         )
     device, padding = device_of(model), pad_id(tokenizer)
-    ids = [
-        (encode(tokenizer, prompt, special_tokens=False), encode(tokenizer, response, special_tokens=False))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    sides = (encode_texts(tokenizer, texts, special_tokens=False) for texts in (prompts, responses))
+    ids = list(zip(*sides, strict=True))
     entropies = [math.nan] * len(ids)
     for some in micro_batches(range(len(ids)), [len(prompt) + len(output) for prompt, output in ids], batch_size):
         batch = prompt_and_output_batch([ids[place][0] for place in some], [ids[place][1] for place in some], padding)

@@ -16,7 +16,7 @@ from cs336.posttrain.masked import masked_mean, masked_normalize
 from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import encode, end_of_text_id, pad_id
+from cs336.tokens.codec import encode_texts, end_of_text_id, pad_id
 from cs336.train.metrics import Report
 
 if TYPE_CHECKING:
@@ -114,14 +114,15 @@ def encode_examples(
         ValueError: an empty response.
     """
     end = [end_of_text_id(tokenizer)] if end_of_text else []
+    prompts, responses = (
+        encode_texts(tokenizer, [example[side] for example in examples], special_tokens=False) for side in (0, 1)
+    )
     rows = []
-    for number, (prompt, response) in enumerate(examples):
-        output = encode(tokenizer, response, special_tokens=False) + end
-        if not output:
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not response + end:
             raise ValueError(f"example {number} has an empty response; leave it out, or set end_of_text")
-        ids = encode(tokenizer, prompt, special_tokens=False), output
-        if max_tokens is None or sum(map(len, ids)) <= max_tokens:
-            rows.append(ids)
+        if max_tokens is None or len(prompt) + len(response + end) <= max_tokens:
+            rows.append((prompt, response + end))
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cs336.tokens.codec import encode, pad_id
+from cs336.tokens.codec import encode_texts, pad_id
 
 
 def tokenize_prompt_and_output(
@@ -28,8 +28,8 @@ def tokenize_prompt_and_output(
     if len(prompt_strs) != len(output_strs):
         raise ValueError(f"{len(prompt_strs)} prompts and {len(output_strs)} outputs; give an output for each prompt")
     return prompt_and_output_batch(
-        [encode(tokenizer, prompt, special_tokens=False) for prompt in prompt_strs],
-        [encode(tokenizer, output, special_tokens=False) for output in output_strs],
+        list(encode_texts(tokenizer, prompt_strs, special_tokens=False)),
+        list(encode_texts(tokenizer, output_strs, special_tokens=False)),
         pad_id(tokenizer),
     )
 

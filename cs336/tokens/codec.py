@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_TEXTS_AT_ONCE = 1_024  # that transformers' tokenizers, or ours, encode on all cores
+_TEXTS_AT_ONCE = 1_024  # handed to a tokenizer: enough for one that encodes on all cores
 
 
-def encode(tokenizer: Any, text: str, *, special_tokens: bool) -> list[int]:
-    """Ids of a text.
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> Iterator[list[int]]:
+    """Ids of each text.
 
     Args:
         special_tokens: add those that the tokenizer puts around a text, such as Llama's `<|begin_of_text|>`
             before it; ours adds none in any case.
     """
-    if is_huggingface(tokenizer):
-        return list(tokenizer.encode(text, add_special_tokens=special_tokens))
-    return list(tokenizer.encode(text))
-
-
-def encode_many(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) -> Iterator[Sequence[int]]:
-    """What `encode` gives for each text, many at once where the tokenizer can."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = list(texts[start : start + _TEXTS_AT_ONCE])
-        if hasattr(tokenizer, "encode_batch"):
-            yield from tokenizer.encode_batch(some)
-        elif is_huggingface(tokenizer) and callable(tokenizer):
-            yield from tokenizer(some, add_special_tokens=special_tokens)["input_ids"]
+        if is_huggingface(tokenizer):
+            if callable(tokenizer):
+                yield from tokenizer(some, add_special_tokens=special_tokens)["input_ids"]
+            else:
+                yield from (list(tokenizer.encode(text, add_special_tokens=special_tokens)) for text in some)
+        elif hasattr(tokenizer, "encode_batch"):
+            yield from (ids.tolist() for ids in tokenizer.encode_batch(some))
         else:
-            yield from (encode(tokenizer, text, special_tokens=special_tokens) for text in some)
+            yield from (list(tokenizer.encode(text)) for text in some)
 
 
 def end_of_text_id(tokenizer: Any) -> int:

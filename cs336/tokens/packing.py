@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from cs336.files import UserError, read_jsonl
 from cs336.tokens.chat import alpaca_text
-from cs336.tokens.codec import encode_many, end_of_text_id
+from cs336.tokens.codec import encode_texts, end_of_text_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class PackedInstructions(Dataset):
             texts = [texts[place] for place in shuffled(len(texts), seed=seed, epoch=0)]
         end = np.array([end_of_text_id(tokenizer)], np.int32)
         parts = [np.empty(0, np.int32)]
-        for ids in encode_many(tokenizer, texts, special_tokens=True):
+        for ids in encode_texts(tokenizer, texts, special_tokens=True):
             parts += [np.asarray(ids, np.int32), end]
         self.tokens = np.concatenate(parts)
 
