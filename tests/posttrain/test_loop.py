@@ -257,6 +257,36 @@ def test_gradients_are_clipped_and_logged_as_they_were(tmp_path):
     assert curve(tmp_path)[-1]["grad_norm"] > 0.3 and norm.item() == pytest.approx(0.25, rel=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_weights(kind, precision, tmp_path):
+    config = replace(CONFIG, precision=precision)
+
+    def stop(row):
+        if row["step"] == 13:
+            raise KeyboardInterrupt
+
+    def model():
+        return MODELS[kind](dropout=0.1).cuda()
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "parts", model(), config, report=stop)
+    resumed, _ = _run(tmp_path / "parts", model(), config)
+    whole, _ = _run(tmp_path / "whole", model(), config)
+    assert_same_weights(weights(resumed), weights(whole))
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_in_bf16_are_tuned_as_they_are(kind, tmp_path):
+    config = replace(CONFIG, num_epochs=30)
+    model, outcome = _run(tmp_path, MODELS[kind]().bfloat16(), config, train=EXAMPLES, valid=EXAMPLES)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert outcome.best["valid_loss"] < 0.5
+
+
 def test_the_learning_rate_warms_up_and_falls():
     config = UpdateConfig(batch_size=1, learning_rate=1.0, warmup_fraction=0.2)
     assert [config.learning_rate_at(step, 10) for step in (1, 2, 3, 10)] == [0.5, 1.0, 1.0, 1.0]
