@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -143,17 +144,18 @@ class CheckpointWriter:
         self.wait()
         self.write(copy_on_cpu(_state(model, optimizer, iteration, extras)), iteration)
 
-    def write(self, state: dict[str, Any], iteration: int) -> None:
+    def write(self, state: dict[str, Any], iteration: int, *, protected: Collection[int] = ()) -> None:
         """Write a state in the background that nobody changes any more; see `save_checkpoint`.
 
         Args:
             state: with "model", "optimizer", "iteration" and extras.
+            protected: iterations whose checkpoints stay beside the last ones, such as the best one's.
 
         Raises:
             Exception: what went wrong in the write before.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(state, iteration), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(state, iteration, protected), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -177,11 +179,13 @@ class CheckpointWriter:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _run(self, state: dict[str, Any], iteration: int) -> None:
+    def _run(self, state: dict[str, Any], iteration: int, protected: Collection[int]) -> None:
         try:
             _write(state, checkpoint_path(self._folder, iteration))
+            stay = {checkpoint_path(self._folder, each) for each in protected}
             for old in checkpoint_paths(self._folder)[: -self._keep]:
-                old.unlink()
+                if old not in stay:
+                    old.unlink()
         except BaseException as error:
             self._failure = error
 

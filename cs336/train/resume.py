@@ -48,7 +48,7 @@ def resume(form: Form, folder: Path, identity: dict[str, Any]) -> tuple[int, flo
     done, finished = 0, False
     if paths := checkpoint_paths(checkpoints):
         state = read_checkpoint(paths[-1], mapped=form.num_ranks > 1)
-        _check_identity(paths[-1], state, identity)
+        check_identity(paths[-1], state, identity)
         form.load_state(state)
         restore_rng(state["rng"], form.device)
         done, finished = state["iteration"], state["finished"]
@@ -60,8 +60,12 @@ def resume(form: Form, folder: Path, identity: dict[str, Any]) -> tuple[int, flo
     return done, rows[-1]["seconds"] if rows else 0.0, finished
 
 
-def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """A checkpoint of other settings would go on as a run that is neither."""
+def check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """A checkpoint of other settings would go on as a run that is neither.
+
+    Raises:
+        UserError: `state`, read from `path`, is of a run with another identity; the line names what differs.
+    """
     here, there = _flat(identity), _flat({part: state.get(part) for part in identity})
     changed = [
         f"{name} was {there.get(name)!r}, is {here.get(name)!r}"

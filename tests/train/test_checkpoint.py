@@ -61,6 +61,16 @@ def test_the_last_ones_stay(tmp_path):
     assert load_checkpoint(checkpoint_paths(tmp_path)[-1], *_trained(1)) == 1000
 
 
+def test_protected_ones_stay_beside_the_last_until_they_no_longer_are(tmp_path):
+    state = {"model": {}, "optimizer": {}, "iteration": 0}
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        for step, protected in ((5, ()), (10, (5,)), (15, (5,)), (20, (15,))):
+            writer.write(state, step, protected=protected)
+            writer.wait()
+            stay = sorted({*protected, step})
+            assert checkpoint_paths(tmp_path) == [checkpoint_path(tmp_path, each) for each in stay]
+
+
 def test_it_holds_the_state_of_when_it_was_asked_for(tmp_path, monkeypatch):
     model, optimizer = _trained()
     before = model[0].weight.detach().clone()
