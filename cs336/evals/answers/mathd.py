@@ -65,7 +65,7 @@ def mathd_form(text: str) -> str:
     """
     text = text.strip()
     if whole := _WHOLE_TEXT.fullmatch(text):
-        text = whole[1].strip()
+        text = whole[1]
     for written, meant in (("\n", ""), ("\\!", ""), ("\\left", ""), ("\\right", ""), ("\\\\", "\\")):
         text = text.replace(written, meant)
     text = _ARRAY.sub(r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")

@@ -12,7 +12,7 @@ from cs336.evals.answers.mathd import mathd_equal, mathd_form
     [
         ("  7 ", "7"),
         (r"\text{odd}", "odd"),
-        (r"\text{ odd }", "odd"),
+        (r" \text{ odd } ", "odd"),
         ("1\n2", "12"),
         (r"10\!000", "10000"),
         (r"\left(1\right)", "(1)"),
@@ -23,6 +23,7 @@ from cs336.evals.answers.mathd import mathd_equal, mathd_form
         (r"\leq\neq\geq", r"\le\ne\ge"),
         (r"15\text{ cm}", "15"),
         (r"\text{x}\text{y}", r"\text{x}"),
+        (r"\! \text{y}", r"\text{y}"),  # nothing else would be left
         ("10 cm", "10"),
         ("10 apples", "10"),
         ("3 sq. cm", "3"),
