@@ -71,10 +71,7 @@ def normal_form(text: str) -> str:
     for word, power in _POWERS_OF_TEN.items():
         text = text.replace(word, power)
     text = _DEGREES.sub("", _UNITS.sub("", text))
-    if text.startswith("{") and text.endswith("}"):
-        text = text[1:-1]
     text = _TYPESET_COMMA.sub("", text)
-    text = _as_integer(text) or text
     if "\\" in text:
         text = _latex_to_text(text)
     text = _MIXED_NUMBER.sub(r"\1+\2", text)
@@ -85,7 +82,7 @@ def normal_form(text: str) -> str:
 def _latex_to_text(latex: str) -> str:
     # The blank keeps the parts of `7\frac34` apart.
     latex = latex.replace("\\tfrac", "\\frac").replace("\\dfrac", "\\frac").replace("\\frac", " \\frac")
-    return _LATEX_TO_TEXT.latex_to_text(latex, latex_context=_LATEX_MACROS).translate(_SYMBOLS).strip()
+    return _LATEX_TO_TEXT.latex_to_text(latex, latex_context=_LATEX_MACROS).translate(_SYMBOLS)
 
 
 def _as_integer(text: str) -> str | None:

@@ -1,6 +1,7 @@
 """Answers of the same value are equal, element by element, and what could take for ever is not evaluated."""
 
 import json
+import tokenize
 
 import pytest
 import sympy
@@ -16,10 +17,12 @@ from cs336.evals.answers.sympy_stage import _is_harmless, _is_zero, normal_form,
     ("text", "form"),
     [
         (r"\text{Odd}", "odd"),
+        (r"\text{a~b}", "a~b"),  # which is no LaTeX then, where ~ is a blank
         ("$5$", "5"),
         (r"\$5", "5"),
         ("5%", "5"),
         (r"5\%", "5"),
+        (r"5\%x", "5x"),
         ("1 or 2", "1,2"),
         ("1 and 2", "1,2"),
         ("3 million", "3*10^6"),
@@ -32,6 +35,7 @@ from cs336.evals.answers.sympy_stage import _is_harmless, _is_zero, normal_form,
         (r"90^ \circ", "90"),
         ("{5}", "5"),
         (r"11,\! 111", "11111"),
+        (r"1,\!2", "12"),
         ("5.0", "5"),
         ("1e3", "1000"),
         ("007", "7"),
@@ -62,6 +66,8 @@ def test_normal_forms_by_hand(text, form):
     ("answer", "gold", "equal"),
     [
         ("", "5", False),
+        ("", "x", False),
+        ("x", "", False),
         ("(1,2)", "(1,2)", True),
         ("(1,0.5)", r"(1,\frac12)", True),
         ("[1,2)", "(1,2)", False),  # the gold's brackets count
@@ -94,7 +100,11 @@ def test_elements_and_guards_by_hand(answer, gold, equal):
 
 @pytest.mark.parametrize(
     ("answer", "gold", "error"),
-    [("x+", "x", SyntaxError), ("((1,2),3)", "((1,2),3.0)", TypeError)],  # brackets within: no tuple of ours
+    [
+        ("x+", "x", SyntaxError),
+        ("a2)", "b2)", tokenize.TokenError),  # no tuple, but for its end
+        ("((1,2),3)", "((1,2),3.0)", TypeError),  # brackets within
+    ],
 )
 def test_text_that_is_no_expression_is_left_to_the_caller(answer, gold, error):
     with pytest.raises(error):
