@@ -97,7 +97,7 @@ def _case(name: str, kind: str, answers: list[LabelledAnswer]) -> Case:
 
 def _prepare_ours(kind: str, answers: list[LabelledAnswer]) -> Callable[[], Observation]:
     if kind == "watched":
-        return functools.partial(_run_watched, WatchedReward(r1_zero_reward_fn), answers)
+        return functools.partial(_run_watched, answers)
     return functools.partial(_run, functools.partial(grade, fast=kind == "fast"), answers)
 
 
@@ -131,13 +131,14 @@ def _run(accepts: Callable[[str, str], bool], answers: list[LabelledAnswer]) -> 
     return Observation(seconds={"": sum(seconds)}, peak_bytes=None, result=decisions, details=details)
 
 
-def _run_watched(reward_fn: WatchedReward, answers: list[LabelledAnswer]) -> Observation:
+def _run_watched(answers: list[LabelledAnswer]) -> Observation:
     responses = [f"</think> <answer> {each.answer} </answer>" for each in answers]
     golds = [each.gold for each in answers]
-    reward_fn.score(responses[:1], golds[:1])  # the process starts
-    start = time.perf_counter()
-    scored = reward_fn.score(responses, golds)
-    seconds = time.perf_counter() - start
+    with WatchedReward(r1_zero_reward_fn) as reward_fn:
+        reward_fn("", "")  # the process starts
+        start = time.perf_counter()
+        scored = reward_fn.score(responses, golds)
+        seconds = time.perf_counter() - start
     lost = Counter(each.reason for each in scored if each.reason is not None)
     decisions = [each.rewards["reward"] == 1.0 for each in scored]
     details = {"lost": dict(lost)} | mistakes(answers, decisions)

@@ -18,7 +18,7 @@ THOUGHT = "First, ... </think> <answer>"
         (f"{THOUGHT} 5 </answer>", RIGHT),
         (f"{THOUGHT}5</answer>", RIGHT),
         (f"{THOUGHT} 6 </answer>", FORMAT),
-        (f"{THOUGHT} \\boxed{{5}} </answer>", RIGHT),
+        (f"{THOUGHT} so it is \\boxed{{5}} in all </answer>", RIGHT),
         (f"{THOUGHT} \\boxed{{5}} or \\boxed{{6}} </answer>", FORMAT),  # the last box
         (f"{THOUGHT} 5, so \\boxed 5 </answer>", FORMAT),  # a box that cannot be read
         (f"{THOUGHT} \\boxed{{5}} or \\boxed{{5 </answer>", FORMAT),
