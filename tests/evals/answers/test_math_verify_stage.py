@@ -17,11 +17,13 @@ from cs336.evals.answers.math_verify_stage import math_verify_equal, repetition
     [
         ("2/4", "1/2", True),
         ("$2/4$", "1/2", True),
-        (r"so it is \boxed{7}", "7", True),
+        (r"with $5$ it is \boxed{7}", "7", True),  # a box comes first
+        ("it costs 12$", "12", True),  # a plain expression, as no LaTeX is found
         (r"\{3,1\}", r"\{1,3\}", True),
         ("1/3", "0.3333", False),
         ("", "5", False),
-        ("5 cm", "5 cm", True),
+        ("Evelyn", "evelyn", True),  # by their normal forms; to math-verify they are products of letters
+        (r"so $\frac12$ it is", "0.5", True),  # what has dollar signs gets no others
     ],
 )
 def test_decisions_by_hand(answer, gold, equal):
@@ -33,6 +35,7 @@ def test_long_and_repetitive_texts_are_turned_away():
     assert math_verify_equal(f"0+{short}", short)
     assert not math_verify_equal(long, long)  # though it is the same text
     assert not math_verify_equal("81", long)
+    assert not math_verify_equal(long, "81")
     varied = "+".join(str(number**3) for number in range(1, 40))
     assert len(varied) > 128
     assert math_verify_equal(f"0+{varied}", varied)
