@@ -48,6 +48,7 @@ KINDS = ("fast", "slow", "watched")
 GRADINGS_PER_SECOND = 2_000.0  # what the project promises of one core, on ordinary answers and the fast path
 LEAST_AGREEMENT = 0.9  # on answers of models; below it, the work is not the same
 BUDGET_SECONDS = 60.0
+LONGEST_LISTED = 100  # characters of a text in a row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,14 +151,22 @@ def mistakes(answers: list[LabelledAnswer], decisions: list[bool]) -> dict[str, 
     graded = list(zip(answers, decisions, strict=True))
     accepted = Counter((each.answer, each.gold) for each, yes in graded if each.right is False and yes)
     rejected = Counter((each.answer, each.gold) for each, yes in graded if each.right is True and not yes)
+
+    def listed(pairs: Counter[tuple[str, str]]) -> list[list[Any]]:
+        return [[*(_beginning(text) for text in pair), times] for pair, times in pairs.most_common()]
+
     return {
         "num_accepted": sum(decisions),
         "num_labelled": sum(each.right is not None for each in answers),
         "num_false_accepts": sum(accepted.values()),
         "num_false_rejects": sum(rejected.values()),
-        "false_accepts": [[*pair, times] for pair, times in accepted.most_common()],
-        "false_rejects": [[*pair, times] for pair, times in rejected.most_common()],
+        "false_accepts": listed(accepted),
+        "false_rejects": listed(rejected),
     }
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= LONGEST_LISTED else f"{text[:LONGEST_LISTED]}..."
 
 
 def _difference(ours: Any, theirs: Any) -> str | None:

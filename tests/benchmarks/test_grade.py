@@ -14,7 +14,7 @@ def test_mistakes_are_counted_by_kind_and_listed_once():
         LabelledAnswer("1", "2", False),
         LabelledAnswer("3", "4", False),
         LabelledAnswer("5", "5", True),
-        LabelledAnswer("6", "6.0", True),
+        LabelledAnswer("6" * 200, "6.0", True),
         LabelledAnswer("7", "8", None),  # nobody has said
     ]
     assert mistakes(answers, [True, True, False, True, False, True]) == {
@@ -23,7 +23,7 @@ def test_mistakes_are_counted_by_kind_and_listed_once():
         "num_false_accepts": 2,
         "num_false_rejects": 1,
         "false_accepts": [["1", "2", 2]],
-        "false_rejects": [["6", "6.0", 1]],
+        "false_rejects": [["6" * 100 + "...", "6.0", 1]],
     }
 
 
