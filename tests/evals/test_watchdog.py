@@ -41,8 +41,8 @@ def test_a_call_that_hangs_is_ended_with_its_reason_and_the_others_are_not(hang)
 
 def test_calls_do_not_share_their_time():
     with Watchdog(eval, seconds=1.0) as watchdog:
-        outcomes = watchdog.map(["__import__('time').sleep(0.6) or 1"] * 3)
-    assert outcomes == [Outcome(1, None)] * 3
+        outcomes = watchdog.map(["__import__('time').sleep(0.4) or 1"] * 8)  # four are sent together
+    assert outcomes == [Outcome(1, None)] * 8
 
 
 def test_a_process_lives_on_from_call_to_call():
@@ -127,9 +127,10 @@ def test_items_and_values_larger_than_a_pipe():
         assert [len(outcome.value) for outcome in evaluate.map(["'x' * 3_000_000"] * 4)] == [3_000_000] * 4
 
 
-def test_the_warm_up_has_no_limit_and_may_fail():
-    with Watchdog(eval, seconds=0.3, warm_up="__import__('time').sleep(0.6)") as watchdog:
-        assert watchdog.map(["1"]) == [Outcome(1, None)]
+def test_the_warm_up_comes_first_has_no_limit_and_may_fail():
+    warm_up = "__import__('time').sleep(0.6) or setattr(__import__('sys'), 'warm', 1)"
+    with Watchdog(eval, seconds=0.3, warm_up=warm_up) as watchdog:
+        assert watchdog.map(["__import__('sys').warm"]) == [Outcome(1, None)]
     with Watchdog(eval, warm_up="1 / 0") as watchdog:
         assert watchdog.map(["1"]) == [Outcome(1, None)]
 
@@ -172,6 +173,14 @@ def test_a_process_killed_between_calls_is_replaced():
         outcome = watchdog.map([PID])[0]
     assert outcome.reason is None
     assert outcome.value != pid
+
+
+def test_an_interrupt_from_the_keyboard_is_for_the_parent_alone():
+    """The terminal sends it to both."""
+    with Watchdog(eval) as watchdog:
+        pid = watchdog.map([PID])[0].value
+        os.kill(pid, signal.SIGINT)
+        assert watchdog.map([PID]) == [Outcome(pid, None)]
 
 
 @pytest.mark.parametrize("call", ["1", SLEEPS])

@@ -19,12 +19,9 @@ def grade(answer: str, gold: str, fast: bool = True) -> bool:
             False asks math-verify, too, which accepts more and takes milliseconds.
 
     A stage that fails on a text has not found it equal: a failure is a "no" here, and the next stage is asked. The fast
-    stages have no time limit of their own; grade what a model wrote through `cs336.evals.watchdog`.
+    stages have no limit of time or memory of their own; grade what a model wrote through `cs336.evals.watchdog`.
 
-    Raises:
-        MemoryError: a stage ran out of memory.
-
-    Source: the alignment handout's `grade`, whose decisions this one reproduces.
+    Source: the alignment handout's `grade`, whose observed decisions this one makes.
     """
     if "\\boxed" in gold:
         content = last_boxed(gold)
@@ -44,7 +41,5 @@ def grade(answer: str, gold: str, fast: bool = True) -> bool:
 def _accepts(stage: Callable[[str, str], bool], answer: str, gold: str) -> bool:
     try:
         return stage(answer, gold)
-    except MemoryError:  # says nothing of the answer
-        raise
-    except Exception:
+    except Exception:  # MemoryError, too: it is what Python says of a text nested too deeply
         return False

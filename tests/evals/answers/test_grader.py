@@ -42,27 +42,20 @@ def test_a_boxed_gold_is_unwrapped_and_a_broken_box_matches_nothing():
     assert not grade(r"\boxed{5", r"\boxed{5", fast=False)
 
 
+@pytest.mark.parametrize("error", [ValueError, RecursionError, MemoryError])
 @pytest.mark.parametrize("stage", ["mathd_equal", "sympy_equal"])
-def test_a_stage_that_fails_says_no_and_leaves_the_others_their_say(stage, monkeypatch):
+def test_a_stage_that_fails_says_no_and_leaves_the_others_their_say(stage, error, monkeypatch):
     def fail(answer, gold):
-        raise RecursionError
+        raise error
 
     monkeypatch.setattr(grader, stage, fail)
     assert grade("5", "5")
     assert not grade("5", "6")
 
 
-def test_lack_of_memory_is_no_decision(monkeypatch):
-    def fail(answer, gold):
-        raise MemoryError
-
-    monkeypatch.setattr(grader, "sympy_equal", fail)
-    assert grade("5", "5")  # found before
-    with pytest.raises(MemoryError):
-        grade("5", "6")
-
-
-@pytest.mark.parametrize("text", ["x+", "((", "\\frac{", "$", "{", "", "\x00", "a" * 5_000, "1" * 5_000, "∑∫"])
+@pytest.mark.parametrize(
+    "text", ["x+", "((", "\\frac{", "$", "{", "", "\x00", "a" * 5_000, "1" * 5_000, "∑∫", "-" * 9_999 + "x"]
+)
 def test_no_text_is_an_error(text):
     assert not grade(text, "5")
     assert not grade("5", text)
