@@ -22,6 +22,7 @@ MACHINERY |= {
     "course_step",
     "dedup_corpus",
     "dedup_work",
+    "graded_answers",
     "growth_plots",
     "tokenizer_plots",
     "tokenizer_work",

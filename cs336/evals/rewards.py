@@ -1,0 +1,127 @@
+"""Verified rewards: a model's response and the right answer -> format, answer and total reward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cs336.evals.answers.boxed import last_boxed
+from cs336.evals.answers.grader import grade
+from cs336.evals.watchdog import Watchdog
+
+GroundTruth = str | int | float | Sequence[str | int | float]
+RewardFn = Callable[..., dict[str, float]]  # (response, ground truth) -> the three rewards
+
+# Both formats, and answers that every stage of the grader has to look at: a first grading, to import what it needs.
+_WARM_UP = ("</think> <answer> \\boxed{\\frac{x}{2}} </answer>", "\\frac{x}{3}")
+
+
+def r1_zero_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) -> dict[str, float]:
+    """Rewards of a response to the r1_zero prompt, which has opened the `<think>` span.
+
+    The format is right if the response holds `</think> <answer>`, with one blank, and `</answer>`. The answer is what
+    follows the last `<answer>`, out of its box if it has one; a box that cannot be read is a wrong answer.
+
+    Args:
+        ground_truth: the right answer, or several, each of which is right.
+        fast: see `cs336.evals.answers.grader.grade`.
+
+    Returns:
+        `format_reward`, `answer_reward` and `reward`, each 0.0 or 1.0. `reward` is `answer_reward`: format alone earns
+        nothing.
+
+    Source: the alignment handout.
+    """
+    if "</think> <answer>" not in response or "</answer>" not in response:
+        return _rewards(formatted=False)
+    answer: str | None = response.rpartition("<answer>")[2].replace("</answer>", "")
+    if answer is not None and "\\boxed" in answer:
+        answer = last_boxed(answer)
+    return _rewards(formatted=True, correct=answer is not None and _any_right(answer, ground_truth, fast))
+
+
+def question_only_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) -> dict[str, float]:
+    """Rewards of a response to the bare question: its answer is the content of the last `\\boxed{...}`.
+
+    Without one that can be read, the format is wrong. Arguments and result: see `r1_zero_reward_fn`.
+
+    Source: the alignment handout.
+    """
+    answer = last_boxed(response)
+    if answer is None:
+        return _rewards(formatted=False)
+    return _rewards(formatted=True, correct=_any_right(answer, ground_truth, fast))
+
+
+def _any_right(answer: str, ground_truth: GroundTruth, fast: bool) -> bool:
+    golds = [ground_truth] if isinstance(ground_truth, (str, int, float)) else ground_truth
+    return any(grade(answer, str(gold), fast) for gold in golds)
+
+
+def _rewards(*, formatted: bool, correct: bool = False) -> dict[str, float]:
+    return {"format_reward": float(formatted), "answer_reward": float(correct), "reward": float(correct)}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rewards of one response.
+
+    Attributes:
+        rewards: what the reward function returned; zeros, if its call was lost.
+        reason: why it was lost, such as "over 5 s"; None where it was not.
+    """
+
+    rewards: dict[str, float]
+    reason: str | None = None
+
+
+class WatchedReward:
+    """A reward function whose gradings are ended when they take too long or too much memory, and score 0 then.
+
+    Stands wherever a reward function does: `WatchedReward(r1_zero_reward_fn)(response, ground_truth)`. Many responses
+    are scored faster together, with the reasons beside them: `score`.
+
+    Args:
+        reward_fn: called with a response and a ground truth; importable from its module, or a `functools.partial` of
+            such a function, as in `partial(r1_zero_reward_fn, fast=False)`.
+        seconds: for one grading. The slow stage of the grader takes up to 3 s by itself.
+        num_workers: processes that grade at the same time.
+
+    Raises:
+        ValueError: see `Watchdog`.
+    """
+
+    def __init__(self, reward_fn: RewardFn, *, seconds: float = 5.0, num_workers: int = 1) -> None:
+        self._watchdog: Watchdog[tuple[str, Any], dict[str, float]] = Watchdog(
+            functools.partial(_reward, reward_fn), seconds=seconds, num_workers=num_workers, warm_up=_WARM_UP
+        )
+
+    def __call__(self, response: str, ground_truth: GroundTruth) -> dict[str, float]:
+        """Rewards of one response."""
+        return self.score([response], [ground_truth])[0].rewards
+
+    def score(self, responses: Sequence[str], ground_truths: Sequence[GroundTruth]) -> list[Scored]:
+        """Rewards of many responses, each with its own ground truth.
+
+        Raises:
+            ValueError: there are more of one than of the other.
+            RuntimeError: the reward function raised.
+        """
+        outcomes = self._watchdog.map(list(zip(responses, ground_truths, strict=True)))
+        return [Scored(outcome.value or _rewards(formatted=False), outcome.reason) for outcome in outcomes]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._watchdog.close()
+
+    def __enter__(self) -> WatchedReward:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _reward(reward_fn: RewardFn, item: tuple[str, Any]) -> dict[str, float]:
+    return reward_fn(*item)
