@@ -54,6 +54,22 @@ class KVCache:
         self.keys, self.values = keys, values
         return keys, values
 
+    def attend(
+        self,
+        kernel: Callable[..., Tensor],
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        dropout_rate: float,
+    ) -> Tensor:
+        """Attention of new queries to all positions, those of this call among them; extends the cache.
+
+        Args:
+            kernel: one of `KERNELS`.
+        """
+        return kernel(queries, *self.extend(keys, values), mask, dropout_rate)
+
 
 class CausalMultiHeadSelfAttention(nn.Module):
     """Several heads of causal attention over the same sequence.
@@ -151,10 +167,11 @@ class CausalMultiHeadSelfAttention(nn.Module):
                 token_positions = torch.arange(x.shape[-2], device=x.device)
             positions = token_positions.unsqueeze(-2)  # the same for each head
             queries, keys = self.rope(queries, positions), self.rope(keys, positions)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        dropout_rate = self.dropout_rate if self.training else 0.0
-        attended = KERNELS[self.kernel](queries, keys, values, mask, dropout_rate)
+        kernel, dropout_rate = KERNELS[self.kernel], self.dropout_rate if self.training else 0.0
+        if cache is None:
+            attended = kernel(queries, keys, values, mask, dropout_rate)
+        else:
+            attended = cache.attend(kernel, queries, keys, values, mask, dropout_rate)
         return self.output_proj(attended.transpose(-3, -2).flatten(-2))
 
 
