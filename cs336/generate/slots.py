@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cs336.generate.sampling import Sampling, sample
-from cs336.model.attention import KVCache
+from cs336.model.attention import KVCache, decode_attention, has_decode_kernel, masked_decode_attention
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
 
@@ -78,6 +78,23 @@ class Look:
     unsound: Tensor
     arrived: torch.cuda.Event | None = None
 
+    def copied(self, *, later: bool) -> Look:
+        """The same on the host; if it is read later only, as it is now, and without waiting for the device."""
+        on_gpu = self.made.device.type == "cuda"
+
+        def copy(state: Tensor) -> Tensor:
+            if later and on_gpu:
+                return torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
+            return state.clone() if later else state.cpu()  # on a CPU that is no copy
+
+        tokens, logprobs = copy(self.tokens), copy(self.logprobs)
+        made, ended, unsound = copy(self.made), copy(self.ended), copy(self.unsound)
+        arrived = None
+        if later and on_gpu:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return Look(made, ended, tokens, logprobs, unsound, arrived)
+
     def wait(self) -> None:
         """Until the host may read.
 
@@ -128,17 +145,11 @@ class SlotCache(KVCache):
         stored_keys[self._places.rows[:rows], :, lengths] = keys[:, :, 0].to(stored_keys.dtype)
         stored_values[self._places.rows[:rows], :, lengths] = values[:, :, 0].to(stored_values.dtype)
         if self._by_kernel:
-            from cs336.kernels.decode_attention import decode_attention
-
-            return decode_attention(queries[:, :, 0], stored_keys, stored_values, lengths + 1).unsqueeze(2)
+            return decode_attention(queries, stored_keys, stored_values, lengths + 1)
         visible = self._places.num_visible
-        filled = torch.arange(visible, device=lengths.device) <= lengths[:, None]
-        # Heads that share keys stand where several queries would: nothing is repeated in memory.
-        grouped = queries.unflatten(1, (keys.shape[1], -1)).squeeze(3)
-        attended = kernel(
-            grouped, stored_keys[:, :, :visible], stored_values[:, :, :visible], filled[:, None, None], 0.0
+        return masked_decode_attention(
+            queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], lengths + 1, kernel=kernel
         )
-        return attended.flatten(1, 2).unsqueeze(2)
 
 
 @torch.inference_mode()
@@ -190,7 +201,7 @@ class Slots:
             rows=torch.arange(num_slots, device=device),
         )
         shape = num_slots, config.kv_heads, capacity, config.features_per_head
-        by_kernel = _by_kernel(device, config.features_per_head)
+        by_kernel = has_decode_kernel(device, config.features_per_head)
         # Zeros, not what lay there: hidden positions have weight zero, but zero times NaN is NaN.
         self._caches = [
             SlotCache(
@@ -287,18 +298,14 @@ class Slots:
 
     def look(self, num_rows: int) -> Look:
         """What the host wants to know of the first rows; on a GPU it arrives while later steps run."""
-        states = [state[:num_rows] for state in (self._made, self._ended, self._tokens, self._logprobs)]
-        states.append(self._unsound)
-        if not self.static:
-            return Look(*[state.cpu() for state in states])  # no copies on a CPU
-        if self.device.type != "cuda":
-            return Look(*[state.clone() for state in states])
-        copies = [torch.empty(state.shape, dtype=state.dtype, pin_memory=True) for state in states]
-        for copied, state in zip(copies, states, strict=True):
-            copied.copy_(state, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return Look(*copies, arrived=arrived)
+        look = Look(
+            made=self._made[:num_rows],
+            ended=self._ended[:num_rows],
+            tokens=self._tokens[:num_rows],
+            logprobs=self._logprobs[:num_rows],
+            unsound=self._unsound,
+        )
+        return look.copied(later=self.static)
 
     def _step(self, num_rows: int, num_visible: int) -> None:
         self._places.num_rows, self._places.num_visible = num_rows, num_visible
@@ -334,12 +341,3 @@ class Slots:
 
 def _is_static(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _by_kernel(device: torch.device, d_head: int) -> bool:
-    """Whether attention is computed by our kernel, which reads no further than a sequence is long."""
-    if device.type != "cuda":
-        return False
-    from cs336.kernels.decode_attention import takes
-
-    return takes(d_head)

@@ -6,7 +6,7 @@ Numerics  bf16, fp16, fp32 in and out; softmax statistics and sums in fp32.
 Accepts   d of 16, 32, 64 or 128; else ValueError (`takes` tells before).
 Reads     the filled part of the cache alone, each key and value once. One program a sequence and key-value head, so a
           few very long sequences leave most of a GPU idle.
-Twin      generate/slots.py, SlotCache: the same with a mask over the whole capacity.
+Twin      model/attention.py, masked_decode_attention: a mask over the whole capacity.
 """
 
 from __future__ import annotations

@@ -183,6 +183,45 @@ def causal_mask(
     return ones.tril(num_keys - num_queries)
 
 
+# ---- one new token in each of many sequences
+
+
+def has_decode_kernel(device: torch.device, head_dim: int) -> bool:
+    """Whether `decode_attention` has a kernel for heads of this width there."""
+    if device.type != "cuda":
+        return False
+    from cs336.kernels.decode_attention import takes
+
+    return takes(head_dim)
+
+
+def decode_attention(
+    queries: Float[Tensor, "batch heads 1 d_k"],
+    keys: Float[Tensor, "batch kv_heads capacity d_k"],
+    values: Float[Tensor, "batch kv_heads capacity d_k"],
+    lengths: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch heads 1 d_k"]:
+    """Attention of each sequence's newest token to the first `lengths` positions of its own, by our Triton kernel."""
+    from cs336.kernels.decode_attention import decode_attention as by_kernel
+
+    return by_kernel(queries[:, :, 0], keys, values, lengths).unsqueeze(2)
+
+
+def masked_decode_attention(
+    queries: Float[Tensor, "batch heads 1 d_k"],
+    keys: Float[Tensor, "batch kv_heads capacity d_k"],
+    values: Float[Tensor, "batch kv_heads capacity d_k"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    kernel: Callable[..., Tensor],
+) -> Float[Tensor, "batch heads 1 d_k"]:
+    """The same with a mask over the whole capacity, by one of `KERNELS`."""
+    filled = torch.arange(keys.shape[-2], device=lengths.device) < lengths[:, None]
+    # Heads that share keys stand where several queries would: nothing is repeated in memory.
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+    return kernel(grouped, keys, values, filled[:, None, None], 0.0).flatten(1, 2).unsqueeze(2)
+
+
 # ---- kernels: all compute the same; without a mask they are causal
 
 

@@ -135,7 +135,7 @@ def test_the_way_of_a_gpu_gives_the_same(bytes_model, model, sampling, stop, as_
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels do not run on CPU tensors")
 def test_our_kernels_give_the_same(monkeypatch):
     """In Triton's interpreter: attention that reads no further than a sequence is long, rotations, norms, gates."""
-    monkeypatch.setattr(slots, "_by_kernel", lambda device, d_head: True)
+    monkeypatch.setattr(slots, "has_decode_kernel", lambda device, head_dim: True)
     wide = letters_model(d_model=64, num_kv_heads=2)
     params = SamplingParams(n=2, max_tokens=5, seed=3, logprobs=True)
     plain = Engine(copy.deepcopy(wide), Characters()).generate(PROMPTS[:2], params)
