@@ -272,13 +272,13 @@ class Engine:
         """As `Backend.sleep`; weights that are a trainer's stay where they are, at either level."""
         if level not in (1, 2):
             raise ValueError(f"level is 1 (weights to the host) or 2 (weights dropped), got {level}")
-        if self._state != "awake":
+        if self._state == "asleep":
             return
         self._slots = None
         self.reset_prefix_cache()
-        self._state = "asleep"
         if self._owns_weights:
-            self._take_weights_off(keep=level == 1)
+            self._take_weights_off(keep=level == 1 and self._state == "awake")
+        self._state = "asleep"
         if self.model.lm_head.weight.device.type == "cuda":
             torch.cuda.empty_cache()
 
