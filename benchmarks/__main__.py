@@ -26,7 +26,7 @@ MACHINERY |= {
     "tokenizer_plots",
     "tokenizer_work",
 }
-MACHINERY |= {"rank_studies"}
+MACHINERY |= {"rank_studies", "rollouts"}
 RESULTS = Path(__file__).parent / "results"
 
 
