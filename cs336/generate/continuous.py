@@ -101,8 +101,12 @@ class Engine:
             for sample_number in range(params.n)
         ]
         if rows:
-            with torch.inference_mode(), _evaluating(self.model):
-                self._run(rows, params, iter(progress(range(len(rows)), unit="samples", label="generate")))
+            try:
+                with torch.inference_mode(), _evaluating(self.model):
+                    self._run(rows, params, iter(progress(range(len(rows)), unit="samples", label="generate")))
+            except BaseException:
+                self._slots = None  # after damaged weights they hold NaN, which no mask hides
+                raise
         return [
             Generation(list(ids), [row.sample for row in rows[i * params.n : (i + 1) * params.n] if row.sample])
             for i, ids in enumerate(encoded)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -116,6 +116,7 @@ class _Places:
 
     lengths: Tensor  # cached positions of each slot
     rows: Tensor  # 0, 1, 2, ...
+    filled: Tensor  # in the step that runs: its new token counted in
     num_rows: int = 0
     num_visible: int = 0
 
@@ -140,15 +141,15 @@ class SlotCache(KVCache):
         """Each slot's newest token to all of that slot; the mask is made here."""
         assert self.keys is not None and self.values is not None and mask is None
         rows = self._places.num_rows
-        lengths = self._places.lengths[:rows]
+        lengths, filled = self._places.lengths[:rows], self._places.filled
         stored_keys, stored_values = self.keys[:rows], self.values[:rows]
         stored_keys[self._places.rows[:rows], :, lengths] = keys[:, :, 0].to(stored_keys.dtype)
         stored_values[self._places.rows[:rows], :, lengths] = values[:, :, 0].to(stored_values.dtype)
         if self._by_kernel:
-            return decode_attention(queries, stored_keys, stored_values, lengths + 1)
+            return decode_attention(queries.to(stored_keys.dtype), stored_keys, stored_values, filled)
         visible = self._places.num_visible
         return masked_decode_attention(
-            queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], lengths + 1, kernel=kernel
+            queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], filled, kernel=kernel
         )
 
 
@@ -199,6 +200,7 @@ class Slots:
         self._places = _Places(
             lengths=torch.zeros(num_slots, dtype=torch.int64, device=device),
             rows=torch.arange(num_slots, device=device),
+            filled=torch.zeros(0, dtype=torch.int64, device=device),
         )
         shape = num_slots, config.kv_heads, capacity, config.features_per_head
         by_kernel = has_decode_kernel(device, config.features_per_head)
@@ -223,6 +225,7 @@ class Slots:
         self._is_end = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
         known_ends = [token for token in end_ids if 0 <= token < config.vocab_size]
         self._is_end[torch.tensor(known_ends, dtype=torch.int64, device=device)] = True
+        self._pool: Any = None
         self._graphs: dict[tuple[int, StepSettings], torch.cuda.CUDAGraph | None] = {}
 
     def begin(self, settings: StepSettings) -> None:
@@ -280,7 +283,9 @@ class Slots:
         graph = self._graphs[key]
         if graph is None:
             graph = self._graphs[key] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # One pool for all: no two of them ever run at once.
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool):
                 self._step(num_rows, self.capacity)
         graph.replay()
 
@@ -310,6 +315,7 @@ class Slots:
     def _step(self, num_rows: int, num_visible: int) -> None:
         self._places.num_rows, self._places.num_visible = num_rows, num_visible
         lengths = self._places.lengths[:num_rows]
+        self._places.filled = lengths + 1
         logits = self._model(
             self._newest[:num_rows, None],
             token_positions=lengths[:, None],

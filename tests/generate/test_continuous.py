@@ -344,6 +344,15 @@ def test_damaged_weights_are_an_error_not_a_text(model):
     for temperature in (0.0, 1.0):
         with pytest.raises(ValueError, match="NaN or infinite"):
             Engine(damaged, Characters()).generate(["hello"], SamplingParams(temperature=temperature))
+    engine, params = Engine(copy.deepcopy(model), Characters()), SamplingParams(max_tokens=12)
+    expected = engine.generate(PROMPTS, params)
+    with torch.no_grad():
+        engine.model.layers[0].attn.v_proj.weight.fill_(float("nan"))
+    engine.reset_prefix_cache()
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        engine.generate(["themodelseesthemodelsees"], params)
+    engine.load_weights(huggingface_weights(model))
+    assert engine.generate(PROMPTS, params) == expected  # nothing of the damage is left
 
 
 @pytest.mark.parametrize(
