@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cs336.generate.backend import Generation, Prompt, Sample, SamplingParams, numbers_of
 from cs336.generate.sampling import uniforms_of
-from cs336.generate.slots import Look, Prefixes, Slots, StepSettings, bytes_of_slot, read_prompts
+from cs336.generate.slots import Look, Prefixes, Slots, StepSettings, bytes_of_slot, read_prompts, width_of_step
 from cs336.generate.text import TextStream
 from cs336.model.huggingface import load_huggingface_weights
 from cs336.model.transformer import TransformerLM
@@ -102,7 +102,7 @@ class Engine:
         ]
         if rows:
             try:
-                with torch.inference_mode(), _evaluating(self.model):
+                with torch.inference_mode(), _on_its_device(self.model), _evaluating(self.model):
                     self._run(rows, params, iter(progress(range(len(rows)), unit="samples", label="generate")))
             except BaseException:
                 self._slots = None  # after damaged weights they hold NaN, which no mask hides
@@ -232,7 +232,7 @@ class Engine:
         capacity = min(-(-longest // _ROUND_UP) * _ROUND_UP, self.model.config.context_length)
         max_new_tokens = max(row.limit for row in rows)
         wanted = self._num_slots or (_SLOTS_ON_GPU if device.type == "cuda" else _SLOTS_ELSEWHERE)
-        num_slots = min(wanted, len(rows))
+        num_slots = width_of_step(len(rows), wanted, device)
         slots = self._slots
         if (
             slots is None
@@ -371,6 +371,12 @@ class _Row:
         if self._stream is not None:
             return "".join(self._pieces)
         return tokenizer.decode(self.tokens[:-1] if self.finish == "end" else self.tokens)
+
+
+def _on_its_device(model: TransformerLM) -> contextlib.AbstractContextManager[object]:
+    """Triton starts kernels on the current GPU, which with a trainer on another is not this one."""
+    device = model.lm_head.weight.device
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -176,6 +176,16 @@ def bytes_of_slot(model: TransformerLM, capacity: int) -> int:
     return numbers * model.lm_head.weight.element_size()
 
 
+def width_of_step(num_rows: int, most: int, device: torch.device) -> int:
+    """Rows of a step for so many sequences: a power of two where steps are recorded, so that they are few.
+
+    It does not depend on what was generated before, nor then do the last bits of a row.
+    """
+    if not _is_static(device):
+        return min(most, num_rows)
+    return min(most, max(_FEWEST_RECORDED, 1 << (num_rows - 1).bit_length()))
+
+
 class Slots:
     """The state of all slots on the device.
 
@@ -235,10 +245,8 @@ class Slots:
         self._unsound.fill_(False)
 
     def width_for(self, num_rows: int) -> int:
-        """Rows of a step for so many sequences: a power of two where steps are recorded, so that they are few."""
-        if not self.static:
-            return num_rows
-        return min(self.num_slots, max(_FEWEST_RECORDED, 1 << (num_rows - 1).bit_length()))
+        """Rows of a step for so many sequences."""
+        return width_of_step(num_rows, self.num_slots, self.device)
 
     @torch.inference_mode()
     def seat(

@@ -164,6 +164,31 @@ def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling):
                 assert sample.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
 
 
+@pytest.mark.parametrize("num_slots", [0, 3, 16])
+def test_steps_have_the_same_width_whatever_was_generated_before(model, num_slots, as_on_a_gpu, monkeypatch):
+    """Products of another shape round otherwise; a resumed run must not notice that it was resumed."""
+    widths, step = [], slots.Slots.step
+    monkeypatch.setattr(slots.Slots, "step", lambda self, width: widths.append(width) or step(self, width))
+    params = SamplingParams(max_tokens=9, seed=2)
+    used, fresh = (Engine(model, Characters(), num_slots=num_slots) for _ in range(2))
+    used.generate(["ab"] * 40, params)
+    used.reset_prefix_cache()
+    used.generate(PROMPTS, params)
+    before = len(widths)
+    fresh.generate(PROMPTS, params)
+    count = len(widths) - before
+    assert widths[-count:] == widths[-2 * count : -count]
+    assert count > 5
+
+
+def test_sequences_that_have_ended_stand_still_beside_long_ones(bytes_model, as_on_a_gpu):
+    """On a GPU they are computed on until their slot is taken, here for 40 steps."""
+    params = SamplingParams(max_tokens=46, min_tokens=40, seed=3, logprobs=True)
+    generations = assert_equals_one_by_one(Engine(bytes_model, Pieces(), num_slots=8), ["a", "b" * 40, "c"], params)
+    lengths = [len(generation.samples[0].token_ids) for generation in generations]
+    assert lengths[1] < 9 and max(lengths) > 30
+
+
 def test_a_prompt_gets_the_same_alone_as_among_others(model):
     params = SamplingParams(n=3, max_tokens=12, seed=9)
     together = Engine(model, Characters(), num_slots=4).generate(PROMPTS, params)
