@@ -17,7 +17,7 @@ from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable
 from cs336.files import UserError
 from cs336.generate.backend import Backend, Generation, SamplingParams
 from cs336.generate.continuous import Engine
-from cs336.generate.vllm import VllmEngine
+from cs336.generate.vllm import VllmEngine, require_vllm
 from cs336.generate.weight_sync import check_logprobs
 from cs336.model.huggingface import save_huggingface
 from cs336.model.sizes import QWEN_2_5_1_5B
@@ -129,18 +129,19 @@ class _Work:
 
 
 def _vllm(model: TransformerLM, options: argparse.Namespace) -> VllmEngine:
+    try:
+        require_vllm()
+    except UserError as error:
+        raise Unavailable(str(error)) from None
     with tempfile.TemporaryDirectory() as folder:
         save_huggingface(model, Path(folder) / "model")
-        try:
-            return VllmEngine.start(
-                Path(folder) / "model",
-                memory_share=options.memory_share,
-                max_model_len=options.rollout_prompt_tokens + options.rollout_tokens,
-                skip_tokenizer_init=True,
-                sleep_mode=False,
-            )
-        except UserError as error:
-            raise Unavailable(str(error)) from None
+        return VllmEngine.start(
+            Path(folder) / "model",
+            memory_share=options.memory_share,
+            max_model_len=options.rollout_prompt_tokens + options.rollout_tokens,
+            skip_tokenizer_init=True,
+            sleep_mode=False,
+        )
 
 
 def _lengths(generations: Sequence[Generation]) -> list[list[int]]:

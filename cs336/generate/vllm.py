@@ -33,6 +33,18 @@ _MOST_REQUESTS = 256  # that wait for a server's answers at once, as its own mos
 _START_SECONDS = 600.0
 
 
+def require_vllm() -> None:
+    """Do nothing if vLLM is installed.
+
+    Raises:
+        UserError: it is not; the line names the extra.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed; pip install 'cs336[gpu]', or take our own engine, which needs nothing more"
+        )
+
+
 class VllmEngine:
     """vLLM in this process.
 
@@ -263,7 +275,7 @@ def serving(
     Raises:
         UserError: vLLM is not installed, or the server did not start.
     """
-    _require_vllm()
+    require_vllm()
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
@@ -359,16 +371,9 @@ def _check_level(level: int) -> None:
         raise ValueError(f"level is 1 (weights to the host) or 2 (weights dropped), got {level}")
 
 
-def _require_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed; pip install 'cs336[gpu]', or take our own engine, which needs nothing more"
-        )
-
-
 def _vllm() -> Any:
     """The package, in a mode in which weights can be handed to it as they are."""
-    _require_vllm()
+    require_vllm()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import vllm

@@ -322,7 +322,7 @@ def test_no_server_is_an_error():
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_a_server_that_does_not_start_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(adapter, "_require_vllm", lambda: None)
+    monkeypatch.setattr(adapter, "require_vllm", lambda: None)
     log = tmp_path / "log"
     with pytest.raises(UserError, match=r"status 1 .*its log is"), serving("model", log=log):
         pass
