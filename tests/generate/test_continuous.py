@@ -9,6 +9,7 @@ from cs336.generate import continuous, slots
 from cs336.generate.backend import HuggingFaceCodec, SamplingParams
 from cs336.generate.continuous import Engine
 from cs336.generate.sampling import next_token_probabilities, uniforms_of
+from cs336.generate.weight_sync import check_logprobs, sync_weights
 from cs336.model.huggingface import huggingface_weights, load_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM
 from tests.generate.toy import Characters, Pieces, letters_model, pieces_model
@@ -146,22 +147,60 @@ def test_our_kernels_give_the_same(monkeypatch):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling):
-    params = SamplingParams(
-        **{"n": 3, "max_tokens": 20, "seed": 2, "logprobs": True, "stop": ("gfe", "dd"), **sampling}
-    )
-    on_gpu = Engine(copy.deepcopy(bytes_model).to("cuda"), Pieces(), num_slots=16)
-    prompts = [f"prompt {'x' * (i % 7)}" for i in range(24)]
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling, fused):
+    """By recorded steps; with our attention where heads are wide enough, and without.
+
+    With seed 2 one token's nucleus ends within 1e-7 of `top_p`, which rounding decides.
+    """
+    model, codec = (letters_model(d_model=64, num_kv_heads=2), Characters()) if fused else (bytes_model, Pieces())
+    stop = ("ab", "c") if fused else ("gfe", "dd")
+    params = SamplingParams(**{"n": 3, "max_tokens": 20, "seed": 4, "logprobs": True, "stop": stop, **sampling})
+    prompts = [f"{letter}{'x' * (i % 7)}" for i, letter in enumerate("abcdefghijklmnopqrstuvwx")]
+    expected = Engine(model, codec).generate(prompts, params)
+    on_gpu = Engine(copy.deepcopy(model).to("cuda").fuse(fused), codec, num_slots=16)
     for _ in range(2):  # recorded, and played again
-        for mine, theirs in zip(
-            on_gpu.generate(prompts, params), Engine(bytes_model, Pieces()).generate(prompts, params), strict=True
-        ):
-            for sample, expected in zip(mine.samples, theirs.samples, strict=True):
-                assert (sample.text, sample.token_ids) == (expected.text, expected.token_ids)
-                assert sample.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+        for mine, theirs in zip(on_gpu.generate(prompts, params), expected, strict=True):
+            for sample, other in zip(mine.samples, theirs.samples, strict=True):
+                assert (sample.text, sample.token_ids) == (other.text, other.token_ids)
+                assert sample.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpus_memory_is_free_while_the_engine_sleeps():
+    model = letters_model(d_model=1_024, num_layers=8, num_heads=16).to("cuda")
+    weights = [(name, weight.clone()) for name, weight in huggingface_weights(model.to("cpu"))]
+    model = model.to("cuda")
+    engine, params = Engine(model, Characters()), SamplingParams(n=64, max_tokens=6)
+    expected = engine.generate(PROMPTS, params)
+    held = torch.cuda.memory_allocated()
+    num_bytes = sum(weight.nbytes for weight in model.parameters())
+    for level in (1, 2, 1):
+        engine.sleep(level)
+        assert held - torch.cuda.memory_allocated() > num_bytes
+        engine.wake()
+        if level == 2:
+            engine.load_weights(weights)
+        assert engine.generate(PROMPTS, params) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_trainer_on_one_gpu_and_the_engine_on_another():
+    trainer = letters_model(d_model=64, num_kv_heads=2).to("cuda:0")
+    engine = Engine(copy.deepcopy(trainer).to("cuda:1").fuse(), Characters())
+    with torch.no_grad():
+        trainer.lm_head.weight *= 1.5
+    sync_weights(trainer, engine)
+    assert check_logprobs(trainer, engine, PROMPTS).max_logprob_difference < 1e-3
+    assert torch.cuda.current_device() == 0
 
 
 @pytest.mark.parametrize("num_slots", [0, 3, 16])
