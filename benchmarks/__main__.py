@@ -27,7 +27,7 @@ MACHINERY |= {
     "tokenizer_plots",
     "tokenizer_work",
 }
-MACHINERY |= {"rank_studies"}
+MACHINERY |= {"rank_studies", "rollouts"}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,14 +1,17 @@
-"""Generation with a KV cache, beside transformers' generate, on the same random Llama of the first handout's shape.
+"""Generation with a KV cache: beside transformers' generate, on the same random Llama of the first handout's shape;
+and beside vLLM, on what a step of GRPO generates.
 
 Cases:
   one      one prompt, greedy
   batch    prompts of different lengths together, greedy
   sampled  the same drawn with top-k and top-p; the texts differ (other random numbers), so only their
            lengths are compared
+  rollouts 256 samples of 1,024 tokens from a random Qwen2.5-1.5B in bf16, by our engine and by vLLM; only when named
 
-Greedy texts must be equal token for token. Weights are fp32; TF32 is off.
+Greedy texts must be equal token for token. Weights of the first three are fp32; TF32 is off.
 
 Example: python -m benchmarks generate --device cuda --num-prompts 64
+         python -m benchmarks generate --device cuda --cases rollouts --repeats 3
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ import torch
 
 from benchmarks.measure import OURS, Case, Contender
 from benchmarks.peers import transformers_twin
+from benchmarks.rollouts import add_arguments as add_rollout_arguments
+from benchmarks.rollouts import rollouts
 from cs336.files import UserError
 from cs336.generate.engine import generate
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM
 
 CASES = ("one", "batch", "sampled")
+ROLLOUTS = "rollouts"
 SAMPLED = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
 
 
@@ -42,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=128, help="new tokens for each prompt (default %(default)s)")
     parser.add_argument("--num-prompts", type=int, default=32, help="in a batch (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="which to measure (default: all)")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=(*CASES, ROLLOUTS),
+        default=CASES,
+        help="which to measure (default: the first three)",
+    )
+    add_rollout_arguments(parser)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -52,6 +65,11 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         raise UserError(f"--tokens {options.tokens} leaves no room for a prompt in {options.context_length}")
     torch.backends.cuda.matmul.allow_tf32 = False
     device = pick_device(options.device)
+    if ROLLOUTS in options.cases:
+        yield rollouts(options, device, _Ids())
+    names = [name for name in options.cases if name != ROLLOUTS]
+    if not names:
+        return
     config = ModelConfig(
         context_length=options.context_length,
         d_model=options.d_model,
@@ -66,7 +84,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         [generator.randrange(config.vocab_size) for _ in range(generator.randint(max(1, longest // 4), longest))]
         for _ in range(options.num_prompts)
     ]
-    for name in options.cases:
+    for name in names:
         rows = prompts[:1] if name == "one" else prompts
         sampling: dict[str, Any] = SAMPLED if name == "sampled" else {}
         yield Case(

@@ -103,15 +103,15 @@ def sample(
     return chosen
 
 
-def uniforms_of(seed: int, sample_number: int, count: int) -> np.ndarray:
-    """The random numbers of one sample, one a token; those of a longer run begin with a shorter one's.
+def uniforms_of(seed: int, prompt_number: int, count: int, *, sample_number: int = 0) -> np.ndarray:
+    """The random numbers of one sample of a prompt, one a token; those of a longer run begin with a shorter one's.
 
     Raises:
         ValueError: a negative seed.
     """
     if seed < 0:
         raise ValueError(f"a seed is 0 or more, got {seed}")
-    return np.random.default_rng([seed, sample_number]).random(count)
+    return np.random.default_rng([seed, prompt_number, sample_number]).random(count)
 
 
 def _softmax_at(logits: Tensor, temperature: float) -> Tensor:

@@ -54,6 +54,22 @@ class KVCache:
         self.keys, self.values = keys, values
         return keys, values
 
+    def attend(
+        self,
+        kernel: Callable[..., Tensor],
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        dropout_rate: float,
+    ) -> Tensor:
+        """Attention of new queries to all positions, those of this call among them; extends the cache.
+
+        Args:
+            kernel: one of `KERNELS`.
+        """
+        return kernel(queries, *self.extend(keys, values), mask, dropout_rate)
+
 
 class CausalMultiHeadSelfAttention(nn.Module):
     """Several heads of causal attention over the same sequence.
@@ -151,10 +167,11 @@ class CausalMultiHeadSelfAttention(nn.Module):
                 token_positions = torch.arange(x.shape[-2], device=x.device)
             positions = token_positions.unsqueeze(-2)  # the same for each head
             queries, keys = self.rope(queries, positions), self.rope(keys, positions)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        dropout_rate = self.dropout_rate if self.training else 0.0
-        attended = KERNELS[self.kernel](queries, keys, values, mask, dropout_rate)
+        kernel, dropout_rate = KERNELS[self.kernel], self.dropout_rate if self.training else 0.0
+        if cache is None:
+            attended = kernel(queries, keys, values, mask, dropout_rate)
+        else:
+            attended = cache.attend(kernel, queries, keys, values, mask, dropout_rate)
         return self.output_proj(attended.transpose(-3, -2).flatten(-2))
 
 
@@ -164,6 +181,45 @@ def causal_mask(
     """True where key j is not after query i; the last query stands at the last key."""
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return ones.tril(num_keys - num_queries)
+
+
+# ---- one new token in each of many sequences
+
+
+def has_decode_kernel(device: torch.device, head_dim: int) -> bool:
+    """Whether `decode_attention` has a kernel for heads of this width there."""
+    if device.type != "cuda":
+        return False
+    from cs336.kernels.decode_attention import takes
+
+    return takes(head_dim)
+
+
+def decode_attention(
+    queries: Float[Tensor, "batch heads 1 d_k"],
+    keys: Float[Tensor, "batch kv_heads capacity d_k"],
+    values: Float[Tensor, "batch kv_heads capacity d_k"],
+    lengths: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch heads 1 d_k"]:
+    """Attention of each sequence's newest token to the first `lengths` positions of its own, by our Triton kernel."""
+    from cs336.kernels.decode_attention import decode_attention as by_kernel
+
+    return by_kernel(queries[:, :, 0], keys, values, lengths).unsqueeze(2)
+
+
+def masked_decode_attention(
+    queries: Float[Tensor, "batch heads 1 d_k"],
+    keys: Float[Tensor, "batch kv_heads capacity d_k"],
+    values: Float[Tensor, "batch kv_heads capacity d_k"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    kernel: Callable[..., Tensor],
+) -> Float[Tensor, "batch heads 1 d_k"]:
+    """The same with a mask over the whole capacity, by one of `KERNELS`."""
+    filled = torch.arange(keys.shape[-2], device=lengths.device) < lengths[:, None]
+    # Heads that share keys stand where several queries would: nothing is repeated in memory.
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).squeeze(3)
+    return kernel(grouped, keys, values, filled[:, None, None], 0.0).flatten(1, 2).unsqueeze(2)
 
 
 # ---- kernels: all compute the same; without a mask they are causal

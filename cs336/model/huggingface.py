@@ -8,7 +8,7 @@ are sums over all features of a head, and so the logits, stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,19 +76,42 @@ def load_huggingface(
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
     model = TransformerLM.without_weights(config, device=device, dtype=dtype or _stored_dtype(values, folder))
-    waiting = {huggingface_name(name): weight for name, weight in _weights_once(model)}
-    for name, tensor in _stored_tensors(folder):
-        weight = waiting.pop(name, None)
-        if weight is None:
-            if (name == "lm_head.weight" and config.tied) or name.endswith("rotary_emb.inv_freq"):
-                continue  # written by some although it follows from the rest
-            raise UserError(f"{folder}: holds {name}, which a {values['model_type']} of this config has not")
-        if weight.shape != tensor.shape:
-            raise UserError(f"{folder}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(weight.shape)}")
-        weight.copy_(tensor)
-    if waiting:
-        raise UserError(f"{folder}: lacks {', '.join(sorted(waiting)[:3])}{', ...' if len(waiting) > 3 else ''}")
+    try:
+        load_huggingface_weights(model, _stored_tensors(folder))
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
     return model.eval()
+
+
+@torch.no_grad()
+def load_huggingface_weights(model: TransformerLM, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy weights by their names and order of rows there into a model, in place; from any device and dtype.
+
+    Raises:
+        ValueError: a name that the model has not, one that is missing, or a shape that differs. The weights before it
+            have been copied.
+    """
+    waiting = {huggingface_name(name): (name, weight) for name, weight in _weights_once(model)}
+    for name, tensor in weights:
+        if name not in waiting:
+            if (name == "lm_head.weight" and model.config.tied) or name.endswith("rotary_emb.inv_freq"):
+                continue  # written by some although it follows from the rest
+            raise ValueError(f"holds {name}, which a model of this config has not")
+        own_name, weight = waiting.pop(name)
+        if weight.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its config says {tuple(weight.shape)}")
+        weight.copy_(_imported(own_name, tensor, model.config))
+    if waiting:
+        raise ValueError(f"lacks {', '.join(sorted(waiting)[:3])}{', ...' if len(waiting) > 3 else ''}")
+
+
+def huggingface_weights(model: TransformerLM) -> Iterator[tuple[str, Tensor]]:
+    """All weights by their names and order of rows there, without gradient; a head that is the embedding is left out.
+
+    Those whose rows need no other order are the model's own memory, not copies.
+    """
+    for name, weight in _weights_once(model):
+        yield huggingface_name(name), _exported(name, weight, model.config)
 
 
 def config_from_huggingface(values: dict[str, Any]) -> ModelConfig:
@@ -325,11 +348,20 @@ def _shards(weights: dict[str, Tensor], max_shard_bytes: int, bytes_per_number: 
 
 def _exported(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """A weight in their order of rows."""
-    if config.rope_layout == "half":
-        return weight
-    module = name.rpartition(".")[0].rpartition(".")[2]
-    heads = {"q_proj": config.num_heads, "k_proj": config.kv_heads, "q_norm": 1, "k_norm": 1}.get(module)
-    if heads is None:
-        return weight
+    heads = _turned_heads(name, config)
     # Row 2k + i of a head goes to row k + i * head_dim/2.
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else weight
+
+
+def _imported(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """A weight in the model's order of rows, from theirs."""
+    heads = _turned_heads(name, config)
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else weight
+
+
+def _turned_heads(name: str, config: ModelConfig) -> int:
+    """Heads whose rows stand in another order there; 0 for a weight that has none such."""
+    if config.rope_layout == "half":
+        return 0
+    module = name.rpartition(".")[0].rpartition(".")[2]
+    return {"q_proj": config.num_heads, "k_proj": config.kv_heads, "q_norm": 1, "k_norm": 1}.get(module, 0)

@@ -332,13 +332,17 @@ class RotaryPositionalEmbedding(nn.Module):
     ) -> Float[Tensor, "... seq d_k"]:
         """Rotate `x`; positions broadcast over its leading dimensions."""
         cos, sin = self.cos[token_positions], self.sin[token_positions]
-        if (
-            self.fused and x.ndim == 4 and token_positions.numel() == x.shape[-2]
-        ):  # the same for all heads and sequences
-            from cs336.kernels.rope import rotate
+        if self.fused and x.ndim == 4:
+            half, interleaved = x.shape[-1] // 2, self.layout == "interleaved"
+            if token_positions.numel() == x.shape[-2]:  # the same for all heads and sequences
+                from cs336.kernels.rope import rotate
 
-            half = x.shape[-1] // 2
-            return rotate(x, cos.view(-1, half), sin.view(-1, half), interleaved=self.layout == "interleaved")
+                return rotate(x, cos.view(-1, half), sin.view(-1, half), interleaved=interleaved)
+            if x.shape[-2] == 1 and token_positions.numel() == len(x):  # a token of each sequence: turned as one
+                from cs336.kernels.rope import rotate
+
+                turned = rotate(x.transpose(0, 2), cos.view(-1, half), sin.view(-1, half), interleaved=interleaved)
+                return turned.transpose(0, 2)
         if self.layout == "half":
             first, second = x.float().chunk(2, dim=-1)
             return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The shapes that the handout on systems measures, by name.
+"""The shapes that the handout on systems measures, by name, and that of the model which reasoning RL starts from.
 
 Source: CS336 assignment 2, editions of 2025 and 2026; all with a vocabulary of 10,000 but the last, the leaderboard's.
 """
@@ -33,6 +33,22 @@ SIZES = {
     "xl-2025": _shape(1_600, 6_400, 48, 25),
     "8b": replace(_shape(4_096, 11_008, 34, 32), vocab_size=151_936, context_length=32_768),
 }
+
+# Source: Yang et al. 2024, arXiv:2412.15115, table 1, and the checkpoint's config.json.
+QWEN_2_5_1_5B = ModelConfig(
+    context_length=4_096,
+    d_model=1_536,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    d_ff=8_960,
+    vocab_size=151_936,
+    norm_eps=1e-6,
+    rope_theta=10_000.0,  # Qwen2.5-Math's; the general model has 1,000,000
+    rope_layout="half",
+    qkv_bias=True,
+    tied=True,
+)
 
 
 def find_size(name: str, *, context_length: int | None = None) -> ModelConfig:

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from benchmarks import generate
-from benchmarks.measure import run_subject
+from benchmarks import generate, rollouts
+from benchmarks.measure import Unavailable, run_subject
 
 
 def test_ours_and_transformers_write_the_same(tmp_path):
@@ -21,3 +21,23 @@ def test_ours_and_transformers_write_the_same(tmp_path):
         (case, contender) for case in generate.CASES for contender in ("ours", "transformers")
     ]
     assert not [row["failure"] for row in rows if "failure" in row]
+
+
+def test_rollouts_are_timed_and_agree_with_the_trainer(tmp_path, monkeypatch):
+    """Where vLLM is missing its row says so; ours is measured either way."""
+    monkeypatch.setattr(rollouts, "_vllm", absent)
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    arguments = "--cases rollouts --rollout-shape tiny --rollout-prompts 3 --rollout-samples 4 --rollout-tokens 20"
+    options = parser.parse_args([*arguments.split(), "--device", "cpu"])
+    assert run_subject("generate", generate, argparse.Namespace(**vars(options), repeats=2, results=tmp_path)) == 0
+    ours, vllm = [json.loads(line) for line in (tmp_path / "generate.jsonl").read_text().splitlines()]
+    assert (ours["case"], ours["contender"], ours["unit"]) == ("rollouts", "ours", "tokens/s")
+    assert ours["figure"] == pytest.approx(3 * 4 * 20 / ours["seconds"])
+    assert ours["max_logprob_difference"] < 1e-4
+    assert ours["num_checked_tokens"] == 3 * 4 * 20
+    assert "not here" in vllm["failure"]
+
+
+def absent(*arguments):
+    raise Unavailable("not here")

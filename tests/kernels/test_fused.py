@@ -8,10 +8,12 @@ from torch import Tensor
 
 from cs336.kernels.adamw import adamw_step
 from cs336.kernels.cross_entropy import cross_entropy_in_place
+from cs336.kernels.decode_attention import decode_attention
 from cs336.kernels.rms_norm import rms_norm
 from cs336.kernels.rope import rotate
 from cs336.kernels.swiglu import swiglu
 from cs336.kernels.weighted_sum import weighted_sum
+from cs336.model.attention import scaled_dot_product_attention
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding, silu
 from cs336.train.optimizer import AdamW
 
@@ -154,3 +156,41 @@ def test_what_does_not_fit_is_an_error():
             eps=1e-8,
             weight_decay=0.0,
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(2, 2, 16), (6, 1, 32), (12, 2, 128), (40, 2, 64)])
+def test_decode_attention(heads, kv_heads, d, dtype):
+    """Each sequence to its own length; what lies beyond, be it NaN, is never read."""
+    lengths = torch.tensor([1, 64, 65, 130], device=DEVICE)
+    queries = random(4, heads, d, dtype=dtype).detach()
+    keys, values = (random(4, kv_heads, 150, d, dtype=dtype, seed=seed).detach() for seed in (1, 2))
+    for row, length in enumerate(lengths):
+        keys[row, :, length:] = values[row, :, length:] = float("nan")
+    attended = decode_attention(queries, keys, values, lengths)
+    for row, length in enumerate(lengths):
+        of_heads = [each[row, :, :length].float().repeat_interleave(heads // kv_heads, 0) for each in (keys, values)]
+        expected = scaled_dot_product_attention(queries[row, :, None].float(), *of_heads)[:, 0]
+        torch.testing.assert_close(attended[row].float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_decode_attention_refuses_what_it_would_read_wrongly():
+    queries, cache = random(2, 4, 16), random(2, 2, 8, 16)
+    lengths = torch.ones(2, dtype=torch.int64, device=DEVICE)
+    for bad in (
+        (queries, cache[:1], cache[:1]),
+        (queries[:, :3], cache, cache),
+        (queries[..., :12], cache[..., :12], cache[..., :12]),
+        (queries, cache.transpose(2, 3).contiguous().transpose(2, 3), cache),
+    ):
+        with pytest.raises(ValueError):
+            decode_attention(*bad, lengths)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_rope_of_one_token_of_each_sequence(layout):
+    rope = RotaryPositionalEmbedding(100.0, 16, 50, layout=layout, device=DEVICE)
+    x, positions = random(5, 3, 1, 16).detach(), torch.tensor([3, 0, 49, 7, 7], device=DEVICE)[:, None, None]
+    expected = rope(x, positions)
+    rope.fused = True
+    torch.testing.assert_close(rope(x, positions), expected)
