@@ -140,8 +140,8 @@ def _run_watched(answers: list[LabelledAnswer]) -> Observation:
         start = time.perf_counter()
         scored = reward_fn.score(responses, golds)
         seconds = time.perf_counter() - start
-    lost = Counter(each.reason for each in scored if each.reason is not None)
-    decisions = [each.rewards["reward"] == 1.0 for each in scored]
+    lost = Counter(each["lost"] for each in scored if "lost" in each)
+    decisions = [each["reward"] == 1.0 for each in scored]
     details = {"lost": dict(lost)} | mistakes(answers, decisions)
     return Observation(seconds={"": seconds}, peak_bytes=None, result=decisions, details=details)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cs336.evals.reasoning import RewardAll
+from cs336.evals.rewards import RewardAll
 from cs336.files import UserError, read_jsonl
 from cs336.tokens.chat import read_template
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cs336.evals.report import Z_95, wilson_interval
+from cs336.evals.rewards import GroundTruth, RewardAll, RewardFn, reward_each
 from cs336.evals.task import (
     Completion,
     EvalResult,
@@ -27,12 +28,6 @@ from cs336.evals.task import (
     save_result,
 )
 from cs336.tokens.chat import fill_template
-
-GroundTruth = str | int | float | list[str]
-RewardFn = Callable[[str, Any], Mapping[str, float]]
-# Rewards of all responses, in order: where grading needs worker processes and a time limit. Beside the
-# three rewards there may be "lost": why a response could not be graded and got zeros.
-RewardAll = Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]]
 
 ANSWER_END = "</answer>"  # kept in the output: without it a response is not well formatted
 MAX_NEW_TOKENS = 1_024  # of every MATH evaluation in the handout
@@ -142,11 +137,6 @@ def evaluate_vllm(
     if folder is not None:
         save_result(folder, result)
     return result
-
-
-def reward_each(reward_fn: RewardFn) -> RewardAll:
-    """Score the responses one by one, in this process: for rewards that cannot hang."""
-    return lambda responses, truths: [reward_fn(*pair) for pair in zip(responses, truths, strict=True)]
 
 
 def category_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

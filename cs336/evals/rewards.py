@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cs336.evals.answers.boxed import last_boxed
@@ -12,7 +11,11 @@ from cs336.evals.answers.grader import grade
 from cs336.evals.watchdog import Watchdog
 
 GroundTruth = str | int | float | Sequence[str | int | float]
-RewardFn = Callable[..., dict[str, float]]  # (response, ground truth) -> the three rewards
+# (response, ground truth) -> 0.0 or 1.0 as "format_reward", "answer_reward" and "reward"
+RewardFn = Callable[[str, Any], Mapping[str, float]]
+# Rewards of all responses, in order: where grading needs worker processes and a time limit. Beside the three rewards
+# there may be "lost": why a response could not be graded and got zeros.
+RewardAll = Callable[[Sequence[str], Sequence[Any]], Sequence[Mapping[str, Any]]]
 
 # Both formats, and answers that every stage of the grader has to look at: a first grading, to import what it needs.
 _WARM_UP = ("</think> <answer> \\boxed{\\frac{x}{2}} </answer>", "\\frac{x}{3}")
@@ -64,24 +67,16 @@ def _rewards(*, formatted: bool, correct: bool = False) -> dict[str, float]:
     return {"format_reward": float(formatted), "answer_reward": float(correct), "reward": float(correct)}
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Rewards of one response.
-
-    Attributes:
-        rewards: what the reward function returned; zeros, if its call was lost.
-        reason: why it was lost, such as "over 5 s"; None where it was not.
-    """
-
-    rewards: dict[str, float]
-    reason: str | None = None
+def reward_each(reward_fn: RewardFn) -> RewardAll:
+    """Score the responses one by one, in this process: for rewards that cannot hang."""
+    return lambda responses, truths: [reward_fn(*pair) for pair in zip(responses, truths, strict=True)]
 
 
 class WatchedReward:
     """A reward function whose gradings are ended when they take too long or too much memory, and score 0 then.
 
     Stands wherever a reward function does: `WatchedReward(r1_zero_reward_fn)(response, ground_truth)`. Many responses
-    are scored faster together, with the reasons beside them: `score`.
+    are scored faster together: `score`, which is a `RewardAll`.
 
     Args:
         reward_fn: called with a response and a ground truth; importable from its module, or a `functools.partial` of
@@ -94,23 +89,31 @@ class WatchedReward:
     """
 
     def __init__(self, reward_fn: RewardFn, *, seconds: float = 5.0, num_workers: int = 1) -> None:
-        self._watchdog: Watchdog[tuple[str, Any], dict[str, float]] = Watchdog(
+        self._watchdog: Watchdog[tuple[str, Any], Mapping[str, float]] = Watchdog(
             functools.partial(_reward, reward_fn), seconds=seconds, num_workers=num_workers, warm_up=_WARM_UP
         )
 
     def __call__(self, response: str, ground_truth: GroundTruth) -> dict[str, float]:
         """Rewards of one response."""
-        return self.score([response], [ground_truth])[0].rewards
+        rewards = self.score([response], [ground_truth])[0]
+        return {name: value for name, value in rewards.items() if name != "lost"}
 
-    def score(self, responses: Sequence[str], ground_truths: Sequence[GroundTruth]) -> list[Scored]:
+    def score(self, responses: Sequence[str], ground_truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
         """Rewards of many responses, each with its own ground truth.
+
+        Returns:
+            What the reward function returned; zeros for a grading that was ended, and why as `lost`, such as
+            "over 5 s".
 
         Raises:
             ValueError: there are more of one than of the other.
             RuntimeError: the reward function raised.
         """
         outcomes = self._watchdog.map(list(zip(responses, ground_truths, strict=True)))
-        return [Scored(outcome.value or _rewards(formatted=False), outcome.reason) for outcome in outcomes]
+        return [
+            dict(outcome.value or _rewards(formatted=False)) | ({"lost": outcome.reason} if outcome.reason else {})
+            for outcome in outcomes
+        ]
 
     def close(self) -> None:
         """End the processes."""
@@ -123,5 +126,5 @@ class WatchedReward:
         self.close()
 
 
-def _reward(reward_fn: RewardFn, item: tuple[str, Any]) -> dict[str, float]:
+def _reward(reward_fn: RewardFn, item: tuple[str, Any]) -> Mapping[str, float]:
     return reward_fn(*item)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cs336.evals.rewards import RewardFn
+
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-# (response, ground truth) -> "reward", "format_reward", "answer_reward"
-RewardFn = Callable[[str, Any], Mapping[str, float]]
 
 
 def compute_group_normalized_rewards(

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from cs336.evals.competition_math import MathFields, correct_traces, question_of, read_math, read_traces
-from cs336.evals.reasoning import reasoning_fault, reward_each
+from cs336.evals.reasoning import reasoning_fault
+from cs336.evals.rewards import reward_each
 from cs336.files import UserError
 from cs336.tokens.chat import fill_template, r1_zero_prompt
 

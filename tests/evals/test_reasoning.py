@@ -15,10 +15,10 @@ from cs336.evals.reasoning import (
     evaluate_reasoning,
     evaluate_vllm,
     pool_seeds,
-    reward_each,
     rows_of_category,
 )
 from cs336.evals.report import wilson_interval
+from cs336.evals.rewards import reward_each
 from cs336.evals.task import EvalResult
 from cs336.tokens.chat import fill_template, r1_zero_prompt
 

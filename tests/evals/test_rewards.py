@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from cs336.evals.rewards import Scored, WatchedReward, question_only_reward_fn, r1_zero_reward_fn
+from cs336.evals.rewards import WatchedReward, question_only_reward_fn, r1_zero_reward_fn
 
 NOTHING = {"format_reward": 0.0, "answer_reward": 0.0, "reward": 0.0}
 FORMAT = {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}  # format alone earns nothing
@@ -83,10 +83,10 @@ def test_a_grading_that_never_ends_scores_nothing_and_says_why(endless):
     with WatchedReward(r1_zero_reward_fn, seconds=2.0) as reward_fn:
         scored = reward_fn.score(responses, ["5", "\\pi", "5", 5])
         assert reward_fn(responses[0], "5") == RIGHT
-    assert scored[0] == scored[3] == Scored(RIGHT)
-    assert scored[2] == Scored(FORMAT)
-    assert scored[1].rewards == NOTHING
-    assert scored[1].reason in ("over 2 s", "over 1,073,741,824 bytes of memory")
+    assert scored[0] == scored[3] == RIGHT
+    assert scored[2] == FORMAT
+    assert scored[1].pop("lost") in ("over 2 s", "over 1,073,741,824 bytes of memory")
+    assert scored[1] == NOTHING
 
 
 def test_watched_rewards_are_those_of_the_function_itself():
@@ -94,6 +94,6 @@ def test_watched_rewards_are_those_of_the_function_itself():
     responses = [f"{THOUGHT} {number}/4 </answer>" for number in range(1, 9)]
     golds = ["1/4", "1/2", "3/4", "1", ["5", "5/4"], "6", 7, 2.0]
     with WatchedReward(reward_fn, num_workers=2) as watched:
-        assert [score.rewards for score in watched.score(responses, golds)] == list(map(reward_fn, responses, golds))
+        assert watched.score(responses, golds) == list(map(reward_fn, responses, golds))
         with pytest.raises(ValueError, match="zip"):
             watched.score(responses, golds[:2])
