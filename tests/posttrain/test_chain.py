@@ -3,7 +3,6 @@
 import importlib.util
 
 import pytest
-import torch
 
 from cs336.evals.rewards import reward_each
 from cs336.generate.backend import SamplingParams
@@ -14,6 +13,7 @@ from cs336.posttrain.grpo import GrpoConfig
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem, RolloutValidation, Sampler
 from cs336.posttrain.sft import SftConfig, train_sft
+from tests.generate.toy import save_qwen2_of_letters
 from tests.posttrain.models import curve
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -32,25 +32,9 @@ def said(response, letters):
 
 @pytest.fixture(scope="module")
 def policy_and_tokenizer(tmp_path_factory):
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("qwen2")
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    transformers.Qwen2ForCausalLM(config).float().save_pretrained(folder)
-    vocab = {"<end>": 0, **{chr(59 + i): i for i in range(1, 64)}}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    inner.decoder = tokenizers.decoders.Fuse()
-    return load_huggingface(folder), transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    tokenizer = save_qwen2_of_letters(folder)
+    return load_huggingface(folder), tokenizer
 
 
 @pytest.mark.parametrize(
