@@ -24,16 +24,17 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
 
   cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
 
-Fitted are the rows up to --max-budget, as IsoFLOP profiles: of each size and budget the best recipe, by the mean of its
-seeds. The prediction is by parabolas; that by the lowest runs stands beside it. Intervals are of bootstrap draws. Of
-the shapes that the grid GRID trains at the target, the one nearest to the predicted size is named. Commit the file, put
-the shape into the grid, train it, then `cs336 scaling check`."""
+Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained with,
+by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it. Intervals are
+of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the predicted size is
+named. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
 
 _CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
 
   cs336 scaling check prediction.json check.jsonl --out checked.json
 
-Refused are rows older than the prediction, and rows on other text. The best size is that of lowest mean loss over its
+Refused are rows older than the prediction, and rows on other text. Those of another batch size or learning rate than
+the prediction names are left out. The best size is that of lowest mean loss over its
 seeds; "vertex" is that of a parabola through them, where they bracket it."""
 
 

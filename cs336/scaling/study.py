@@ -13,7 +13,8 @@ from cs336.scaling.fits import Fits, fit_all
 from cs336.scaling.isoflops import parabola_minima
 from cs336.scaling.ledger import Main, is_check, main_recipe
 from cs336.scaling.measurements import Measurements
-from cs336.scaling.predict import REASON, check, points
+from cs336.scaling.predict import REASON, check
+from cs336.scaling.profiles import points
 from cs336.scaling.runs import Run
 
 API_TARGET = 1e19  # that the course's exercise asks for
