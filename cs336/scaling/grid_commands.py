@@ -24,10 +24,10 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
 
   cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
 
-Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained with,
-by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it. Intervals are
-of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the predicted size is
-named. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
+Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained
+with, by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it.
+Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the
+predicted size is named. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
 
 _CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
 
@@ -92,6 +92,8 @@ def _plan(options: argparse.Namespace) -> int:
     from cs336.scaling.grid import find_grid, problems
     from cs336.scaling.plan import plan_lines
 
+    if options.packed < 1:
+        raise UserError(f"--packed is {options.packed}; give 1 or more")
     grid = find_grid(options.grid)
     print("\n".join(plan_lines(grid, packed=options.packed, cells=options.cells)))
     wrong = problems(grid)

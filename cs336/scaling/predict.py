@@ -28,8 +28,9 @@ from cs336.scaling.uncertainty import bootstrap_weights, interval
 LEVEL = 0.95  # share of the draws in an interval
 NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
 METHOD = (
-    "at each budget the recipe that most sizes were trained with; its best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
-    f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
+    "at each budget the recipe that most sizes were trained with; its best size is {}; power laws of size and tokens by"
+    " least squares in log-log space, a power law with a floor of the loss; intervals hold"
+    f" {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
 )
 REASON = "reason"  # in the place of a prediction: why there is none
 _DECIMALS = 5

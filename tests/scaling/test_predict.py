@@ -174,7 +174,7 @@ def test_runs_of_another_recipe_than_the_predictions_check_nothing():
     later = made_rows((1e16,), date="2999-01-01T00:00:00+00:00")
     others = [replace(run, batch_size=256, final_loss=run.final_loss - 1) for run in later]
     assert check(prediction, [*later, *others]) == check(prediction, later)
-    with pytest.raises(UserError, match="no finished run at 1e.16 has batch 128 and learning rate 0.001"):
+    with pytest.raises(UserError, match=r"has batch 128 and learning rate 0\.001, which the prediction is for"):
         check(prediction, others)
 
 
