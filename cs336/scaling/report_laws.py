@@ -23,8 +23,8 @@ from cs336.scaling.surrogate import fit_surrogate
 
 _METHOD = (
     "Fitted is at each budget the recipe that most sizes were trained with, or of equals the better one: with all of"
-    " them, the sizes at which more recipes were tried would win. A shape counts by the mean of its seeds; those off the"
-    " ladder do not."
+    " them, the sizes at which more recipes were tried would win. A shape counts by the mean of its seeds; none off"
+    " the ladder does."
     " Each budget's best size is its lowest run, the vertex of a parabola in log N, or read from the envelope of all;"
     " power laws go through them by least squares in log-log space, the loss by a power law with a floor. The"
     " parametric law is fitted to all of these runs by Huber loss on log-losses. Ranges are of bootstrap draws within"
