@@ -142,16 +142,19 @@ def _read_prediction(path: Path) -> dict[str, Any]:
 
 def _report(options: argparse.Namespace) -> None:
     from cs336.files import creating, read_jsonl
+    from cs336.scaling import runs as measured
     from cs336.scaling.report import HTML_FILE, write_report
-    from cs336.scaling.runs import MEASURED_CHECK, MEASURED_PREDICTION, MEASURED_RUNS, read_runs, sessions_file
+    from cs336.scaling.runs import read_runs, sessions_file
 
     files, prediction = options.rows, options.prediction
     if not files:
-        files = [path for path in (MEASURED_RUNS, MEASURED_CHECK) if path.exists()]
-        prediction = prediction or (MEASURED_PREDICTION if MEASURED_PREDICTION.exists() else None)
+        known = measured.MEASURED_RUNS, measured.MEASURED_CHECK, measured.MEASURED_PACKING
+        files = [path for path in known if path.exists()]
+        if prediction is None and measured.MEASURED_PREDICTION.exists():
+            prediction = measured.MEASURED_PREDICTION
     if not files:
         raise UserError(
-            f"{MEASURED_RUNS}: not found, so no measured runs come with this version; train a grid"
+            f"{measured.MEASURED_RUNS}: not found, so no measured runs come with this version; train a grid"
             " (`python -m cs336.scaling.runner`) and name its rows: cs336 scaling report runs.jsonl --out report"
         )
     if options.draws < 1:

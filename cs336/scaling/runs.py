@@ -16,6 +16,7 @@ from cs336.files import UserError, name_full_disk, read_jsonl
 
 MEASURED_RUNS = Path(__file__).parent / "measured" / "runs.jsonl"  # of our own grid; not there before it was trained
 MEASURED_CHECK = MEASURED_RUNS.with_name("check.jsonl")  # of the grid `check`, after the prediction
+MEASURED_PACKING = MEASURED_RUNS.with_name("packing.jsonl")  # some of the same again, packed and not, to compare
 MEASURED_PREDICTION = MEASURED_RUNS.with_name("prediction.json")
 
 
