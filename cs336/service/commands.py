@@ -116,7 +116,7 @@ def open_surrogate(file: Path | None) -> Surrogate:
     """The surrogate of a file of runs, or of the folder that has it; None is the one of the package, if it has one.
 
     Raises:
-        UserError: the file named is missing, empty, or holds something else.
+        UserError: the file named is missing or holds something else; an empty one leaves the published law.
     """
     from cs336.scaling.runs import read_runs
     from cs336.scaling.surrogate import fit_surrogate
@@ -125,9 +125,10 @@ def open_surrogate(file: Path | None) -> Surrogate:
         return fit_surrogate([])
     if file is not None and file.is_dir():
         file = file / MEASURED_RUNS.name
-    runs = read_runs(file or MEASURED_RUNS)
-    if not runs:
-        raise UserError(f"{file or MEASURED_RUNS}: holds no runs; name another file, or none for the published law")
+    file = file or MEASURED_RUNS
+    runs = read_runs(file)
+    if not runs and file.stat().st_size:
+        raise UserError(f"{file}: holds no whole row; name another file, or an empty one for the published law")
     return fit_surrogate(runs)
 
 
