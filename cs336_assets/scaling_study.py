@@ -44,7 +44,8 @@ def scaling_fits(step: Step, isoflop_profiles: Path, prediction: PredictionConfi
     Fitted is at each budget the recipe that most sizes were trained with, up to the preset's largest two-sided budget,
     and once more without the largest: the error there is reported. An approach that the rows do not allow says why.
     """
-    runs = points(read_runs(isoflop_profiles / ROWS_FILE), max_budget=prediction.max_budget)
+    rows = read_runs(isoflop_profiles / ROWS_FILE)
+    runs = points(rows, min_budget=prediction.min_budget, max_budget=prediction.max_budget)
     target = only_budget(find_grid(prediction.check))
     summary = write_fits(fit_all(runs, seed=seed), step.folder, [target], until=2 * target)
     held_out = {
@@ -155,11 +156,13 @@ def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: Predictio
     runs = read_runs(isoflop_profiles / ROWS_FILE)
     grid = find_grid(prediction.check)
     target = only_budget(grid)
+    min_budget, max_budget = prediction.min_budget, prediction.max_budget
     try:
-        made = measured_prediction(runs, target=target, max_budget=prediction.max_budget) or predict(
+        made = measured_prediction(runs, target=target, min_budget=min_budget, max_budget=max_budget) or predict(
             runs,
             target=target,
-            max_budget=prediction.max_budget,
+            min_budget=min_budget,
+            max_budget=max_budget,
             shapes=shapes_at(grid, target),
             unique_tokens=grid.unique_tokens,
         )

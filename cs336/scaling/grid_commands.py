@@ -27,7 +27,9 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
 Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained
 with, by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it.
 Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the
-predicted size is named. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
+predicted size is named. Runs of few steps are near the loss of an untrained model, which no law knows of: --min-budget
+leaves their budgets out; go by the error at the largest budget, left out, which is printed. Commit the file, put the
+shape into the grid, train it, then `cs336 scaling check`."""
 
 _CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
 
@@ -62,6 +64,9 @@ def register(actions: argparse._SubParsersAction) -> None:
     action.add_argument("--target", type=_flops, required=True, metavar="FLOPS", help="budget to predict for")
     action.add_argument(
         "--max-budget", type=_flops, required=True, metavar="FLOPS", help="largest budget to predict from"
+    )
+    action.add_argument(
+        "--min-budget", type=_flops, default=0.0, metavar="FLOPS", help="smallest one to predict from (default: all)"
     )
     action.add_argument("--grid", default="check", metavar="GRID", help="that trains the target (default: %(default)s)")
     action.add_argument("--out", type=Path, required=True, metavar="FILE", help="new JSON file")
@@ -115,6 +120,7 @@ def _predict(options: argparse.Namespace) -> None:
         read_runs(options.rows),
         target=options.target,
         max_budget=options.max_budget,
+        min_budget=options.min_budget,
         shapes=shapes,
         unique_tokens=grid.unique_tokens,
     )
@@ -169,11 +175,14 @@ def _report(options: argparse.Namespace) -> None:
 
 def _prediction_text(prediction: dict[str, Any]) -> str:
     lines = [
-        f"{prediction['target_budget']:.3g} FLOPs, from {prediction['num_rows']} runs up to"
-        f" {prediction['max_budget']:.3g}, {prediction['num_points']} sizes and budgets (rows {prediction['rows']},"
+        f"{prediction['target_budget']:.3g} FLOPs, from {prediction['num_rows']} runs of {prediction['min_budget']:.3g}"
+        f" to {prediction['max_budget']:.3g}, {prediction['num_points']} sizes and budgets (rows {prediction['rows']},"
         f" commit {prediction['commit'][:12]})"
     ]
     lines += [f"  {name:<12} {_estimates(each)}" for name, each in prediction["predictions"].items()]
+    for name, error in prediction["held_out_loss_errors"].items():
+        if error is not None:
+            lines.append(f"  {name:<12} was off by {error:+.4f} nats at the largest of these budgets, left out")
     lines += [f"  {name:<12} none: {reason}" for name, reason in prediction["left_out"].items()]
     named = prediction["check"]
     lines.append(

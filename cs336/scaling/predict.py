@@ -23,7 +23,7 @@ from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.power_law import Frontier
 from cs336.scaling.profiles import fitted_profiles, points
 from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
-from cs336.scaling.uncertainty import bootstrap_weights, interval
+from cs336.scaling.uncertainty import below_held_out, bootstrap_weights, held_out, interval
 
 LEVEL = 0.95  # share of the draws in an interval
 NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
@@ -60,6 +60,7 @@ def predict(
     *,
     target: float,
     max_budget: float,
+    min_budget: float = 0.0,
     shapes: Iterable[tuple[int, int, int]],
     unique_tokens: int,
     fitters: Mapping[str, Fitter] = FITTERS,
@@ -68,12 +69,15 @@ def predict(
 
     Args:
         target: nominal FLOPs, above `max_budget`.
+        min_budget: smallest budget that is fitted. A law with a floor does not know that losses bend towards that of
+            an untrained model; runs of few steps, which are near it, lift what is predicted.
         shapes: (d_model, layers, heads) that can be trained; the one nearest to the predicted size is named.
         unique_tokens: of the text, for how often the check reads it.
         fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
 
     Returns:
-        JSON-like: what is predicted, how, from which rows, by which commit, when.
+        JSON-like: what is predicted, how, from which rows, by which commit, when; and how far off each approach was at
+        the largest of the budgets when fitted without it.
 
     Raises:
         UserError: there are no runs to fit, or the first fitter has no answer at the target.
@@ -82,30 +86,33 @@ def predict(
         raise UserError(
             f"a prediction for {target:.0e} from budgets up to {max_budget:.0e} predicts nothing; aim higher"
         )
-    fitted = points(runs, max_budget=max_budget)
+    fitted = points(runs, min_budget=min_budget, max_budget=max_budget)
     first = next(iter(fitters))
-    predictions, left_out = {}, {}
+    predictions, errors, left_out = {}, {}, {}
     for name, fitter in fitters.items():
         try:
             predictions[name] = _prediction(*fitter(fitted), target)
+            errors[name] = _held_out_error(fitter, fitted)
         except CannotFit as reason:
             if name == first:
                 raise UserError(f"no prediction by the {name}: {reason}") from None
             left_out[name] = str(reason)
     size = predictions[first]["parameters"]["estimate"]
     shape = min(shapes, key=lambda each: abs(math.log(num_parameters(each[1], each[0]) / size)))
-    used = [run for run in finished_runs(runs) if run.compute_budget <= max_budget]
-    recipe = fitted_profiles(runs, max_budget=max_budget)[-1]
+    used = _between(runs, min_budget, max_budget)
+    recipe = fitted_profiles(runs, min_budget=min_budget, max_budget=max_budget)[-1]
     parameters = num_parameters(shape[1], shape[0])
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": describe_commit(),
         "target_budget": target,
+        "min_budget": min_budget,
         "max_budget": max_budget,
         "level": LEVEL,
         "approach": first,
         "method": METHODS.get(first, first),
         "predictions": predictions,
+        "held_out_loss_errors": errors,
         "left_out": left_out,
         "check": {
             "shape": "x".join(map(str, shape)),
@@ -121,7 +128,9 @@ def predict(
     }
 
 
-def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float) -> dict[str, Any] | None:
+def measured_prediction(
+    runs: Iterable[Run], *, target: float, max_budget: float, min_budget: float = 0.0
+) -> dict[str, Any] | None:
     """The prediction that comes with this package, where it was made for this budget from these very rows; or None.
 
     It was committed before its check was trained, so it stays as it is.
@@ -129,9 +138,9 @@ def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float
     if not MEASURED_PREDICTION.exists():
         return None
     made = read_json(MEASURED_PREDICTION)
-    mark = rows_mark(run for run in finished_runs(runs) if run.compute_budget <= max_budget)
-    asked = made["target_budget"], made["max_budget"], made["rows"]
-    return made if asked == (target, max_budget, mark) else None
+    asked = made["target_budget"], made["min_budget"], made["max_budget"], made["rows"]
+    own = target, min_budget, max_budget, rows_mark(_between(runs, min_budget, max_budget))
+    return made if asked == own else None
 
 
 def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
@@ -203,6 +212,19 @@ def rows_mark(runs: Iterable[Run]) -> str:
     """Hash of the runs' configurations and losses, whatever their order."""
     lines = sorted(f"{run.config_hash} {run.final_loss!r}" for run in runs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _between(runs: Iterable[Run], min_budget: float, max_budget: float) -> list[Run]:
+    return [run for run in finished_runs(runs) if min_budget <= run.compute_budget <= max_budget]
+
+
+def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:
+    """Predicted less found, nats, at the largest budget, by a fit to the others; None where they allow none."""
+    try:
+        error = held_out(fitted, fitter(below_held_out(fitted))[0]).loss_error
+    except CannotFit:
+        return None
+    return round(error, _DECIMALS) if math.isfinite(error) else None
 
 
 def _prediction(frontier: Frontier, draws: Frontier, target: float) -> dict[str, dict[str, float]]:

@@ -68,28 +68,30 @@ def fullest(some: Iterable[Profile]) -> Profile:
     return min(some, key=lambda profile: (-len(profile.losses), min(profile.losses.values())))
 
 
-def fitted_profiles(runs: Iterable[Run], *, max_budget: float) -> list[Profile]:
-    """What a law is fitted to: of each budget, ascending, the fullest profile.
+def fitted_profiles(runs: Iterable[Run], *, min_budget: float = 0.0, max_budget: float) -> list[Profile]:
+    """What a law is fitted to: of each budget between two, ascending, the fullest profile.
 
     Raises:
         UserError: no run is left.
     """
     by_budget: dict[float, list[Profile]] = defaultdict(list)
     for profile in profiles(runs):
-        if profile.compute_budget <= max_budget:
+        if min_budget <= profile.compute_budget <= max_budget:
             by_budget[profile.compute_budget].append(profile)
     if not by_budget:
-        raise UserError(f"no finished run has a budget up to {max_budget:.0e}; train some of the grid first")
+        raise UserError(
+            f"no finished run has a budget from {min_budget:.0e} to {max_budget:.0e}; train some of the grid first"
+        )
     return [fullest(some) for _, some in sorted(by_budget.items())]
 
 
-def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
+def points(runs: Iterable[Run], *, min_budget: float = 0.0, max_budget: float) -> Measurements:
     """The sizes and budgets of `fitted_profiles`, as fitters take them.
 
     Raises:
         UserError: no run is left.
     """
-    chosen = fitted_profiles(runs, max_budget=max_budget)
+    chosen = fitted_profiles(runs, min_budget=min_budget, max_budget=max_budget)
     rows = [(size, each.compute_budget, loss) for each in chosen for size, loss in each.losses.items()]
     return measurements(*zip(*rows, strict=True))
 

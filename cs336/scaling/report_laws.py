@@ -53,7 +53,8 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     plots.draw_laws(study.fits, folder, until=2 * max(study.targets))
     laws = [
         "## Best size, tokens and loss",
-        f"{_METHOD} Budgets up to {short_budget(float(study.fitted.budgets[-1]))} FLOPs.",
+        f"{_METHOD} Budgets from {short_budget(float(study.fitted.budgets[0]))} to"
+        f" {short_budget(float(study.fitted.budgets[-1]))} FLOPs.",
         page(summarize(study.fits, study.targets)).strip(),
         "![Best size over compute, with the draws' ranges](parameters.png)",
         "![Best number of tokens](tokens.png)",

@@ -61,7 +61,7 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
     try:
         everything = points(runs, max_budget=math.inf)
         largest = made["max_budget"] if made else _largest_bracketed(everything)
-        fitted = points(runs, max_budget=largest)
+        fitted = points(runs, min_budget=made["min_budget"] if made else 0.0, max_budget=largest)
         fits = fit_all(fitted, num_draws=num_draws, seed=seed)
     except UserError as reason:
         why_not = str(reason)

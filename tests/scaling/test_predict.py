@@ -98,6 +98,26 @@ def test_a_prediction_is_what_the_fitter_says_and_names_the_run_that_checks_it()
     assert made_prediction(rows)["rows"] == prediction["rows"] != made_prediction(made_rows(seed=1)[:-1])["rows"]
 
 
+def bent(rows):
+    """The rows with losses that bend towards 10.5, that of an untrained model, as few steps have it."""
+    return [replace(run, final_loss=(run.final_loss**-6 + 10.5**-6) ** (-1 / 6)) for run in rows]
+
+
+def test_budgets_near_the_start_of_training_may_be_left_out_and_the_error_held_out_tells():
+    rows = bent(made_rows((*WIDE_BUDGETS, 6e14)))
+    every = made_prediction(rows, fitters=FITTERS)
+    some = made_prediction(rows, fitters=FITTERS, min_budget=1e14)
+    assert (some["min_budget"], some["num_points"]) == (1e14, 4 * len(SHAPES)) and some["rows"] != every["rows"]
+    truth = bent(made_rows((1e16,)))
+    lowest = min(run.final_loss for run in truth)
+    far, near = (abs(made["predictions"]["parabola"]["loss"]["estimate"] - lowest) for made in (every, some))
+    assert near < far / 2
+    far, near = (abs(made["held_out_loss_errors"]["parabola"]) for made in (every, some))
+    assert near < far / 2, "known before anything is trained there"
+    three = made_prediction(made_rows((1e14, 3e14, 1e15)), fitters=FITTERS)
+    assert three["held_out_loss_errors"]["parabola"] is None, "two budgets leave a floor open"
+
+
 def test_a_prediction_that_needs_no_extrapolation_or_has_no_answer_is_refused():
     with pytest.raises(UserError, match="predicts nothing"):
         made_prediction(made_rows(), target=1e15)

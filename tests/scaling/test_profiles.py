@@ -29,7 +29,7 @@ def test_runs_without_a_step_or_a_loss_and_shapes_off_the_ladder_are_in_no_profi
     ]
     found = points([made_run(), *left_out], max_budget=1e15)
     assert [column.tolist() for column in found] == [[98_304.0], [1e13], [6.5]]
-    with pytest.raises(UserError, match="no finished run has a budget up to 1e"):
+    with pytest.raises(UserError, match="no finished run has a budget from 0e"):
         points(left_out, max_budget=1e15)
 
 

@@ -130,7 +130,7 @@ def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path
 def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path, without_exercise):
     lonely = made_run(vocab_size=64, context_length=16, num_layers=16, utilisation=None)
     page = write_report(tmp_path, [lonely], prediction={"reason": "too few"}, num_draws=5)
-    assert "No law is fitted: no finished run has a budget up to inf" in page
+    assert "No law is fitted: no finished run has a budget from 0e+00 to inf" in page
     assert "There is none: too few." in page and "No run differs" in page and "1e19" not in page
     assert (tmp_path / "report.html").exists()
     with pytest.raises(UserError, match="no rows, so no report"):
