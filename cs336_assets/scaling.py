@@ -11,7 +11,9 @@ from typing import Any
 from cs336.files import read_json, write_json
 from cs336.presets import Preset
 from cs336.scaling.cell import Cell
-from cs336.scaling.grid import ScalingConfig, find_grid, profiles
+from cs336.scaling.grid import ScalingConfig, find_grid
+from cs336.scaling.grid import profiles as grid_profiles
+from cs336.scaling.profiles import Profile, fullest, profiles
 from cs336.scaling.recipe import config_hash
 from cs336.scaling.runner import Settings, train_shape, unfinished
 from cs336.scaling.runs import Run, append_run, measured_run, read_runs
@@ -67,8 +69,8 @@ def train_cell(step: Step, token_shards: list[Path], tokenizer: Path, cell: Cell
 def isoflop_profiles(step: Step, isoflop_runs: list[Path]) -> Metadata:
     """The rows of all runs in one file, as fitters and service read it, and each profile's lowest run.
 
-    A profile is all sizes of one budget and batch size, each at its best learning rate. One whose lowest run is its
-    smallest or largest size has no minimum to fit.
+    A profile is all sizes of one budget and batch size, at the learning rate that most of them were trained with. One
+    whose lowest run is its smallest or largest size has no minimum to fit.
     """
     runs = [read_runs(folder / ROWS_FILE)[-1] for folder in isoflop_runs]
     for run in runs:
@@ -94,7 +96,7 @@ def every_run_has_a_loss(isoflop_profiles: Path) -> tuple[bool, Metadata]:
 @check(asset="isoflop_profiles")
 def profiles_have_their_minimum_inside(isoflop_profiles: Path, scaling: ScalingConfig) -> tuple[bool, Metadata]:
     """Each profile that the grid does not call one-sided has its lowest run between its smallest and largest size."""
-    wanted = {(f"{budget:.0e}", batch_size) for budget, batch_size in profiles(find_grid(scaling.grid))}
+    wanted = {(f"{budget:.0e}", batch_size) for budget, batch_size in grid_profiles(find_grid(scaling.grid))}
     found = read_json(isoflop_profiles / PROFILES_FILE)
     sound = {(each["budget"], each["batch_size"]) for each in found if each["bracketed"]}
     wrong = sorted(wanted - sound)
@@ -104,26 +106,22 @@ def profiles_have_their_minimum_inside(isoflop_profiles: Path, scaling: ScalingC
 
 def _profiles(runs: list[Run]) -> list[dict[str, Any]]:
     """Budget, batch size, sizes, and the lowest run of each profile."""
-    found: dict[tuple[float, int], list[Run]] = {}
-    for run in runs:
-        if run.finished:
-            found.setdefault((run.compute_budget, run.batch_size), []).append(run)
-    rows = []
-    for (budget, batch_size), every in sorted(found.items()):
-        best = min(every, key=lambda run: run.final_loss)
-        sizes = sorted({run.parameters for run in every})
-        rows.append(
-            {
-                "budget": f"{budget:.0e}",
-                "batch_size": batch_size,
-                "num_sizes": len(sizes),
-                "best_parameters": best.parameters,
-                "final_loss": round(best.final_loss, 4),
-                "learning_rate": best.learning_rate,
-                "bracketed": sizes[0] < best.parameters < sizes[-1],
-            }
-        )
-    return rows
+    found: dict[tuple[float, int], list[Profile]] = {}
+    for profile in profiles(runs):
+        found.setdefault((profile.compute_budget, profile.batch_size), []).append(profile)
+    return [
+        {
+            "budget": f"{budget:.0e}",
+            "batch_size": batch_size,
+            "num_sizes": len(profile.losses),
+            "best_parameters": profile.best_size,
+            "final_loss": round(profile.losses[profile.best_size], 4),
+            "learning_rate": profile.learning_rate,
+            "bracketed": profile.bracketed,
+        }
+        for (budget, batch_size), some in found.items()
+        for profile in [fullest(some)]
+    ]
 
 
 def _shown(run: Run) -> Metadata:

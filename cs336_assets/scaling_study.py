@@ -17,8 +17,9 @@ from cs336.scaling.cell import Cell
 from cs336.scaling.fits import PARABOLA, PARAMETRIC, fit_all
 from cs336.scaling.grid import PredictionConfig, find_grid, only_budget, shapes_at
 from cs336.scaling.loss_model import configuration_of
-from cs336.scaling.predict import REASON, measured_prediction, points, predict
+from cs336.scaling.predict import REASON, measured_prediction, predict
 from cs336.scaling.predict import check as check_prediction
+from cs336.scaling.profiles import points
 from cs336.scaling.report import write_report
 from cs336.scaling.report_page import pictures, without_pictures
 from cs336.scaling.runner import train_shape
@@ -40,10 +41,11 @@ _MIN_SEEDS = 3  # of the shape that a prediction names
 def scaling_fits(step: Step, isoflop_profiles: Path, prediction: PredictionConfig, seed: int) -> Metadata:
     """Power laws of the grid's best sizes, by every approach beside each other, with intervals.
 
-    Fitted is the best recipe of each size and budget, up to the preset's largest two-sided budget, and once more
-    without the largest: the error there is reported. An approach that the rows do not allow says why.
+    Fitted is at each budget the recipe that most sizes were trained with, up to the preset's largest two-sided budget,
+    and once more without the largest: the error there is reported. An approach that the rows do not allow says why.
     """
-    runs = points(read_runs(isoflop_profiles / ROWS_FILE), max_budget=prediction.max_budget)
+    rows = read_runs(isoflop_profiles / ROWS_FILE)
+    runs = points(rows, min_budget=prediction.min_budget, max_budget=prediction.max_budget)
     target = only_budget(find_grid(prediction.check))
     summary = write_fits(fit_all(runs, seed=seed), step.folder, [target], until=2 * target)
     held_out = {
@@ -154,11 +156,13 @@ def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: Predictio
     runs = read_runs(isoflop_profiles / ROWS_FILE)
     grid = find_grid(prediction.check)
     target = only_budget(grid)
+    min_budget, max_budget = prediction.min_budget, prediction.max_budget
     try:
-        made = measured_prediction(runs, target=target, max_budget=prediction.max_budget) or predict(
+        made = measured_prediction(runs, target=target, min_budget=min_budget, max_budget=max_budget) or predict(
             runs,
             target=target,
-            max_budget=prediction.max_budget,
+            min_budget=min_budget,
+            max_budget=max_budget,
             shapes=shapes_at(grid, target),
             unique_tokens=grid.unique_tokens,
         )

@@ -13,7 +13,7 @@ from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.parametric import ParametricLaw, fit_parametric, fit_parametric_draws
 from cs336.scaling.power_law import Array, Frontier, PowerLaw, fit_raw
-from cs336.scaling.uncertainty import HeldOut, bootstrap_weights, held_out, without_largest_budget
+from cs336.scaling.uncertainty import HeldOut, below_held_out, bootstrap_weights, held_out
 
 ENVELOPE, LOWEST, PARABOLA, PARAMETRIC = "envelope", "lowest run", "parabola", "parametric"
 APPROACHES = (ENVELOPE, LOWEST, PARABOLA, PARAMETRIC)
@@ -31,7 +31,7 @@ class Fit:
     Attributes:
         frontier: best size, tokens and loss for every budget.
         draws: the same of each bootstrap draw: arrays in place of numbers; None if none were asked for.
-        held_out: the error at the largest budget, unseen; None where the rest did not allow a fit.
+        held_out: the error at the largest budget with a minimum, unseen; None where the rest did not allow a fit.
         minima: approaches 1 and 2: what the power laws went through.
         law: approach 3: the law itself, and of each draw.
         law_draws: see `law`.
@@ -106,7 +106,7 @@ def _fit_parametric(runs: Measurements, weights: Array | None) -> Fit:
 
 def _held_out(runs: Measurements, fit: Callable[[Measurements], Frontier]) -> HeldOut | None:
     try:
-        return held_out(runs, fit(without_largest_budget(runs)))
+        return held_out(runs, fit(below_held_out(runs)))
     except CannotFit:
         return None
 

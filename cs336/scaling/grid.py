@@ -58,10 +58,12 @@ class PredictionConfig:
         max_budget: largest budget that laws are fitted to, nominal FLOPs: the last one whose profile has sizes on both
             sides of its minimum.
         check: the grid, of one budget, that the prediction is for and is checked by; as `ScalingConfig.grid`.
+        min_budget: smallest budget that laws are fitted to; see `predict`.
     """
 
     max_budget: float
     check: str
+    min_budget: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,16 +24,19 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
 
   cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
 
-Fitted are the rows up to --max-budget, as IsoFLOP profiles: of each size and budget the best recipe, by the mean of its
-seeds. The prediction is by parabolas; that by the lowest runs stands beside it. Intervals are of bootstrap draws. Of
-the shapes that the grid GRID trains at the target, the one nearest to the predicted size is named. Commit the file, put
-the shape into the grid, train it, then `cs336 scaling check`."""
+Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained
+with, by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it.
+Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the
+predicted size is named. Runs of few steps are near the loss of an untrained model, which no law knows of: --min-budget
+leaves their budgets out; go by the error at the largest budget, left out, which is printed. Commit the file, put the
+shape into the grid, train it, then `cs336 scaling check`."""
 
 _CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
 
   cs336 scaling check prediction.json check.jsonl --out checked.json
 
-Refused are rows older than the prediction, and rows on other text. The best size is that of lowest mean loss over its
+Refused are rows older than the prediction, and rows on other text. Those of another batch size or learning rate than
+the prediction names are left out. The best size is that of lowest mean loss over its
 seeds; "vertex" is that of a parabola through them, where they bracket it."""
 
 
@@ -61,6 +64,9 @@ def register(actions: argparse._SubParsersAction) -> None:
     action.add_argument("--target", type=_flops, required=True, metavar="FLOPS", help="budget to predict for")
     action.add_argument(
         "--max-budget", type=_flops, required=True, metavar="FLOPS", help="largest budget to predict from"
+    )
+    action.add_argument(
+        "--min-budget", type=_flops, default=0.0, metavar="FLOPS", help="smallest one to predict from (default: all)"
     )
     action.add_argument("--grid", default="check", metavar="GRID", help="that trains the target (default: %(default)s)")
     action.add_argument("--out", type=Path, required=True, metavar="FILE", help="new JSON file")
@@ -91,6 +97,8 @@ def _plan(options: argparse.Namespace) -> int:
     from cs336.scaling.grid import find_grid, problems
     from cs336.scaling.plan import plan_lines
 
+    if options.packed < 1:
+        raise UserError(f"--packed is {options.packed}; give 1 or more")
     grid = find_grid(options.grid)
     print("\n".join(plan_lines(grid, packed=options.packed, cells=options.cells)))
     wrong = problems(grid)
@@ -112,6 +120,7 @@ def _predict(options: argparse.Namespace) -> None:
         read_runs(options.rows),
         target=options.target,
         max_budget=options.max_budget,
+        min_budget=options.min_budget,
         shapes=shapes,
         unique_tokens=grid.unique_tokens,
     )
@@ -139,16 +148,19 @@ def _read_prediction(path: Path) -> dict[str, Any]:
 
 def _report(options: argparse.Namespace) -> None:
     from cs336.files import creating, read_jsonl
+    from cs336.scaling import runs as measured
     from cs336.scaling.report import HTML_FILE, write_report
-    from cs336.scaling.runs import MEASURED_CHECK, MEASURED_PREDICTION, MEASURED_RUNS, read_runs, sessions_file
+    from cs336.scaling.runs import read_runs, sessions_file
 
     files, prediction = options.rows, options.prediction
     if not files:
-        files = [path for path in (MEASURED_RUNS, MEASURED_CHECK) if path.exists()]
-        prediction = prediction or (MEASURED_PREDICTION if MEASURED_PREDICTION.exists() else None)
+        known = measured.MEASURED_RUNS, measured.MEASURED_CHECK, measured.MEASURED_PACKING
+        files = [path for path in known if path.exists()]
+        if prediction is None and measured.MEASURED_PREDICTION.exists():
+            prediction = measured.MEASURED_PREDICTION
     if not files:
         raise UserError(
-            f"{MEASURED_RUNS}: not found, so no measured runs come with this version; train a grid"
+            f"{measured.MEASURED_RUNS}: not found, so no measured runs come with this version; train a grid"
             " (`python -m cs336.scaling.runner`) and name its rows: cs336 scaling report runs.jsonl --out report"
         )
     if options.draws < 1:
@@ -163,11 +175,14 @@ def _report(options: argparse.Namespace) -> None:
 
 def _prediction_text(prediction: dict[str, Any]) -> str:
     lines = [
-        f"{prediction['target_budget']:.3g} FLOPs, from {prediction['num_rows']} runs up to"
-        f" {prediction['max_budget']:.3g}, {prediction['num_points']} sizes and budgets (rows {prediction['rows']},"
+        f"{prediction['target_budget']:.3g} FLOPs, from {prediction['num_rows']} runs of {prediction['min_budget']:.3g}"
+        f" to {prediction['max_budget']:.3g}, {prediction['num_points']} sizes and budgets (rows {prediction['rows']},"
         f" commit {prediction['commit'][:12]})"
     ]
     lines += [f"  {name:<12} {_estimates(each)}" for name, each in prediction["predictions"].items()]
+    for name, error in prediction["held_out_loss_errors"].items():
+        if error is not None:
+            lines.append(f"  {name:<12} was off by {error:+.4f} nats at the largest of these budgets, left out")
     lines += [f"  {name:<12} none: {reason}" for name, reason in prediction["left_out"].items()]
     named = prediction["check"]
     lines.append(

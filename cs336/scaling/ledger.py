@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from cs336.scaling.plots import short_budget
-from cs336.scaling.predict import on_ladder
+from cs336.scaling.profiles import on_ladder
 from cs336.scaling.runs import Run, finished_runs
 
 PROFILES, BATCHES, RATES, SEEDS, SHAPES, START, CHECK = (

@@ -18,18 +18,19 @@ from cs336.files import UserError, read_json, write_json
 from cs336.revision import describe_commit
 from cs336.scaling.accounting import num_parameters, num_tokens
 from cs336.scaling.fits import LOWEST, PARABOLA
-from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
 from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_minima
 from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.power_law import Frontier
+from cs336.scaling.profiles import fitted_profiles, points
 from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
-from cs336.scaling.uncertainty import bootstrap_weights, interval
+from cs336.scaling.uncertainty import below_held_out, bootstrap_weights, held_out, interval
 
 LEVEL = 0.95  # share of the draws in an interval
 NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
 METHOD = (
-    "each budget's best size is {}; power laws of size and tokens by least squares in log-log space, a power law with a"
-    f" floor of the loss; intervals hold {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
+    "at each budget the recipe that most sizes were trained with; its best size is {}; power laws of size and tokens by"
+    " least squares in log-log space, a power law with a floor of the loss; intervals hold"
+    f" {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
 )
 REASON = "reason"  # in the place of a prediction: why there is none
 _DECIMALS = 5
@@ -54,36 +55,12 @@ METHODS = {
 }
 
 
-def points(runs: Iterable[Run], *, max_budget: float) -> Measurements:
-    """The runs that a law is fitted to: of each size and budget the best recipe.
-
-    Of a recipe (shape, batch size, learning rate) the mean over its seeds counts, so that a lucky seed wins nothing.
-    Runs without a step, and shapes off the ladder, are left out.
-
-    Raises:
-        UserError: no run is left.
-    """
-    recipes: dict[tuple[float, ...], list[float]] = defaultdict(list)
-    for run in finished_runs(runs):
-        if run.compute_budget <= max_budget and run.steps and on_ladder(run):
-            shape = run.d_model, run.num_layers, run.num_heads
-            recipe = run.parameters, run.compute_budget, *shape, run.batch_size, run.learning_rate
-            recipes[recipe].append(run.final_loss)
-    best: dict[tuple[float, float], float] = {}
-    for (parameters, compute, *_), losses in recipes.items():
-        key = parameters, compute
-        best[key] = min(best.get(key, math.inf), statistics.fmean(losses))
-    if not best:
-        raise UserError(f"no finished run has a budget up to {max_budget:.0e}; train some of the grid first")
-    ordered = sorted(best, key=lambda key: (key[1], key[0]))
-    return measurements(*zip(*((*key, best[key]) for key in ordered), strict=True))
-
-
 def predict(
     runs: Sequence[Run],
     *,
     target: float,
     max_budget: float,
+    min_budget: float = 0.0,
     shapes: Iterable[tuple[int, int, int]],
     unique_tokens: int,
     fitters: Mapping[str, Fitter] = FITTERS,
@@ -92,12 +69,15 @@ def predict(
 
     Args:
         target: nominal FLOPs, above `max_budget`.
+        min_budget: smallest budget that is fitted. A law with a floor does not know that losses bend towards that of
+            an untrained model; runs of few steps, which are near it, lift what is predicted.
         shapes: (d_model, layers, heads) that can be trained; the one nearest to the predicted size is named.
         unique_tokens: of the text, for how often the check reads it.
         fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
 
     Returns:
-        JSON-like: what is predicted, how, from which rows, by which commit, when.
+        JSON-like: what is predicted, how, from which rows, by which commit, when; and how far off each approach was at
+        the largest of the budgets when fitted without it.
 
     Raises:
         UserError: there are no runs to fit, or the first fitter has no answer at the target.
@@ -106,36 +86,39 @@ def predict(
         raise UserError(
             f"a prediction for {target:.0e} from budgets up to {max_budget:.0e} predicts nothing; aim higher"
         )
-    fitted = points(runs, max_budget=max_budget)
+    fitted = points(runs, min_budget=min_budget, max_budget=max_budget)
     first = next(iter(fitters))
-    predictions, left_out = {}, {}
+    predictions, errors, left_out = {}, {}, {}
     for name, fitter in fitters.items():
         try:
             predictions[name] = _prediction(*fitter(fitted), target)
+            errors[name] = _held_out_error(fitter, fitted)
         except CannotFit as reason:
             if name == first:
                 raise UserError(f"no prediction by the {name}: {reason}") from None
             left_out[name] = str(reason)
     size = predictions[first]["parameters"]["estimate"]
     shape = min(shapes, key=lambda each: abs(math.log(num_parameters(each[1], each[0]) / size)))
-    used = [run for run in finished_runs(runs) if run.compute_budget <= max_budget]
-    best = min((run for run in used if run.compute_budget == fitted.compute.max()), key=lambda run: run.final_loss)
+    used = _between(runs, min_budget, max_budget)
+    recipe = fitted_profiles(runs, min_budget=min_budget, max_budget=max_budget)[-1]
     parameters = num_parameters(shape[1], shape[0])
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": describe_commit(),
         "target_budget": target,
+        "min_budget": min_budget,
         "max_budget": max_budget,
         "level": LEVEL,
         "approach": first,
         "method": METHODS.get(first, first),
         "predictions": predictions,
+        "held_out_loss_errors": errors,
         "left_out": left_out,
         "check": {
             "shape": "x".join(map(str, shape)),
             "parameters": parameters,
-            "batch_size": best.batch_size,  # of the best run at the largest budget
-            "learning_rate": best.learning_rate,
+            "batch_size": recipe.batch_size,  # what was fitted at the largest budget
+            "learning_rate": recipe.learning_rate,
             "epochs": round(num_tokens(target, parameters) / unique_tokens, 3),
         },
         "num_points": len(fitted.losses),
@@ -145,7 +128,9 @@ def predict(
     }
 
 
-def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float) -> dict[str, Any] | None:
+def measured_prediction(
+    runs: Iterable[Run], *, target: float, max_budget: float, min_budget: float = 0.0
+) -> dict[str, Any] | None:
     """The prediction that comes with this package, where it was made for this budget from these very rows; or None.
 
     It was committed before its check was trained, so it stays as it is.
@@ -153,16 +138,18 @@ def measured_prediction(runs: Iterable[Run], *, target: float, max_budget: float
     if not MEASURED_PREDICTION.exists():
         return None
     made = read_json(MEASURED_PREDICTION)
-    mark = rows_mark(run for run in finished_runs(runs) if run.compute_budget <= max_budget)
-    asked = made["target_budget"], made["max_budget"], made["rows"]
-    return made if asked == (target, max_budget, mark) else None
+    asked = made["target_budget"], made["min_budget"], made["max_budget"], made["rows"]
+    own = target, min_budget, max_budget, rows_mark(_between(runs, min_budget, max_budget))
+    return made if asked == own else None
 
 
 def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     """Predicted beside measured: the best size among those trained at the target, and its loss over the seeds.
 
+    Compared are runs of the batch size and learning rate that the prediction names: its loss is theirs.
+
     Raises:
-        UserError: nothing was trained at the target; or a run there is older than the prediction, or on other text.
+        UserError: nothing was trained so at the target; or a run there is older than the prediction, or on other text.
     """
     target = prediction["target_budget"]
     measured = [run for run in finished_runs(runs) if run.compute_budget == target and run.steps]
@@ -176,8 +163,15 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
         )
     if {run.data for run in measured} - set(prediction["data"]):
         raise UserError("the check's text is not the prediction's; train both on the same tokens")
+    named_recipe = prediction["check"]["batch_size"], prediction["check"]["learning_rate"]
+    alike = [run for run in measured if (run.batch_size, run.learning_rate) == named_recipe]
+    if not alike:
+        raise UserError(
+            f"no finished run at {target:.0e} has batch {named_recipe[0]} and learning rate {named_recipe[1]:g}, which"
+            " the prediction is for; train it so"
+        )
     sizes: dict[int, list[float]] = defaultdict(list)
-    for run in measured:
+    for run in alike:
         sizes[run.parameters].append(run.final_loss)
     means = {size: statistics.fmean(losses) for size, losses in sorted(sizes.items())}
     best = min(means, key=lambda size: means[size])
@@ -220,10 +214,17 @@ def rows_mark(runs: Iterable[Run]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def on_ladder(run: Run) -> bool:
-    """Whether aspect ratio and head size are those of profiles, so that size alone tells two shapes apart."""
-    ratios = (run.d_model / run.num_layers, ASPECT_RATIOS), (run.d_model / run.num_heads, HEAD_SIZES)
-    return all(low <= value <= high for value, (low, high) in ratios)
+def _between(runs: Iterable[Run], min_budget: float, max_budget: float) -> list[Run]:
+    return [run for run in finished_runs(runs) if min_budget <= run.compute_budget <= max_budget]
+
+
+def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:
+    """Predicted less found, nats, at the largest budget, by a fit to the others; None where they allow none."""
+    try:
+        error = held_out(fitted, fitter(below_held_out(fitted))[0]).loss_error
+    except CannotFit:
+        return None
+    return round(error, _DECIMALS) if math.isfinite(error) else None
 
 
 def _prediction(frontier: Frontier, draws: Frontier, target: float) -> dict[str, dict[str, float]]:

@@ -34,7 +34,8 @@ def prediction_section(study: Study, folder: Path) -> str:
     parts = [
         title,
         f"Made {made['made']} by commit `{made['commit'][:12]}`, for {short_budget(made['target_budget'])} FLOPs from"
-        f" {made['num_rows']} runs up to {short_budget(made['max_budget'])} (rows `{made['rows']}`), before anything"
+        f" {made['num_rows']} runs of {short_budget(made['min_budget'])} to {short_budget(made['max_budget'])} (rows"
+        f" `{made['rows']}`), before anything"
         f" was trained there. Method: {made['method']}.",
         _predictions_table(made),
         f"Named to check it: {named['shape']}, batch {named['batch_size']}, learning rate {named['learning_rate']:g},"
@@ -54,11 +55,12 @@ def _predictions_table(made: Mapping[str, Any]) -> str:
             "approach": name + (", the prediction" if name == made["approach"] else ", beside it"),
             "size": _range(each["parameters"], count),
             "loss": _range(each["loss"], "{:.4f}".format),
+            "held_out": "" if (error := made["held_out_loss_errors"][name]) is None else f"{error:+.4f}",
         }
         for name, each in sorted(made["predictions"].items(), key=lambda item: item[0] != made["approach"])
     ]
     names = {"approach": "approach", "size": f"N ({made['level']:.0%})", "loss": f"L, nats ({made['level']:.0%})"}
-    return markdown_table(rows, names)
+    return markdown_table(rows, names | {"held_out": "off at the largest budget when it was left out, nats"})
 
 
 def _check_table(checked: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from cs336.files import UserError, name_full_disk, read_jsonl
 
 MEASURED_RUNS = Path(__file__).parent / "measured" / "runs.jsonl"  # of our own grid; not there before it was trained
 MEASURED_CHECK = MEASURED_RUNS.with_name("check.jsonl")  # of the grid `check`, after the prediction
+MEASURED_PACKING = MEASURED_RUNS.with_name("packing.jsonl")  # some of the same again, packed and not, to compare
 MEASURED_PREDICTION = MEASURED_RUNS.with_name("prediction.json")
 
 
@@ -109,18 +110,14 @@ def read_runs(path: Path) -> list[Run]:
     """All rows in the order they were written; the last line counts only once it is whole.
 
     Raises:
-        UserError: the file is missing, or a row lacks a field or has one too many; the line is named.
+        UserError: the file is missing, or a row lacks a field, has one too many or one of another kind; the line is
+            named.
     """
     if not path.exists():
         raise UserError(f"{path}: not found; `python -m cs336.scaling.runner` writes it")
-    rows = _whole_rows(path)
-    names = {field.name for field in dataclasses.fields(Run)}
-    needed = {field.name for field in dataclasses.fields(Run) if field.default is dataclasses.MISSING}
     runs = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or needed - row.keys() or row.keys() - names:
-            found = row.keys() if isinstance(row, dict) else set()
-            wrong = ", ".join(sorted((needed - found) | (found - names))) or "no object"
+    for number, row in enumerate(_whole_rows(path), 1):
+        if wrong := _wrong_with(row):
             raise UserError(f"{path}:{number}: not a run ({wrong}); take the line out, or train that cell again")
         values: dict[str, Any] = {
             name: math.nan if name in _LOSSES and value is None else value for name, value in row.items()
@@ -160,6 +157,46 @@ def thinned_curve(losses: Sequence[float], *, points: int = 100) -> tuple[tuple[
 
 
 _LOSSES = ("final_loss", "valid_loss")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {  # of JSON, by a field's annotation
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+}
+
+
+def _wrong_with(row: Any) -> str:
+    """What keeps a row from being a run: names of its fields; "" where nothing does."""
+    if not isinstance(row, dict):
+        return "no object"
+    fields = {field.name: field for field in dataclasses.fields(Run)}
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if strange := (needed - row.keys()) | (row.keys() - fields.keys()):
+        return ", ".join(sorted(strange))
+    lost = row["outcome"] != FINISHED
+    damaged = [
+        name
+        for name, value in row.items()
+        if not (
+            _is_curve(value)
+            if name == "loss_curve"
+            else (lost and name in _LOSSES and value is None) or _is_a(value, _KINDS[str(fields[name].type)])
+        )
+    ]
+    return ", ".join(f"{name} {row[name]!r:.40}" for name in damaged)
+
+
+def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, list) and len(each) == 2 and all(_is_a(number, (int, float)) for number in each)
+        for each in value
+    )
 
 
 def _plain(run: Run) -> dict[str, Any]:

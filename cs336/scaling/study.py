@@ -13,7 +13,8 @@ from cs336.scaling.fits import Fits, fit_all
 from cs336.scaling.isoflops import parabola_minima
 from cs336.scaling.ledger import Main, is_check, main_recipe
 from cs336.scaling.measurements import Measurements
-from cs336.scaling.predict import REASON, check, points
+from cs336.scaling.predict import REASON, check
+from cs336.scaling.profiles import points
 from cs336.scaling.runs import Run
 
 API_TARGET = 1e19  # that the course's exercise asks for
@@ -60,7 +61,7 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
     try:
         everything = points(runs, max_budget=math.inf)
         largest = made["max_budget"] if made else _largest_bracketed(everything)
-        fitted = points(runs, max_budget=largest)
+        fitted = points(runs, min_budget=made["min_budget"] if made else 0.0, max_budget=largest)
         fits = fit_all(fitted, num_draws=num_draws, seed=seed)
     except UserError as reason:
         why_not = str(reason)

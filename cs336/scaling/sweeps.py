@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cs336.scaling.ledger import Main
-from cs336.scaling.predict import on_ladder
+from cs336.scaling.profiles import on_ladder
 from cs336.scaling.runs import Run, finished_runs
 
 Row = dict[str, Any]

@@ -22,7 +22,7 @@ def table_lines(runs: Iterable[Run]) -> list[str]:
         line = f"{budget:>8.0e} {batch_size:>5} {len(every):>5}"
         if sound:
             best = min(sound, key=lambda run: run.final_loss)
-            sizes = {run.parameters for run in sound}
+            sizes = {run.parameters for run in sound if run.steps}
             if best.parameters in (min(sizes), max(sizes)):
                 notes.append("no minimum between the sizes")
             shape = f"{best.d_model}x{best.num_layers}x{best.num_heads}"

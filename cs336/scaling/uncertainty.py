@@ -1,4 +1,4 @@
-"""How far to trust a fit: bootstrap intervals, and how it would have fared at the largest budget without seeing it."""
+"""How far to trust a fit: bootstrap intervals, and how it would have fared at the largest budget, unseen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cs336.scaling.isoflops import lowest_runs, parabola_minima
-from cs336.scaling.measurements import Measurements
+from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier
 
 _FEWEST_SIZES = 3  # of a budget in a draw: a parabola needs them
@@ -66,13 +66,13 @@ def interval(draws: ArrayLike, level: float = 0.95) -> Interval | None:
 
 
 class HeldOut(NamedTuple):
-    """A prediction of the largest budget by a fit that never saw it, beside what was found there.
+    """A prediction of the largest budget with a minimum by a fit that never saw it, beside what was found there.
 
     What was found is the vertex of the budget's parabola, or its lowest run where the parabola has none between two
     sizes.
 
     Attributes:
-        compute: the largest budget.
+        compute: the budget.
         parameters: predicted and found.
         loss: predicted and found, in nats.
     """
@@ -92,18 +92,30 @@ class HeldOut(NamedTuple):
         return self.loss[0] - self.loss[1]
 
 
-def without_largest_budget(runs: Measurements) -> Measurements:
-    """All runs but those of the largest budget."""
-    return runs.where(runs.compute < runs.compute.max())
+def held_out_budget(runs: Measurements) -> float:
+    """The largest budget whose minimum lies between two sizes: at one that is open, what was found is no minimum.
+
+    Raises:
+        CannotFit: there is none.
+    """
+    closed = parabola_minima(runs).bracketed | lowest_runs(runs).bracketed
+    if not closed.any():
+        raise CannotFit("no budget has its lowest loss between two sizes, so none to compare a prediction with")
+    return float(runs.budgets[closed][-1])
+
+
+def below_held_out(runs: Measurements) -> Measurements:
+    """All runs of smaller budgets than the one that is held out."""
+    return runs.where(runs.compute < held_out_budget(runs))
 
 
 def held_out(runs: Measurements, frontier: Frontier) -> HeldOut:
-    """The error at the largest budget of a frontier that was fitted to `without_largest_budget(runs)`."""
-    largest = runs.where(runs.compute == runs.compute.max())
-    minima = parabola_minima(largest)
+    """The error at the budget held out of a frontier that was fitted to `below_held_out(runs)`."""
+    compute = held_out_budget(runs)
+    profile = runs.where(runs.compute == compute)
+    minima = parabola_minima(profile)
     if not minima.bracketed[0]:
-        minima = lowest_runs(largest)
-    compute = float(minima.compute[0])
+        minima = lowest_runs(profile)
     return HeldOut(
         compute,
         (float(frontier.parameters(compute)), float(minima.parameters[0])),

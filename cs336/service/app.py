@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from cs336.service.database import open_database
+from cs336.service.docs_page import add_docs
 from cs336.service.limits import BoundedRequests, RateLimited
 from cs336.service.logs import RequestLog, open_log
 from cs336.service.state import Service, Settings
@@ -69,8 +70,10 @@ def create_app(settings: Settings, parts: Sequence[Part]) -> FastAPI:
         summary="The training API of CS336's scaling assignment.",
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
     )
+    add_docs(app)
     app.state.service = service
     for part in parts:
         app.include_router(part.router)

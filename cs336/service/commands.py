@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +116,7 @@ def open_surrogate(file: Path | None) -> Surrogate:
     """The surrogate of a file of runs, or of the folder that has it; None is the one of the package, if it has one.
 
     Raises:
-        UserError: the file named is missing or holds something else.
+        UserError: the file named is missing or holds something else; an empty one leaves the published law.
     """
     from cs336.scaling.runs import read_runs
     from cs336.scaling.surrogate import fit_surrogate
@@ -123,7 +125,11 @@ def open_surrogate(file: Path | None) -> Surrogate:
         return fit_surrogate([])
     if file is not None and file.is_dir():
         file = file / MEASURED_RUNS.name
-    return fit_surrogate(read_runs(file or MEASURED_RUNS))
+    file = file or MEASURED_RUNS
+    runs = read_runs(file)
+    if not runs and file.stat().st_size:
+        raise UserError(f"{file}: holds no whole row; name another file, or an empty one for the published law")
+    return fit_surrogate(runs)
 
 
 def contest_of(options: argparse.Namespace) -> Contest:
@@ -151,7 +157,7 @@ def contest_of(options: argparse.Namespace) -> Contest:
     )
 
 
-def _serve_scaling(options: argparse.Namespace) -> None:
+def _serve_scaling(options: argparse.Namespace) -> int:
     import uvicorn
 
     from cs336.service import api_2025
@@ -169,6 +175,7 @@ def _serve_scaling(options: argparse.Namespace) -> None:
         }
     surrogate = open_surrogate(options.runs)
     settings = Settings(database_url=database_url(options), log_file=options.log, **limits)
+    listening = _listen(options.host, options.port)  # before anything runs: a second server must not touch the first's
     app = create_app(settings, [api_2025.part(surrogate), contest_part(contest_of(options))])
     known = surrogate.summary()
     print(
@@ -178,15 +185,30 @@ def _serve_scaling(options: argparse.Namespace) -> None:
     )
     trains = f"jobs train on {options.text}, {options.workers} at once" if options.text else "jobs wait: no --text"
     print(f"http://{options.host}:{options.port}/dashboard: {trains}", flush=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
         log_level="warning",
         access_log=False,  # ours has more, and no keys in it
         server_header=False,
         timeout_keep_alive=30,
     )
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    return 0 if server.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections.
+
+    Raises:
+        UserError: the port is taken or none, or the host is not this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{host}:{port}: cannot listen there ({reason}); name another --port or --host") from None
 
 
 def _add_key(options: argparse.Namespace) -> None:

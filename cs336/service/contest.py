@@ -71,7 +71,6 @@ def contest_part(contest: Contest) -> Part:
 
     @contextlib.asynccontextmanager
     async def running(service: Service) -> AsyncIterator[None]:
-        pool.announce(contest.address)
         scheduler = Scheduler(
             Jobs(service.database),
             pool,
@@ -79,6 +78,8 @@ def contest_part(contest: Contest) -> Part:
             num_workers=contest.num_workers,
             poll_seconds=contest.poll_seconds,
             patience_seconds=contest.patience_seconds,
+            # Not before: another server's workers may still be told its address.
+            on_turn=lambda: pool.announce(contest.address),
         )
         scheduler.start()
         try:

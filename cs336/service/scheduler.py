@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -46,6 +47,7 @@ class Scheduler(threading.Thread):
         folder: where the lock lies by which they agree.
         num_workers: jobs that run at once.
         patience_seconds: without news of a worker, after which its run is given up.
+        on_turn: called once it is this one that looks after jobs.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class Scheduler(threading.Thread):
         num_workers: int = NUM_WORKERS,
         poll_seconds: float = POLL_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="scheduler", daemon=True)
         self.jobs, self.pool = jobs, pool
         self.num_workers, self.poll_seconds, self.patience_seconds = num_workers, poll_seconds, patience_seconds
+        self._on_turn = on_turn
         self._folder, self._stopped, self._since = folder, threading.Event(), jobs.now()
 
     def run(self) -> None:
@@ -70,6 +74,7 @@ class Scheduler(threading.Thread):
             while not _locked(lock):
                 if self._stopped.wait(self.poll_seconds):
                     return
+            self._on_turn()
             while not self._stopped.is_set():
                 try:
                     self.tick()

@@ -176,6 +176,22 @@ def test_fits_that_miss_the_largest_budget_or_cost_too_much_fail_their_checks(tm
     assert not passed and "train more budgets" in facts["state"]
 
 
+def test_budgets_below_the_presets_smallest_are_in_no_law_and_no_prediction(tmp_path):
+    made, rows = Made(tmp_path), made_rows((*WIDE_BUDGETS, 6e14))
+    config = PredictionConfig(min_budget=1e14, max_budget=1e15, check="check")
+    profiles = joined(made["profiles"], rows)
+    fits = made.make(study.scaling_fits, profiles, prediction=config, seed=0)
+    assert read_json(fits / "fits.json")["budgets"] == [1e14, 3e14, 6e14, 1e15]
+    said = read_json(made.make(study.scaling_prediction, profiles, prediction=config) / "prediction.json")
+    assert said["min_budget"] == 1e14 and said["num_rows"] == sum(run.compute_budget >= 1e14 for run in rows)
+    (tmp_path / "report").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "exercise_section", lambda folder, num_draws: "")
+        page = report.write_report(tmp_path / "report", rows, prediction=said, num_draws=5)
+    assert "Budgets from 1e14 to 1e15 FLOPs." in page and "runs of 1e14 to 1e15 (rows" in page
+    assert f"{said['held_out_loss_errors']['parabola']:+.4f}" in page
+
+
 def test_rows_that_allow_no_prediction_say_why_down_to_the_report(tmp_path):
     made = Made(tmp_path)
     config = PredictionConfig(max_budget=1e15, check="check")

@@ -89,3 +89,9 @@ def test_a_wrong_number_is_told(runs_file, tmp_path, capsys, wrong):
 def test_a_negative_number_of_draws_is_told(runs_file, tmp_path, capsys):
     assert main(["scaling", "fit", str(runs_file), "--out", str(tmp_path / "fits"), "--draws", "-3"]) == 1
     assert "--draws is -3; give 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("packed", ["0", "-1"])
+def test_a_plan_for_no_process_is_refused(capsys, packed):
+    assert main(["scaling", "plan", "tiny", "--packed", packed]) == 1
+    assert f"--packed is {packed}; give 1 or more" in capsys.readouterr().err

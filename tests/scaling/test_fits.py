@@ -151,5 +151,7 @@ def test_a_fit_without_an_answer_at_the_largest_budget_leaves_its_place_empty():
     nothing = {"compute": 1e15, "parameters_error": None, "loss_error": None}
     said = summary.summarize(fit_all(exercise_runs(), num_draws=0))
     said["approaches"]["parabola"]["held_out"] |= nothing
-    line = next(line for line in summary.page(said).partition("Fitted without")[2].splitlines() if "parabola" in line)
+    line = next(
+        line for line in summary.page(said).partition("Fitted to smaller")[2].splitlines() if "parabola" in line
+    )
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["parabola", "", ""]

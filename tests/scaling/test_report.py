@@ -13,7 +13,7 @@ from cs336.scaling.grid import find_grid
 from cs336.scaling.predict import check
 from cs336.scaling.report import write_report
 from cs336.scaling.report_page import pictures
-from cs336.scaling.runs import append_run, read_runs
+from cs336.scaling.runs import append_run
 from tests.scaling.test_predict import LAW, law, made_prediction
 from tests.scaling.test_runs import made_run
 
@@ -130,7 +130,7 @@ def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path
 def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path, without_exercise):
     lonely = made_run(vocab_size=64, context_length=16, num_layers=16, utilisation=None)
     page = write_report(tmp_path, [lonely], prediction={"reason": "too few"}, num_draws=5)
-    assert "No law is fitted: no finished run has a budget up to inf" in page
+    assert "No law is fitted: no finished run has a budget from 0e+00 to inf" in page
     assert "There is none: too few." in page and "No run differs" in page and "1e19" not in page
     assert (tmp_path / "report.html").exists()
     with pytest.raises(UserError, match="no rows, so no report"):
@@ -158,7 +158,7 @@ def test_the_command_takes_several_files_and_their_sessions(rows, prediction, tm
 
 
 def test_without_measured_rows_the_command_names_the_remedy(tmp_path, capsys, monkeypatch):
-    for name in ("MEASURED_RUNS", "MEASURED_CHECK", "MEASURED_PREDICTION"):
+    for name in ("MEASURED_RUNS", "MEASURED_CHECK", "MEASURED_PACKING", "MEASURED_PREDICTION"):
         monkeypatch.setattr(runs, name, tmp_path / f"{name}.json")
     assert main(["scaling", "report", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
@@ -168,7 +168,9 @@ def test_without_measured_rows_the_command_names_the_remedy(tmp_path, capsys, mo
 def test_measured_rows_are_the_default_with_their_prediction_and_check(
     rows, prediction, tmp_path, monkeypatch, without_exercise
 ):
-    for name, some in (("MEASURED_RUNS", rows[:4]), ("MEASURED_CHECK", grid_rows("check", date=LATER))):
+    alone = [dataclasses.replace(run, packed=1, utilisation=0.4) for run in rows[:2]]
+    later = grid_rows("check", date=LATER)
+    for name, some in (("MEASURED_RUNS", rows[:4]), ("MEASURED_CHECK", later), ("MEASURED_PACKING", alone)):
         monkeypatch.setattr(runs, name, tmp_path / f"{name}.jsonl")
         for run in some:
             append_run(tmp_path / f"{name}.jsonl", run)
@@ -176,4 +178,5 @@ def test_measured_rows_are_the_default_with_their_prediction_and_check(
     write_json(tmp_path / "prediction.json", prediction)
     assert main(["scaling", "report", "--out", str(tmp_path / "out"), "--draws", "5"]) == 0
     page = (tmp_path / "out" / "report.md").read_text()
-    assert "missed the loss" in page and len(read_runs(tmp_path / "MEASURED_CHECK.jsonl")) > 3
+    assert "missed the loss" in page and f"{4 + len(later)} runs at" in page, "what was trained again counts once"
+    assert re.search(r"\| none +\| +1 \| +2 \|.* 40.0% +\| 40.0%", page), "and tells what packing is worth"

@@ -198,6 +198,9 @@ def test_the_command_plans_trains_and_shows_a_table(token_folder, tmp_path, grid
 def test_the_table_marks_profiles_without_a_minimum_inside(tmp_path):
     runs = [made_run(parameters=size, final_loss=loss) for size, loss in ((1, 6.0), (2, 5.5), (3, 5.8))]
     assert table_lines(runs)[1].split()[3:5] == ["2", "5.5000"] and "no minimum" not in table_lines(runs)[1]
+    untrained = made_run(parameters=0, steps=0, final_loss=10.5)
+    rising = [untrained, *(made_run(parameters=size, final_loss=5 + size) for size in (1, 2))]
+    assert table_lines(rising)[1].endswith("no minimum between the sizes"), "what took no step is no size of a profile"
     open_ended = [*runs, made_run(parameters=4, final_loss=5.0), made_run(outcome="out of memory", parameters=5)]
     assert table_lines(open_ended)[1].endswith("1 without a loss, no minimum between the sizes")
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import multiprocessing
 
@@ -75,6 +76,18 @@ def test_a_row_that_is_no_run_is_named(tmp_path):
         read_runs(path)
     with pytest.raises(UserError, match="not found"):
         read_runs(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("parameters", "many"), ("final_loss", None), ("steps", 2.5), ("seed", True), ("loss_curve", [[1]]), ("data", 1)],
+)
+def test_a_row_with_a_damaged_field_is_named(tmp_path, field, value):
+    path = tmp_path / "runs.jsonl"
+    append_run(path, made_run())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}) + "\n")
+    with pytest.raises(UserError, match=rf"runs\.jsonl:1: not a run \({field} "):
+        read_runs(path)
 
 
 def _append_many(path, seed):

@@ -5,9 +5,9 @@ import pytest
 
 from cs336.scaling.exercise import LAW, exercise_runs
 from cs336.scaling.isoflops import fit_frontier, parabola_minima
-from cs336.scaling.measurements import measurements
+from cs336.scaling.measurements import CannotFit, measurements
 from cs336.scaling.parametric import fit_parametric, fit_parametric_draws
-from cs336.scaling.uncertainty import bootstrap_weights, held_out, interval, without_largest_budget
+from cs336.scaling.uncertainty import below_held_out, bootstrap_weights, held_out, interval
 
 RUNS = exercise_runs()
 
@@ -61,7 +61,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_the_largest_budget_is_predicted_by_a_fit_that_never_saw_it():
-    rest = without_largest_budget(RUNS)
+    rest = below_held_out(RUNS)
     assert rest.budgets[-1] == 1e21 and len(rest.losses) == 64
     exact = LAW.frontier()
     error = held_out(RUNS, exact)
@@ -73,6 +73,17 @@ def test_the_largest_budget_is_predicted_by_a_fit_that_never_saw_it():
     assert held_out(spoiled, exact).loss_error == pytest.approx(error.loss_error - 0.1, abs=1e-6)
 
 
-def test_a_largest_budget_without_a_vertex_is_compared_with_its_lowest_run():
-    runs = measurements([1, 2, 4], [6, 6, 6], [3.0, 2.0, 1.2])  # its parabola's vertex lies beyond 4
-    assert held_out(runs, LAW.frontier()).parameters[1] == 4
+def test_a_budget_without_a_vertex_is_compared_with_its_lowest_run():
+    runs = measurements([1, 2, 3, 4], [6] * 4, [3.0, 2.0, 1.0, 2.0])
+    far = runs._replace(parameters=np.array([1.0, 10.0, 11.0, 12.0]), losses=np.array([2.0, 1.9, 1.2, 1.3]))
+    assert held_out(far, LAW.frontier()).parameters[1] == 11  # its parabola's vertex lies beyond 12
+
+
+def test_a_budget_whose_minimum_may_lie_beyond_its_sizes_is_not_compared_with():
+    top = RUNS.compute == 3e21
+    small = top & (RUNS.parameters < 5e9)  # the minimum is at 12 B
+    open_ended = RUNS.where(~top | small)
+    assert held_out(open_ended, LAW.frontier()).compute == 1e21
+    assert below_held_out(open_ended).budgets[-1] == 6e20
+    with pytest.raises(CannotFit, match="no budget has its lowest loss between two sizes"):
+        held_out(RUNS.where(small), LAW.frontier())

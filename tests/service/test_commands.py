@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import socket
 
 import pytest
 
@@ -9,7 +10,7 @@ from cs336.cli import main
 from cs336.scaling.loss_model import configuration_of
 from cs336.scaling.runs import append_run
 from cs336.service.client import ScalingClient, ServiceError
-from cs336.service.commands import contest_of
+from cs336.service.commands import contest_of, open_surrogate
 from tests.scaling.made_runs import configuration, made_run
 from tests.service.servers import Server
 
@@ -64,6 +65,7 @@ def test_workers_reach_the_service_at_an_address_of_this_machine(artifacts, host
         (["serve", "scaling", "--runs", "/nowhere.jsonl"], "/nowhere.jsonl: not found"),
         (["serve", "scaling", "--requests-per-second", "0"], "give a number above 0"),
         (["serve", "scaling", "--text", "/nowhere"], "/nowhere: holds no train.bin"),
+        (["serve", "scaling", "--port", "99999"], "127.0.0.1:99999: cannot listen there"),
         (["serve", "scaling", "--workers", "0"], "--workers is 0; give 1 or more"),
     ],
 )
@@ -71,6 +73,21 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line_and_nothing_has_begun(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "scaling", "--port", str(taken.getsockname()[1])]) == 1
+    said = capsys.readouterr()
+    assert "in use" in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_file_without_a_whole_row_is_refused_unless_it_is_empty(tmp_path, capsys):
+    (tmp_path / "torn.jsonl").write_text("hello")
+    assert main(["serve", "scaling", "--runs", str(tmp_path / "torn.jsonl")]) == 1
+    assert "torn.jsonl: holds no whole row" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").touch()
+    assert open_surrogate(tmp_path / "empty.jsonl").summary()["measured_runs"] == 0
 
 
 def test_a_server_answers_from_the_runs_that_it_was_given(tmp_path, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -368,15 +369,20 @@ def test_a_launch_that_fails_is_tried_again(jobs, scheduler, monkeypatch):
 
 
 def test_one_scheduler_of_two_works_and_the_other_takes_over(jobs, tmp_path):
-    schedulers = [Scheduler(jobs, Notes(), folder=tmp_path / "lock", poll_seconds=0.01) for _ in range(2)]
+    told = []
+    schedulers = [
+        Scheduler(jobs, Notes(), folder=tmp_path / "lock", poll_seconds=0.01, on_turn=partial(told.append, number))
+        for number in range(2)
+    ]
     schedulers[0].start()
     jobs.submit(1, config())
     until(lambda: schedulers[0].pool.launched)
     schedulers[1].start()
     time.sleep(0.2)
-    assert not schedulers[1].pool.launched
+    assert not schedulers[1].pool.launched and told == [0]
     schedulers[0].stop()  # its job waits again
     until(lambda: schedulers[1].pool.launched)
+    assert told == [0, 1]
     schedulers[1].stop()
 
 
@@ -433,6 +439,21 @@ def test_runs_are_spread_over_the_devices(jobs, tmp_path, monkeypatch):
         pool._launch(marked(jobs, model_seed=seed), tmp_path / "runs" / "running" / f"run{seed}")
     used = [json.loads(path.read_text())["device"] for path in sorted((tmp_path / "runs").rglob("job.json"))]
     assert used == ["cuda:0", "cuda:1"] * 2
+
+
+def test_a_second_server_leaves_the_first_ones_workers_their_address(server, tmp_path):
+    until(lambda: (server.runs / "address").exists())
+    first = server.address
+    command = [*server.command, "--port", str(free_port()), "--database", f"sqlite:///{tmp_path}/other.db"]
+    with (tmp_path / "second.log").open("wb") as log:
+        second = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=log, stderr=log)
+        try:
+            until(lambda: b"/dashboard" in (tmp_path / "second.log").read_bytes())
+            time.sleep(1)
+            assert second.poll() is None and (server.runs / "address").read_text() == first
+        finally:
+            second.terminate()
+            second.wait(60)
 
 
 def test_the_reporter_tries_again_until_it_is_heard_in_order_and_beats_its_heart(tmp_path, monkeypatch):
