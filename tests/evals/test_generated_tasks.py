@@ -126,6 +126,20 @@ def test_numbers_may_be_larger_than_the_level_has_them():
         assert solve(problem.question, problem.kind) == problem.answer
 
 
+def test_with_few_numbers_every_step_is_trained_on_and_no_test_problem_is():
+    few = GeneratedConfig(levels=(2,), kinds=("sums",), max_value=10)
+    train, test = ([generate_problem(few, split, index) for index in range(2_500)] for split in ("train", "test"))
+    assert all(2 <= step.result <= 10 and max(step.left, step.right) <= 10 for each in train for step in each.steps)
+
+    def calculations(problems):
+        return {tuple((step.left, step.operator, step.right) for step in each.steps) for each in problems}
+
+    assert {step for steps in calculations(test) for step in steps} <= {
+        step for steps in calculations(train) for step in steps
+    }
+    assert not calculations(test) & calculations(train)
+
+
 def test_records_are_gsm8k_problems_whose_own_solution_is_right():
     for problem in generate_problems(ALL, "test", 60):
         record = to_record(problem)
@@ -334,7 +348,7 @@ def test_digits_as_special_tokens_make_each_digit_a_token():
     [
         (lambda: GeneratedConfig(levels=(9,)), "levels are"),
         (lambda: GeneratedConfig(kinds=()), "kinds are"),
-        (lambda: GeneratedConfig(max_value=10), "max_value is 10"),
+        (lambda: GeneratedConfig(max_value=9), "max_value is 9"),
         (lambda: Level(num_steps=9, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=0, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=2, max_value=100, num_distractors=9), "at most 8 distractors"),
