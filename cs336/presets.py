@@ -29,6 +29,7 @@ from cs336.crawl.several import Several
 from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
+from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.shard import ExtractConfig
 from cs336.files import UserError
@@ -37,6 +38,12 @@ from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
+from cs336.posttrain.config import ReasoningConfig
+from cs336.posttrain.expert_iteration import ExpertIterationConfig
+from cs336.posttrain.grpo import GrpoConfig
+from cs336.posttrain.problems import ProblemsConfig
+from cs336.posttrain.sft import SftConfig
+from cs336.posttrain.start import PolicyConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
@@ -63,6 +70,9 @@ class Preset:
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
         parallel: what the studies of parallel training measure.
         full_step: the contest's training step.
+        policy: where post-training starts.
+        problems: what is reasoned about.
+        reasoning: how: SFT, Expert Iteration, GRPO, and what they are compared with.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         profiling: the grids of the studies of time and memory on one GPU; they have models of their own.
         fetch: download the external data sets it names; otherwise only what is there is used.
@@ -89,6 +99,9 @@ class Preset:
     prediction: PredictionConfig
     parallel: ParallelConfig
     full_step: FullStepConfig
+    problems: ProblemsConfig
+    reasoning: ReasoningConfig
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     held_out: TextFiles | None = None
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
@@ -109,6 +122,37 @@ class Preset:
 
 
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
+_TINY_PROBLEMS = ProblemsConfig(
+    num_train=2_048,
+    num_valid=64,
+    num_test=200,
+    num_traces=2_000,
+    num_valid_traces=100,
+    generated=GeneratedConfig(levels=(1,), kinds=("sums",)),
+    traces=TraceConfig(direct=0.5, steps=0.5, digits=0.0),
+)
+_TINY_REASONING = ReasoningConfig(
+    sft=SftConfig(
+        batch_size=32,
+        learning_rate=1e-3,
+        num_epochs=1,
+        valid_interval=20,
+        best_by="valid_accuracy",
+        best_is="highest",
+    ),
+    expert_iteration=ExpertIterationConfig(n_ei_steps=2, question_batch_size=64, group_size=4, sampling_max_tokens=48),
+    grpo=GrpoConfig(
+        n_grpo_steps=10,
+        learning_rate=1e-4,
+        rollout_batch_size=64,
+        train_batch_size=64,
+        gradient_accumulation_steps=2,
+        sampling_max_tokens=48,
+    ),
+    chain=("sft", "grpo"),
+    expert_iteration_from="",
+    score_tasks=("reasoning",),
+)
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
     source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
@@ -190,6 +234,8 @@ TINY = Preset(  # two CPU cores, minutes, no network
         warmup_ms=100.0,
         rep_ms=500.0,
     ),
+    problems=_TINY_PROBLEMS,
+    reasoning=_TINY_REASONING,
     max_training_seconds=240,
 )
 REAL_PAGES = replace(  # what sheets/real_pages.toml was read on: WARC files of yours below crawl/, C4's rules on top
@@ -411,6 +457,9 @@ PRESETS = {
 }
 
 
+_SEEDED = re.compile(r"(\w+?)_seed_(\d+)")
+
+
 def presets_file() -> Path:
     """`CS336_PRESETS`, else `presets.toml` beside the packages."""
     return Path(os.environ.get("CS336_PRESETS") or Path(__file__).resolve().parent.parent / "presets.toml")
@@ -422,7 +471,7 @@ def preset_names() -> list[str]:
 
 
 def find_preset(name: str) -> Preset:
-    """A preset by its name.
+    """A preset by its name; NAME_seed_2 is the preset NAME with the seed 2.
 
     Raises:
         UserError: there is none, or the file that describes it has a mistake.
@@ -430,6 +479,8 @@ def find_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     described = _user_presets()
+    if name not in described and (seeded := _SEEDED.fullmatch(name)):
+        return replace(find_preset(seeded[1]), name=name, seed=int(seeded[2]))
     if name not in described:
         raise UserError(
             f"no preset {name!r}; there are {', '.join(preset_names())} (your own go into {presets_file()})"

@@ -7,7 +7,7 @@ Runs are named, and a name says how a run differs from the preset's own settings
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from cs336.tokens.chat import read_template
 STAGES = ("sft", "expert_iteration", "grpo")  # of a chain, each from the weights of another, or from the start
 SCORE_TASKS = ("reasoning", "gsm8k", "math")
 
-# The handout's experiments, each a change of the preset's own GRPO settings (section 7 of the handout; of the spec, 11).
+# The handout's experiments, each a change of the preset's own GRPO settings.
 GRPO_ROWS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "no-baseline": {"loss_type": "no_baseline"},
@@ -34,6 +34,7 @@ _RATE = re.compile(r"rate-(\d+(?:\.\d+)?(?:e-?\d+)?)")
 _OFF_POLICY = re.compile(r"(off-policy|no-clip)-(\d+)x(\d+)")  # epochs, then updates in each
 _SFT = re.compile(r"(full|\d+)(-correct)?")
 _EXPERT = re.compile(r"(batch|samples|epochs)-(\d+)")
+_EXPERT_FIELDS = {"batch": "question_batch_size", "samples": "group_size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,8 @@ class SftRun:
 
     Attributes:
         size: traces taken; 0 for all.
-        correct_only: of these, only those whose answer is right.
+        correct_only: only those whose answer is right.
+        sampling_min_tokens, sampling_max_tokens: of its validations' responses.
     """
 
     config: SftConfig
@@ -104,6 +106,8 @@ class SftRun:
     correct_only: bool = False
     template: str
     reward: str
+    sampling_min_tokens: int
+    sampling_max_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,37 @@ class GrpoRun:
     reward: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreRun:
+    """One model's answers to one set of questions.
+
+    Attributes:
+        model: as the leaderboard calls it: "grpo_model", or "grpo_model/no-std" of a run beside the chain.
+        asset, cell: whose it is; "" for an asset without cells.
+        task: of `SCORE_TASKS`.
+        set_name: of the questions, beside the score.
+        num_seeds: how often each question is sampled.
+        max_examples: questions drawn; 0 for all.
+    """
+
+    model: str
+    asset: str
+    cell: str
+    task: str
+    set_name: str
+    template: str
+    reward: str
+    num_seeds: int
+    max_examples: int
+    sampling_min_tokens: int
+    sampling_max_tokens: int
+
+    @property
+    def beside_the_chain(self) -> bool:
+        """Whether the model is one of an experiment's."""
+        return "/" in self.model
+
+
 def stop_strings(template: str) -> tuple[str, ...]:
     """Where a response ends: at `</answer>` if the template opens the thinking, else at the end of text alone."""
     return ("</answer>",) if "<think>" in read_template(template) else ()
@@ -141,7 +176,14 @@ def sft_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, Sft
         if not found:
             raise ValueError(f"sft_runs: {name!r} is no run; give full, full-correct, or a size such as 128")
         size = 0 if found[1] == "full" else int(found[1])
-        runs[name] = SftRun(config=config.sft, size=size, correct_only=bool(found[2]), **_asked(problems))
+        runs[name] = SftRun(
+            config=config.sft,
+            size=size,
+            correct_only=bool(found[2]),
+            sampling_min_tokens=config.grpo.sampling_min_tokens,
+            sampling_max_tokens=config.grpo.sampling_max_tokens,
+            **_asked(problems),
+        )
     return runs
 
 
@@ -161,7 +203,6 @@ def expert_iteration_runs(config: ReasoningConfig, problems: ProblemsConfig) -> 
     Raises:
         ValueError: a name that says nothing.
     """
-    fields = {"batch": "questions_per_step", "samples": "group_size", "epochs": "num_epochs"}
     runs = {}
     for name in config.expert_iteration_runs:
         found = _EXPERT.fullmatch(name)
@@ -169,15 +210,19 @@ def expert_iteration_runs(config: ReasoningConfig, problems: ProblemsConfig) -> 
             raise ValueError(
                 f"expert_iteration_runs: {name!r} is no run; give expert-iteration, batch-N, samples-N or epochs-N"
             )
-        changes = {fields[found[1]]: int(found[2])} if found else {}
-        own = replace(config.expert_iteration, **changes)
+        own = config.expert_iteration
+        if found and found[1] == "epochs":
+            own = replace(own, sft=replace(own.sft, num_epochs=int(found[2])))
+        elif found:
+            changes: dict[str, Any] = {_EXPERT_FIELDS[found[1]]: int(found[2])}
+            own = replace(own, **changes)
         runs[name] = ExpertIterationRun(config=own, **_asked(problems))
     return runs
 
 
 def grpo_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, GrpoRun]:
-    """Runs by name: those of `GRPO_ROWS`, "rate-2e-5" with another learning rate, and off-policy "off-policy-2x4", which
-    trains on each rollout batch for 2 epochs of 4 updates each, clipped, or "no-clip-2x4", not clipped.
+    """Runs by name: those of `GRPO_ROWS`, "rate-2e-5" with another learning rate, and off-policy "off-policy-2x4",
+    which trains on each rollout batch for 2 epochs of 4 updates each, clipped, or "no-clip-2x4", not clipped.
 
     Raises:
         ValueError: a name that says nothing, or settings that do not go together.
@@ -215,5 +260,56 @@ def _grpo(name: str, config: GrpoConfig, problems: ProblemsConfig) -> GrpoRun:
     return GrpoRun(config=replace(config, **changes), **asked)
 
 
-def _asked(problems: ProblemsConfig) -> Mapping[str, str]:
+def _asked(problems: ProblemsConfig) -> dict[str, Any]:
     return {"template": problems.template, "reward": problems.reward}
+
+
+def chain_cells(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, tuple[str, ...]]:
+    """Cells of each asset that the chain consists of, from SFT to GRPO and the scores of all its models."""
+    chain: dict[str, tuple[str, ...]] = {
+        f"{stage}_model": (getattr(config, f"{stage}_runs")[0],) if stage in config.chain else () for stage in STAGES
+    }
+    chain["longer_sft_model"] = tuple(longer_sft_runs(config, problems))
+    scores = score_runs(config, problems).items()
+    chain["reasoning_scores"] = tuple(name for name, run in scores if not run.beside_the_chain)
+    return chain
+
+
+def score_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, ScoreRun]:
+    """Which models are asked what: those of the chain every set of questions; after them those beside it, the held-out
+    problems alone.
+    """
+    scored: dict[str, ScoreRun] = {}
+
+    def add(asset: str, cell: str, model: str, tasks: Sequence[str], asked: Mapping[str, str]) -> None:
+        for task in tasks:
+            if task == problems.task:  # its test split is what "reasoning" asks
+                continue
+            own = task == "reasoning"
+            scored[f"{model.replace('/', '-')}-x-{task}"] = ScoreRun(
+                model=model,
+                asset=asset,
+                cell=cell,
+                task=task,
+                set_name=f"{problems.task if own else task}, {asked['template']}",
+                num_seeds=config.num_score_seeds,
+                max_examples=0 if own else config.max_score_examples,
+                sampling_min_tokens=config.grpo.sampling_min_tokens,
+                sampling_max_tokens=config.grpo.sampling_max_tokens,
+                **asked,
+            )
+
+    add("start_policy", "", "start_policy", config.score_tasks, _asked(problems))
+    stages: dict[str, Mapping[str, SftRun | ExpertIterationRun | GrpoRun]] = {
+        "sft_model": sft_runs(config, problems),
+        "longer_sft_model": longer_sft_runs(config, problems),
+        "expert_iteration_model": expert_iteration_runs(config, problems),
+        "grpo_model": grpo_runs(config, problems),
+    }
+    for asset, runs in stages.items():
+        for place, (name, run) in enumerate(runs.items()):
+            in_chain = place == 0 and (asset == "longer_sft_model" or asset.removesuffix("_model") in config.chain)
+            tasks = config.score_tasks if in_chain else ("reasoning",)
+            asked = {"template": run.template, "reward": run.reward}
+            add(asset, name, asset if in_chain else f"{asset}/{name}", tasks, asked)
+    return dict(sorted(scored.items(), key=lambda item: item[1].beside_the_chain))

@@ -15,13 +15,13 @@ from cs336.download import cached_sha256
 from cs336.files import UserError, read_json, write_json
 from cs336.model.huggingface import load_huggingface
 from cs336.model.transformer import TransformerLM, load_model
+from cs336.posttrain.generators import GENERATORS
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import OWN_FILE
 
 CHECKPOINT_FILE = "checkpoint.json"  # of a folder that only says which checkpoint it is
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_GENERATORS = ("ours", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,20 @@ class PolicyConfig:
         dtype: of its weights, "float32" or "bfloat16".
         context_length: of an imported checkpoint, whose own may be longer than anything here; 0 keeps it.
         generator: "ours" or "vllm".
+        hand_over: generator and trainer share a device that cannot hold both at once.
     """
 
     start: str = ""
     dtype: str = "float32"
     context_length: int = 0
     generator: str = "ours"
+    hand_over: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype is {' or '.join(_DTYPES)}, got {self.dtype!r}")
-        if self.generator not in _GENERATORS:
-            raise ValueError(f"generator is {' or '.join(_GENERATORS)}, got {self.generator!r}")
+        if self.generator not in GENERATORS:
+            raise ValueError(f"generator is {' or '.join(GENERATORS)}, got {self.generator!r}")
         if self.context_length < 0:
             raise ValueError(f"context_length is {self.context_length}; give 0 or a number of tokens")
 
