@@ -29,7 +29,7 @@ from cs336.crawl.several import Several
 from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
-from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
+from cs336.evals.generated_tasks import DIGITS
 from cs336.evals.task import EvalConfig
 from cs336.extract.shard import ExtractConfig
 from cs336.files import UserError
@@ -39,15 +39,22 @@ from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
 from cs336.posttrain.config import ReasoningConfig
-from cs336.posttrain.expert_iteration import ExpertIterationConfig
-from cs336.posttrain.grpo import GrpoConfig
 from cs336.posttrain.problems import ProblemsConfig
-from cs336.posttrain.sft import SftConfig
+from cs336.posttrain.recipes import (
+    MATH_PROBLEMS,
+    MATH_REASONING,
+    REASONER_PROBLEMS,
+    REASONER_REASONING,
+    REASONER_TEXT,
+    TINY_PROBLEMS,
+    TINY_REASONING,
+)
 from cs336.posttrain.start import PolicyConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.scaling.grid import PredictionConfig, ScalingConfig
+from cs336.tokenizer.formats import END_OF_TEXT
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -122,37 +129,6 @@ class Preset:
 
 
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
-_TINY_PROBLEMS = ProblemsConfig(
-    num_train=2_048,
-    num_valid=64,
-    num_test=200,
-    num_traces=2_000,
-    num_valid_traces=100,
-    generated=GeneratedConfig(levels=(1,), kinds=("sums",)),
-    traces=TraceConfig(direct=0.5, steps=0.5, digits=0.0),
-)
-_TINY_REASONING = ReasoningConfig(
-    sft=SftConfig(
-        batch_size=32,
-        learning_rate=1e-3,
-        num_epochs=1,
-        valid_interval=20,
-        best_by="valid_accuracy",
-        best_is="highest",
-    ),
-    expert_iteration=ExpertIterationConfig(n_ei_steps=2, question_batch_size=64, group_size=4, sampling_max_tokens=48),
-    grpo=GrpoConfig(
-        n_grpo_steps=10,
-        learning_rate=1e-4,
-        rollout_batch_size=64,
-        train_batch_size=64,
-        gradient_accumulation_steps=2,
-        sampling_max_tokens=48,
-    ),
-    chain=("sft", "grpo"),
-    expert_iteration_from="",
-    score_tasks=("reasoning",),
-)
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
     source=LocalDocs(sample=0.2, num_shards=4),  # 6 MB reach the tokenizer
@@ -234,8 +210,8 @@ TINY = Preset(  # two CPU cores, minutes, no network
         warmup_ms=100.0,
         rep_ms=500.0,
     ),
-    problems=_TINY_PROBLEMS,
-    reasoning=_TINY_REASONING,
+    problems=TINY_PROBLEMS,
+    reasoning=TINY_REASONING,
     max_training_seconds=240,
 )
 REAL_PAGES = replace(  # what sheets/real_pages.toml was read on: WARC files of yours below crawl/, C4's rules on top
@@ -438,6 +414,43 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     evals=EvalConfig(max_new_tokens=512, mmlu_few_shot=5),
     max_training_seconds=float("inf"),
 )
+REASONER = replace(  # from text and worked problems to a model that reasons: one GPU, at most nine minutes a seed
+    RAW,
+    name="reasoner",
+    source=Several(
+        sources=(
+            TextFiles(paths=("$CS336_DATA/text/bbc/bbc.jsonl.gz", "$CS336_DATA/text/reuters21578/reuters.jsonl.gz")),
+            REASONER_TEXT,
+        )
+    ),
+    bpe=BpeConfig(vocab_size=8_192, special_tokens=(END_OF_TEXT, *DIGITS)),  # each digit is a token of its own
+    split=SplitConfig(valid_fraction=0.005),
+    model=ModelConfig(context_length=512, d_model=512, num_layers=8, num_heads=8, qk_norm=True),
+    train=TrainConfig(
+        batch_size=128,
+        num_steps=2_000,
+        learning_rate=4e-3,
+        min_learning_rate=0.0,
+        warmup_steps=100,
+        schedule="wsd",
+        decay_fraction=0.3,
+        optimizer="muon",
+        precision="bfloat16",
+        valid_interval=500,
+        checkpoint_interval=1_000,
+        keep_checkpoints=1,
+    ),
+    problems=REASONER_PROBLEMS,
+    reasoning=REASONER_REASONING,
+    max_training_seconds=240,
+)
+QWEN_MATH = replace(  # the handout's: a checkpoint of the Hub on MATH, each method from the start policy; one GPU
+    COURSE,
+    name="qwen_math",
+    policy=PolicyConfig(start="qwen2.5-math-1.5b"),
+    problems=MATH_PROBLEMS,
+    reasoning=MATH_REASONING,
+)
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -453,6 +466,8 @@ PRESETS = {
         OWT,
         DATA_COURSE,
         TWO_B,
+        REASONER,
+        QWEN_MATH,
     )
 }
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cs336.evals.competition_math import question_of
+from cs336.files import read_json
 from cs336.hardware import pick_device
 from cs336.model.accounting import count_parameters
 from cs336.model.transformer import load_model
 from cs336.posttrain.config import (
     ExpertIterationRun,
     GrpoRun,
+    ReasoningConfig,
     SftRun,
     chain_cells,
     expert_iteration_runs,
@@ -26,6 +28,7 @@ from cs336.posttrain.policy import save_policy
 from cs336.posttrain.problems import ProblemsConfig, make_problems, prompts_of
 from cs336.posttrain.rollouts import ROLLOUTS_FOLDER
 from cs336.posttrain.runs import (
+    COUNTS_FILE,
     PARTS,
     Site,
     read_records,
@@ -146,16 +149,21 @@ def start_policy(step: Step, base_model: Path | None, tokenizer: Path | None, po
 
 @check(asset="start_policy", blocking=True)
 def questions_leave_room_to_think(
-    start_policy: Path, reasoning_problems: Path, policy: PolicyConfig, problems: ProblemsConfig
+    start_policy: Path,
+    reasoning_problems: Path,
+    policy: PolicyConfig,
+    problems: ProblemsConfig,
+    reasoning: ReasoningConfig,
 ) -> tuple[bool, Metadata]:
-    """Every prompt fills at most half of the model's context, and its tokens give its text again."""
+    """The longest prompt leaves the context room for the longest response, and prompts come back from their tokens."""
     model, tokenizer = load_policy(start_policy, policy)
     prompts = prompts_of(read_records(reasoning_problems, "valid"), problems.template)
     encoded = list(encode_texts(tokenizer, prompts, special_tokens=False))
     broken = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if tokenizer.decode(ids) != prompt]
     longest = max(map(len, encoded))
+    room = model.config.context_length - longest
     facts = {"longest_prompt": longest, "context_length": model.config.context_length, "broken": broken[:3]}
-    return not broken and 2 * longest <= model.config.context_length, facts
+    return not broken and room >= reasoning.grpo.sampling_max_tokens, facts
 
 
 # ---- training
@@ -205,6 +213,13 @@ def sft_model(
     """
     outcome, counts = run_sft(cell, _site(step, start_policy, reasoning_problems, policy, seed))
     return counts | {"best_step": outcome.best_step, "ended_by": outcome.ended_by} | _run_shown(step)
+
+
+@check(asset="sft_model")
+def all_traces_fit(sft_model: list[Path]) -> tuple[bool, Metadata]:
+    """No trace was too long for the model: the longest are the most careful ones, and would be missed."""
+    left_out = {folder.name: read_json(folder / COUNTS_FILE)["num_left_out"] for folder in sft_model}
+    return bool(left_out) and not any(left_out.values()), {"num_left_out": left_out}
 
 
 @_trained(

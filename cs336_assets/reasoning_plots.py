@@ -22,6 +22,7 @@ LABELS = {
     "clip_fraction": "share of clipped tokens",
     "valid_length": "tokens per response, held out",
 }
+_PANELS_IN_A_ROW = 4
 
 
 def run_panels(
@@ -35,9 +36,13 @@ def run_panels(
         over: the column that they are drawn over.
     """
     present = [column for column in columns if any(column in row for rows in runs.values() for row in rows)]
-    figure = Figure(figsize=(3.4 * len(present), 3.2), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(present), squeeze=False)[0]
-    for axes, column in zip(panels, present, strict=True):
+    num_rows = -(-len(present) // _PANELS_IN_A_ROW)
+    in_a_row = -(-len(present) // num_rows)
+    figure = Figure(figsize=(3.4 * in_a_row, 2.8 * num_rows + 0.4), dpi=110, layout="constrained")
+    panels = list(figure.subplots(num_rows, in_a_row, squeeze=False).flat)
+    for unused in panels[len(present) :]:
+        unused.set_axis_off()
+    for axes, column in zip(panels, present, strict=False):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_title(LABELS[column], fontsize=9)
@@ -48,7 +53,7 @@ def run_panels(
             color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(runs) - 1))
             axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color, label=name) if points else None
     if len(runs) > 1:
-        lines, names = next(iter(panels)).get_legend_handles_labels()
+        lines, names = panels[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
     _save(figure, path)
 

@@ -90,7 +90,11 @@ def reasoning_scores(
     )
     result = score_policy(cell, examples, site)
     write_jsonl(step.folder / "generations.jsonl", result.rows)
-    rows = score_rows(result.metrics, preset=step.preset, model=cell.model, task=cell.task, set_name=set_name)
+    rows = [
+        row
+        for row in score_rows(result.metrics, preset=step.preset, model=cell.model, task=cell.task, set_name=set_name)
+        if row["metric"] == "accuracy"  # what cannot be read is counted by category
+    ]
     write_json(step.folder / SCORES_FILE, rows)
     return {"set": set_name, "scores": {"markdown": markdown_table(rows)}} | _categories(result.metrics, result.rows)
 

@@ -24,6 +24,8 @@ class GeneratedText:
         num_drills: documents of calculations without a story.
         lines_per_drill: calculations in each of them.
         problems, traces: which problems, and how they are worked out.
+        tagged: traces stand as prompt and response; else as question, work and answer, without a template: such a
+            model knows how to solve, but not yet how it is asked.
         num_shards: files; each holds an equal share of both kinds.
     """
 
@@ -32,6 +34,7 @@ class GeneratedText:
     lines_per_drill: int = 10
     problems: GeneratedConfig = field(default_factory=GeneratedConfig)
     traces: TraceConfig = field(default_factory=TraceConfig)
+    tagged: bool = True
     num_shards: int = 4
 
     def __post_init__(self) -> None:
@@ -50,7 +53,8 @@ class GeneratedText:
     def shard_identity(self) -> Any:
         """How documents are written; which ones is what the items say."""
         settings = {"problems": asdict(self.problems), "traces": asdict(self.traces)}
-        return {"source": "generated-text", "lines_per_drill": self.lines_per_drill, **settings}
+        forms = {"lines_per_drill": self.lines_per_drill, "tagged": self.tagged}
+        return {"source": "generated-text", **forms, **settings}
 
     def plan(self, *, progress: Progress = silent) -> list[Shard]:
         """Equal shares of the traces and of the drills, in order."""
@@ -93,7 +97,7 @@ class GeneratedText:
         written = 0  # drills
         for number, index in enumerate(traces, 1):
             trace = to_trace(generate_problem(self.problems, "train", index), self.traces)
-            yield f"generated://trace/{index}", trace["prompt"] + trace["response"]
+            yield f"generated://trace/{index}", _text_of(trace, tagged=self.tagged)
             for drill in drills[written : len(drills) * number // len(traces)]:
                 yield self._drill(drill)
                 written += 1
@@ -102,6 +106,13 @@ class GeneratedText:
 
     def _drill(self, index: int) -> tuple[str, str]:
         return f"generated://drill/{index}", generate_drill(self.problems, index, num_lines=self.lines_per_drill)
+
+
+def _text_of(trace: dict[str, Any], *, tagged: bool) -> str:
+    if tagged:
+        return trace["prompt"] + trace["response"]
+    thought, _, answer = trace["response"].partition(" </think> <answer>")
+    return f"{trace['question']}\n{thought.strip()} The answer is {answer.removesuffix('</answer>')}."
 
 
 def _write(file: Any, kind: str, address: str, text: str, *, content_type: str) -> None:

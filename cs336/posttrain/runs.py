@@ -103,7 +103,8 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
         max_seconds: of wall time; 0 keeps what the run's settings say.
 
     Returns:
-        How it ended, and how many traces there were, were right where that was asked, and were taken.
+        How it ended, and how many traces there were, were right where that was asked, were taken, and of these left
+        out as too long.
 
     Raises:
         ValueError: no trace is left to train on.
@@ -135,6 +136,7 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
             report=site.report,
             progress=site.progress,
         )
+    counts |= {"num_left_out": outcome.num_left_out}
     write_json(site.folder / COUNTS_FILE, counts)
     _drop_checkpoints(site.folder)
     return outcome, counts

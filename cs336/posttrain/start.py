@@ -120,4 +120,6 @@ def _tokenizer_of_transformers(folder: Path) -> Any:
             f"{folder}: its tokenizer is read by transformers, which is not installed; pip install 'cs336[gpu]' or"
             " pip install transformers"
         ) from None
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder}: has no tokenizer.json; put the checkpoint's tokenizer files beside its weights")
     return AutoTokenizer.from_pretrained(folder)

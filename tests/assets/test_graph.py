@@ -12,13 +12,13 @@ from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
-from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS, SCALING
+from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS, REASONING, SCALING
 from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel", "scaling"]
+FLOW += ["experiments", "data_ablation", "evals", "reasoning", "written", "kernels", "parallel", "scaling"]
 # Not needed by anything else, so run by themselves.
-APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "scaling"}
+APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "reasoning", "scaling"}
 LONGEST_BODY = 40
 
 
@@ -112,6 +112,9 @@ def test_jobs_cover_the_graph(graph):
     for group, jobs in apart.items():
         listed = [name for names in jobs.values() for name in names]
         assert listed == [name for name, stage in STAGES.items() if stage.group == group], "in their order"
+    # The experiments around the chain are more cells of the same assets.
+    listed = list(dict.fromkeys(name for names in REASONING.values() for name in names))
+    assert listed == [name for name, stage in STAGES.items() if stage.group == "reasoning"]
 
 
 def test_modules_of_the_graph_stay_short():

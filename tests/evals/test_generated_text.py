@@ -57,6 +57,17 @@ def test_a_preset_of_a_file_may_mix_it_with_texts():
         changed(TINY, {"source": described | {"traces": {"style": "digits"}}})
 
 
+def test_without_tags_a_trace_is_question_work_and_answer(tmp_path):
+    steps = TraceConfig(direct=0.0, digits=0.0)
+    plain = changed(SOURCE, {"tagged": False, "num_drills": 0, "traces": {"direct": 0, "digits": 0}})
+    texts = {document.url: document.text for documents in _read(plain, tmp_path) for document in documents}
+    problem = generate_problem(GeneratedConfig(), "train", 4)
+    thought = to_trace(problem, steps)["response"].split(" </think>")[0].strip()
+    assert texts["generated://trace/4"] == f"{problem.question}\n{thought} The answer is {problem.answer}."
+    assert not any("<" in text for text in texts.values())
+    assert plain.shard_identity() != changed(plain, {"tagged": True}).shard_identity()
+
+
 def test_a_shard_needs_a_document():
     with pytest.raises(ValueError, match="give each shard one"):
         GeneratedText(num_traces=3, num_shards=4)

@@ -1,0 +1,143 @@
+"""What the presets reason about, and how: numbers with their origin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
+from cs336.evals.generated_text import GeneratedText
+from cs336.posttrain.config import ReasoningConfig
+from cs336.posttrain.expert_iteration import ExpertIterationConfig
+from cs336.posttrain.grpo import GrpoConfig
+from cs336.posttrain.problems import ProblemsConfig
+from cs336.posttrain.sft import SftConfig
+
+# ---- tiny: two cores, a minute and a half, from a base model that has read documentation and no sums
+
+TINY_PROBLEMS = ProblemsConfig(
+    num_train=2_048,
+    num_valid=64,
+    num_test=200,
+    num_traces=2_000,
+    num_valid_traces=100,
+    generated=GeneratedConfig(levels=(1,), kinds=("sums",)),
+    traces=TraceConfig(direct=0.5, steps=0.5, digits=0.0),
+)
+TINY_REASONING = ReasoningConfig(
+    sft=SftConfig(batch_size=32, learning_rate=1e-3, valid_interval=20, best_by="valid_accuracy", best_is="highest"),
+    expert_iteration=ExpertIterationConfig(n_ei_steps=2, question_batch_size=64, group_size=4, sampling_max_tokens=48),
+    grpo=GrpoConfig(
+        n_grpo_steps=10,
+        learning_rate=1e-4,
+        rollout_batch_size=64,
+        train_batch_size=64,
+        gradient_accumulation_steps=2,
+        sampling_max_tokens=48,
+    ),
+    expert_iteration_runs=(),
+    chain=("sft", "grpo"),
+    score_tasks=("reasoning",),
+)
+
+# ---- reasoner: one GPU
+
+_LEVELS = GeneratedConfig(levels=(2, 3), max_value=1_000)
+_STYLES = TraceConfig(direct=0.5, steps=0.25, digits=0.25)
+_NUM_PRETRAINED = 200_000
+REASONER_TEXT = GeneratedText(
+    num_traces=_NUM_PRETRAINED, num_drills=20_000, problems=_LEVELS, traces=_STYLES, tagged=False, num_shards=8
+)
+REASONER_PROBLEMS = ProblemsConfig(
+    num_train=8_192,
+    num_valid=256,
+    num_test=1_024,
+    num_traces=8_000,
+    num_valid_traces=256,
+    first=_NUM_PRETRAINED,
+    generated=_LEVELS,
+    traces=_STYLES,
+)
+REASONER_REASONING = ReasoningConfig(
+    sft=SftConfig(
+        batch_size=64,
+        learning_rate=3e-4,
+        num_epochs=4,
+        schedule="cosine",
+        precision="bfloat16",
+        valid_interval=50,
+        best_by="valid_accuracy",
+        best_is="highest",
+        patience=4,
+    ),
+    expert_iteration=ExpertIterationConfig(
+        n_ei_steps=2,
+        question_batch_size=1_024,
+        group_size=4,
+        sampling_max_tokens=320,
+        sft=SftConfig(
+            batch_size=64,
+            learning_rate=1e-4,
+            precision="bfloat16",
+            best_by="valid_accuracy",
+            best_is="highest",
+            keep="last",
+            valid_interval=10**9,
+        ),
+    ),
+    grpo=GrpoConfig(
+        n_grpo_steps=60,
+        learning_rate=1e-4,
+        rollout_batch_size=256,
+        group_size=8,
+        train_batch_size=256,
+        gradient_accumulation_steps=1,
+        sampling_max_tokens=320,
+        precision="bfloat16",
+        valid_interval=10,
+    ),
+    grpo_runs=(
+        *("grpo", "no-baseline", "constant-length", "no-std", "off-policy-1x4", "off-policy-2x4", "no-clip-2x4"),
+        *("rate-3e-5", "rate-3e-4"),
+    ),
+    sft_runs=("full", "128", "256", "512", "1024"),
+    longer_sft=True,
+    score_tasks=("reasoning", "gsm8k"),
+)
+
+# ---- the handout's: MATH, from a checkpoint of the Hub
+
+MATH_PROBLEMS = ProblemsConfig(
+    task="math",
+    template="r1_zero",
+    num_train=0,
+    num_valid=1_024,  # the least that the handout asks for; held out of the training problems
+    num_test=0,
+    num_traces=0,
+    num_valid_traces=128,
+)
+_MATH_SFT = SftConfig(
+    batch_size=64,
+    micro_batch_size=2,  # the handout's, which fits into 80 GB
+    learning_rate=1e-5,
+    num_epochs=2,
+    # Weights stay in fp32: in bf16, with steps this small, most of an update would be rounded away.
+    precision="bfloat16",
+    valid_interval=25,
+    best_by="valid_accuracy",
+    best_is="highest",
+)
+MATH_REASONING = ReasoningConfig(
+    sft=_MATH_SFT,
+    expert_iteration=ExpertIterationConfig(sft=replace(_MATH_SFT, num_epochs=1, keep="last", valid_interval=10**9)),
+    grpo=GrpoConfig(precision="bfloat16", keep="last"),
+    sft_runs=("full", "128", "256", "512", "1024", "full-correct"),
+    expert_iteration_runs=("expert-iteration", "batch-1024", "batch-2048", "samples-8", "epochs-2"),
+    grpo_runs=(
+        *("grpo", "rate-3e-6", "rate-3e-5", "no-baseline", "constant-length", "no-std"),
+        *("off-policy-1x2", "off-policy-1x4", "off-policy-2x2", "off-policy-2x4", "no-clip-2x4", "question-only"),
+    ),
+    chain=("grpo",),
+    expert_iteration_from="",
+    grpo_from="",
+    score_tasks=("reasoning", "gsm8k"),
+)
