@@ -69,11 +69,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     cost.register(commands)
 
 
-def run(preset: str, job: str, cells: str | None = None) -> None:
+def run(preset: str, job: str, cells: str | None = None, *, base_model_is_made: bool = False) -> None:
     """Materialize a job in this process, with bars; what is unchanged is skipped.
 
     Args:
         cells: FIRST...LAST: of a sweep only these runs, and what they need, but not the study of them.
+        base_model_is_made: by the caller, just before: the job that would begin with it does not look.
 
     Raises:
         UserError: an asset failed, and the line says which and why; or the job has no such cells.
@@ -92,7 +93,7 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
     definitions = build_definitions(chosen, runtime=Runtime.from_environment(terminal=True))
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
-        own_model = job == REASONING_CHAIN and not chosen.policy.start
+        own_model = job == REASONING_CHAIN and not chosen.policy.start and not base_model_is_made
         if job in (PLAN_JOB, "data", "all") or own_model:
             _execute(definitions.resolve_job_def(f"{preset}_{PLAN_JOB}"), preset, PLAN_JOB, instance, {})
         if job == PLAN_JOB:
@@ -239,6 +240,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     run(options.preset, "all")
+    run(options.preset, REASONING_CHAIN, base_model_is_made=True)
+    run(options.preset, "evals")  # the leaderboard once more, with what reasoning came to
     print()
     main(["scores"])
     print(f"\nartifacts  {Store(options.preset).folder}")
