@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,14 +87,26 @@ class _Policy:
     tokenizer: Any
     backend: Backend
     reward: RewardAll
+    hand_over: bool
 
 
 @contextmanager
 def _opened(site: Site, reward: str) -> Iterator[_Policy]:
+    gc.collect()  # a generator before this one, whose memory is free only when nothing refers to it
     model, tokenizer = load_policy(site.start, site.policy, device=site.device)
-    backend = generator_for(model, tokenizer, site.policy.generator)
+    spare = _spare_gpu(site)
+    backend = generator_for(model, tokenizer, site.policy.generator, device=spare)
+    hand_over = site.policy.hand_over and spare is None
     with WatchedReward(reward_named(reward), num_workers=site.num_workers) as watched:
-        yield _Policy(model, tokenizer, backend, watched.score)
+        yield _Policy(model, tokenizer, backend, watched.score, hand_over)
+
+
+def _spare_gpu(site: Site) -> torch.device | None:
+    """The second GPU for our generator, where one cannot hold both: then nothing has to be handed over."""
+    if not site.policy.hand_over or site.policy.generator != "ours" or torch.cuda.device_count() < 2:
+        return None
+    trainer = torch.device(site.device)
+    return torch.device("cuda", 1 - (trainer.index or 0) % 2) if trainer.type == "cuda" else None
 
 
 def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outcome, dict[str, int]]:
@@ -121,7 +134,7 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
             policy.reward,
             params,
             seed=site.seed,
-            hand_over=site.policy.hand_over,
+            hand_over=policy.hand_over,
         )
         valid_traces = [(each["prompt"], each["response"]) for each in read_records(site.problems, "valid_traces")]
         outcome = train_sft(
@@ -179,7 +192,7 @@ def run_expert_iteration(run: ExpertIterationRun, site: Site) -> list[dict[str, 
             seed=site.seed,
             folder=site.folder,
             stop=stop_strings(run.template),
-            hand_over=site.policy.hand_over,
+            hand_over=policy.hand_over,
             report=site.report,
             progress=site.progress,
         )
@@ -204,7 +217,7 @@ def run_grpo(run: GrpoRun, site: Site) -> Outcome:
             seed=site.seed,
             folder=site.folder,
             stop=stop_strings(run.template),
-            hand_over=site.policy.hand_over,
+            hand_over=policy.hand_over,
             report=site.report,
             progress=site.progress,
         )

@@ -34,7 +34,7 @@ class PolicyConfig:
         dtype: of its weights, "float32" or "bfloat16".
         context_length: of an imported checkpoint, whose own may be longer than anything here; 0 keeps it.
         generator: "ours" or "vllm".
-        hand_over: generator and trainer share a device that cannot hold both at once.
+        hand_over: one device cannot hold generator and trainer at once: they take turns, or ours takes a second GPU.
     """
 
     start: str = ""
