@@ -27,6 +27,7 @@ def generator_for(
     *,
     device: torch.device | str | None = None,
     memory_share: float = 0.85,
+    **options: Any,
 ) -> Backend:
     """A generator of the policy's shape; `cs336.generate.weight_sync` gives it the weights of each step.
 
@@ -36,6 +37,7 @@ def generator_for(
         kind: one of `GENERATORS`.
         device: of the generator, where that is another than the policy's; vLLM takes the first that it sees.
         memory_share: of the device, for vLLM's weights and cache; the handout's.
+        options: for `vllm.LLM`, such as `max_model_len`.
 
     Raises:
         ValueError: no such kind, or a policy that is not our `TransformerLM` (import checkpoints with
@@ -47,7 +49,7 @@ def generator_for(
     if not isinstance(policy, TransformerLM):
         raise ValueError(f"the policy is a {type(policy).__name__}; load its checkpoint with load_huggingface")
     if kind == "vllm":
-        return _vllm(policy, tokenizer, memory_share)
+        return _vllm(policy, tokenizer, memory_share=memory_share, **options)
     codec = HuggingFaceCodec(tokenizer) if is_huggingface(tokenizer) else tokenizer
     target = torch.device(device) if device is not None else device_of(policy)
     if target.type != "cuda":
@@ -57,7 +59,7 @@ def generator_for(
     return Engine(copy, codec)
 
 
-def _vllm(policy: TransformerLM, tokenizer: Any, memory_share: float) -> Backend:
+def _vllm(policy: TransformerLM, tokenizer: Any, **options: Any) -> Backend:
     require_vllm()
     with tempfile.TemporaryDirectory() as parent:  # vLLM has read it all once it is there
         folder = Path(parent) / "model"
@@ -65,4 +67,4 @@ def _vllm(policy: TransformerLM, tokenizer: Any, memory_share: float) -> Backend
         save_huggingface(policy, folder, tokenizer=None if theirs else tokenizer)
         if theirs:
             tokenizer.save_pretrained(folder)
-        return VllmEngine.start(folder, memory_share=memory_share)
+        return VllmEngine.start(folder, **options)
