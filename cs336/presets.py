@@ -425,7 +425,7 @@ REASONER = replace(  # from text and worked problems to a model that reasons: on
     ),
     bpe=BpeConfig(vocab_size=8_192, special_tokens=(END_OF_TEXT, *DIGITS)),  # each digit is a token of its own
     split=SplitConfig(valid_fraction=0.005),
-    model=ModelConfig(context_length=512, d_model=512, num_layers=8, num_heads=8, qk_norm=True),
+    model=ModelConfig(context_length=512, d_model=512, num_layers=8, num_heads=8),
     train=TrainConfig(
         batch_size=128,
         num_steps=2_000,

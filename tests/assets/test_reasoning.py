@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from cs336.train.metrics import METRICS_FILE
 from cs336_assets.asset import STAGES, Step, make, part_names, version_of
 from cs336_assets.binding import bind_stage, evaluate
 from cs336_assets.flow import CHECKS
+from cs336_assets.graph import build_definitions
 from cs336_assets.reasoning_scores import chain_accuracies
 from cs336_assets.resources import Runtime
 from cs336_assets.selections import REASONING
@@ -122,8 +124,18 @@ def test_a_preset_that_starts_elsewhere_needs_no_base_model(made, monkeypatch):
     assert deps == set()
     deps = {key.path[-1] for key in bind_stage(STAGES["grpo_model"], preset, Runtime()).dependency_keys}
     assert deps == {"start_policy", "reasoning_problems"}
+    for name in ("qwen_math", "reasoner"):  # the checkpoint and the text are not here: the graph loads
+        assert build_definitions(name)
     with pytest.raises(UserError, match="cs336 data fetch"):
         version_of(STAGES["start_policy"], preset, Store("qwen_math"), None)
+
+
+def test_dagster_draws_the_cell_that_a_stage_starts_from(made):
+    """In the UI a run of GRPO's cells asks for the one cell of Expert Iteration, and for nothing else of it."""
+    bound = bind_stage(STAGES["grpo_model"], made.preset, Runtime())
+    mapping = bound.get_partition_mapping(dg.AssetKey([PRESET, "expert_iteration_model"]))
+    assert mapping == dg.SpecificPartitionsPartitionMapping(["expert-iteration"])
+    assert {key.path[-1] for key in bound.dependency_keys} == {"expert_iteration_model", "reasoning_problems"}
 
 
 def test_every_check_can_be_read(made):
