@@ -82,8 +82,8 @@ class GeneratedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_value and not 100 <= self.max_value <= 1_000_000:
-            raise ValueError(f"max_value is {self.max_value}; give 0, or 100 to 1,000,000")
+        if self.max_value and not 10 <= self.max_value <= 1_000_000:
+            raise ValueError(f"max_value is {self.max_value}; give 0, or 10 to 1,000,000")
         for name, known in (("levels", tuple(LEVELS)), ("kinds", KINDS)):
             given = getattr(self, name)
             if not given or not set(given) <= set(known):

@@ -65,7 +65,7 @@ class Site:
         folder: of the run.
         policy: how the policy is read, and what generates.
         device: of both.
-        num_workers: processes that grade.
+        num_workers: processes that grade, and threads that compute on a CPU.
     """
 
     start: Path
@@ -93,6 +93,8 @@ class _Policy:
 def _opened(site: Site, reward: str) -> _Policy:
     if site.policy.generator == "vllm":
         gc.collect()  # one before it, whose memory is free only when nothing refers to it
+    if torch.device(site.device).type == "cpu":
+        torch.set_num_threads(site.num_workers)  # more than there are cores for would wait for one another
     model, tokenizer = load_policy(site.start, site.policy, device=site.device)
     spare = _spare_gpu(site)
     backend = generator_for(model, tokenizer, site.policy.generator, device=spare)

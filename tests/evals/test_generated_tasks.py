@@ -334,7 +334,7 @@ def test_digits_as_special_tokens_make_each_digit_a_token():
     [
         (lambda: GeneratedConfig(levels=(9,)), "levels are"),
         (lambda: GeneratedConfig(kinds=()), "kinds are"),
-        (lambda: GeneratedConfig(max_value=10), "max_value is 10"),
+        (lambda: GeneratedConfig(max_value=9), "max_value is 9"),
         (lambda: Level(num_steps=9, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=0, max_value=100), "give 1 to 8 steps"),
         (lambda: Level(num_steps=2, max_value=100, num_distractors=9), "at most 8 distractors"),
