@@ -423,21 +423,23 @@ REASONER = replace(  # from text and worked problems to a model that reasons: on
             REASONER_TEXT,
         )
     ),
-    bpe=BpeConfig(vocab_size=8_192, special_tokens=(END_OF_TEXT, *DIGITS)),  # each digit is a token of its own
+    bpe=BpeConfig(vocab_size=2_048, special_tokens=(END_OF_TEXT, *DIGITS)),  # each digit is a token of its own
     split=SplitConfig(valid_fraction=0.005),
-    model=ModelConfig(context_length=512, d_model=512, num_layers=8, num_heads=8),
+    model=ModelConfig(context_length=352, d_model=512, num_layers=8, num_heads=8, qk_norm=True),  # 27 M parameters
     train=TrainConfig(
         batch_size=128,
-        num_steps=2_000,
-        learning_rate=4e-3,
+        num_steps=1_000_000,
+        learning_rate=3e-3,
         min_learning_rate=0.0,
-        warmup_steps=100,
+        warmup_steps=250,
         schedule="wsd",
-        decay_fraction=0.3,
+        decay_fraction=0.4,
+        schedule_by_clock=True,
+        max_seconds=130.0,
         optimizer="muon",
         precision="bfloat16",
         valid_interval=500,
-        checkpoint_interval=1_000,
+        checkpoint_interval=5_000,
         keep_checkpoints=1,
     ),
     problems=REASONER_PROBLEMS,

@@ -12,7 +12,10 @@ from typing import Any
 from cs336.crawl.source import CrawlStats, Shard
 from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig, generate_drill, generate_problem, to_trace
 from cs336.files import replacing
+from cs336.processes import map_ordered
 from cs336.progress import Progress, silent
+
+_PER_TASK = 500  # documents that a process writes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,16 @@ class GeneratedText:
         Traces and drills alternate, in proportion to their numbers.
         """
         start = time.monotonic()
+        names = list(_names(shard))
+        workers = num_workers if len(names) > 4 * _PER_TASK else 1  # a process takes a second to start
         stats = CrawlStats()
         target = folder / f"{shard.name}.warc.gz"
         info = f"software: cs336\r\nformat: WARC File Format 1.0\r\nisPartOf: {shard.name}\r\n"
         with replacing(target) as file:
             _write(file, "warcinfo", f"generated://{shard.name}", info, content_type="application/warc-fields")
             stats.num_records["warcinfo"] += 1
-            for address, text in progress(self._documents(shard), unit="documents", label=shard.name):
+            documents = map_ordered(self.document, names, num_workers=workers, per_task=_PER_TASK)
+            for address, text in progress(documents, total=len(names), unit="documents", label=shard.name):
                 _write(file, "conversion", address, text, content_type="text/plain")
                 stats.num_records["conversion"] += 1
         stats.num_fetches["generated"] = stats.num_records["conversion"]
@@ -90,22 +96,28 @@ class GeneratedText:
         stats.fetch_seconds = time.monotonic() - start
         return stats
 
-    def _documents(self, shard: Shard) -> Iterator[tuple[str, str]]:
-        """Address and text of a shard's documents."""
-        (item,) = shard.items
-        traces, drills = (range(*item[kind]) for kind in ("traces", "drills"))
-        written = 0  # drills
-        for number, index in enumerate(traces, 1):
-            trace = to_trace(generate_problem(self.problems, "train", index), self.traces)
-            yield f"generated://trace/{index}", _text_of(trace, tagged=self.tagged)
-            for drill in drills[written : len(drills) * number // len(traces)]:
-                yield self._drill(drill)
-                written += 1
-        for drill in drills[written:]:
-            yield self._drill(drill)
+    def document(self, name: tuple[str, int]) -> tuple[str, str]:
+        """Address and text of the "trace" or "drill" of a number."""
+        kind, index = name
+        address = f"generated://{kind}/{index}"
+        if kind == "drill":
+            return address, generate_drill(self.problems, index, num_lines=self.lines_per_drill)
+        trace = to_trace(generate_problem(self.problems, "train", index), self.traces)
+        return address, _text_of(trace, tagged=self.tagged)
 
-    def _drill(self, index: int) -> tuple[str, str]:
-        return f"generated://drill/{index}", generate_drill(self.problems, index, num_lines=self.lines_per_drill)
+
+def _names(shard: Shard) -> Iterator[tuple[str, int]]:
+    """A shard's documents: its drills spread among its traces."""
+    (item,) = shard.items
+    traces, drills = (range(*item[kind]) for kind in ("traces", "drills"))
+    written = 0  # drills
+    for number, index in enumerate(traces, 1):
+        yield "trace", index
+        while written < len(drills) * number // len(traces):
+            yield "drill", drills[written]
+            written += 1
+    for index in drills[written:]:
+        yield "drill", index
 
 
 def _text_of(trace: dict[str, Any], *, tagged: bool) -> str:

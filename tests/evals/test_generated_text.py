@@ -47,6 +47,15 @@ def test_a_shard_made_again_has_the_same_bytes_and_other_problems_other_ones(tmp
     assert SOURCE.shard_identity() != other.shard_identity() and SOURCE.identity() != other.identity()
 
 
+def test_processes_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("cs336.evals.generated_text._PER_TASK", 2)
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        SOURCE.fetch(SOURCE.plan()[1], tmp_path / str(workers), num_workers=workers)
+    first, second = ((tmp_path / name / "generated-00001.warc.gz").read_bytes() for name in "12")
+    assert first == second
+
+
 def test_a_preset_of_a_file_may_mix_it_with_texts():
     described = {"kind": "generated", "num_traces": 8, "traces": {"direct": 0, "template": "r1_zero"}}
     texts = {"kind": "text", "paths": ["a.txt"]}
