@@ -58,6 +58,7 @@ def test_wrong_traces_are_left_out_where_only_right_ones_count(site):
     _, counts = run_sft(replace(SFT, correct_only=True), site)
     assert (counts["num_kept"], counts["num_wrong"], counts["num_train_traces"]) == (20 - wrong, wrong, 20 - wrong)
     assert counts == read_json(site.folder / COUNTS_FILE)
+    assert run_sft(replace(SFT, size=5), replace(site, folder=site.folder / "five"))[1]["num_train_traces"] == 5
     with pytest.raises(ValueError, match="21 traces are asked for, there are 20"):
         run_sft(replace(SFT, size=21), site)
 

@@ -77,6 +77,8 @@ def test_what_a_checkpoint_holds_is_known_by_its_bytes_not_its_place(checkpoint,
     other.lm_head.weight.data += 1
     shutil.rmtree(tmp_path / "copy")
     save_huggingface(other, tmp_path / "copy", tokenizer=TOKENIZER)
+    (tmp_path / "copy" / OWN_FILE).unlink()
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in checkpoint.iterdir()}
     assert jsonable(PolicyConfig(start=str(tmp_path / "copy"))) != ours
 
 
