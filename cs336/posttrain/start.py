@@ -13,8 +13,8 @@ import torch
 from cs336 import catalog
 from cs336.download import cached_sha256
 from cs336.files import UserError, read_json, write_json
-from cs336.model.huggingface import load_huggingface
-from cs336.model.transformer import TransformerLM, load_model
+from cs336.model.huggingface import config_from_huggingface, load_huggingface
+from cs336.model.transformer import ModelConfig, TransformerLM, load_model
 from cs336.posttrain.generators import GENERATORS
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import OWN_FILE
@@ -99,27 +99,54 @@ def load_policy(folder: Path, config: PolicyConfig, *, device: torch.device | st
         UserError: the checkpoint is not here or is none that can be read, or its tokenizer needs a package that is not
             installed.
     """
-    if (folder / CHECKPOINT_FILE).exists():
-        folder = checkpoint_folder(read_json(folder / CHECKPOINT_FILE)["start"])
-    dtype = _DTYPES[config.dtype]
-    if "model_type" in read_json(folder / "config.json"):
+    home, dtype = _home(folder), _DTYPES[config.dtype]
+    if "model_type" in read_json(home / "config.json"):
         length = config.context_length or None
-        model = load_huggingface(folder, device=device, dtype=dtype, context_length=length)
+        model = load_huggingface(home, device=device, dtype=dtype, context_length=length)
     else:
-        model = load_model(folder, device=device, dtype=dtype)
-    if (folder / OWN_FILE).exists():
-        return model, Tokenizer.load(folder)
-    return model, _tokenizer_of_transformers(folder)
+        model = load_model(home, device=device, dtype=dtype)
+    return model, load_tokenizer(folder)
 
 
-def _tokenizer_of_transformers(folder: Path) -> Any:
+def shape_of(folder: Path, config: PolicyConfig) -> ModelConfig:
+    """The shape of the model that `load_policy` would read, without its weights.
+
+    Raises:
+        UserError: as of `load_policy`.
+    """
+    path = _home(folder) / "config.json"
+    values = read_json(path)
+    if "model_type" not in values:
+        return ModelConfig(**values)
+    try:
+        shape = config_from_huggingface(values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return dataclasses.replace(shape, context_length=config.context_length or shape.context_length)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that `load_policy` would read: ours, or one of transformers.
+
+    Raises:
+        UserError: as of `load_policy`.
+    """
+    home = _home(folder)
+    if (home / OWN_FILE).exists():
+        return Tokenizer.load(home)
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise UserError(
-            f"{folder}: its tokenizer is read by transformers, which is not installed; pip install 'cs336[gpu]' or"
+            f"{home}: its tokenizer is read by transformers, which is not installed; pip install 'cs336[gpu]' or"
             " pip install transformers"
         ) from None
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder}: has no tokenizer.json; put the checkpoint's tokenizer files beside its weights")
-    return AutoTokenizer.from_pretrained(folder)
+    if not (home / "tokenizer.json").exists():
+        raise UserError(f"{home}: has no tokenizer.json; put the checkpoint's tokenizer files beside its weights")
+    return AutoTokenizer.from_pretrained(home)
+
+
+def _home(folder: Path) -> Path:
+    """Where the files of a policy are."""
+    note = folder / CHECKPOINT_FILE
+    return checkpoint_folder(read_json(note)["start"]) if note.exists() else folder

@@ -11,7 +11,14 @@ from cs336.fingerprint import jsonable
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM, load_model, save_model
 from cs336.posttrain.policy import save_policy
-from cs336.posttrain.start import CHECKPOINT_FILE, PolicyConfig, checkpoint_folder, load_policy, write_start
+from cs336.posttrain.start import (
+    CHECKPOINT_FILE,
+    PolicyConfig,
+    checkpoint_folder,
+    load_policy,
+    shape_of,
+    write_start,
+)
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import END_OF_TEXT, OWN_FILE
 
@@ -44,7 +51,7 @@ def _logits(model, tokenizer):
 def test_a_folder_of_ours_is_read_in_the_type_asked_for(tmp_path):
     save_policy(_model(), TOKENIZER, tmp_path)
     model, tokenizer = load_policy(tmp_path, PolicyConfig())
-    assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer, Tokenizer) and shape_of(tmp_path, PolicyConfig()) == model.config
     torch.testing.assert_close(_logits(model, tokenizer), _logits(_model(), TOKENIZER), rtol=0, atol=0)
     half, _ = load_policy(tmp_path, PolicyConfig(dtype="bfloat16"))
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
@@ -58,7 +65,7 @@ def test_a_checkpoint_stays_where_it_is_and_is_trained_as_ours(checkpoint, tmp_p
     write_start(tmp_path, config)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     model, tokenizer = load_policy(tmp_path, config)
-    assert model.config.context_length == 48
+    assert model.config.context_length == 48 and model.config == shape_of(tmp_path, config)
     expected = _logits(_model(), TOKENIZER)
     torch.testing.assert_close(_logits(model, tokenizer), expected, rtol=1e-4, atol=1e-5)
     trained = tmp_path / "trained"
