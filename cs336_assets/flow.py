@@ -8,7 +8,7 @@ from typing import Any
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission
-from cs336_assets import reasoning, reasoning_scores, reasoning_studies, written
+from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_studies, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
 
 # isort: on
@@ -33,6 +33,7 @@ _FLOW = [
     speedrun,
     submission,
     reasoning,
+    reasoning_checks,
     reasoning_scores,
     reasoning_studies,
     written,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cs336.evals.competition_math import question_of
-from cs336.files import read_json
 from cs336.hardware import pick_device
 from cs336.model.accounting import count_parameters
 from cs336.model.transformer import load_model
@@ -28,7 +26,6 @@ from cs336.posttrain.policy import save_policy
 from cs336.posttrain.problems import ProblemsConfig, make_problems, prompts_of
 from cs336.posttrain.rollouts import ROLLOUTS_FOLDER
 from cs336.posttrain.runs import (
-    COUNTS_FILE,
     PARTS,
     Site,
     read_records,
@@ -216,13 +213,6 @@ def sft_model(
     return counts | {"best_step": outcome.best_step, "ended_by": outcome.ended_by} | _run_shown(step)
 
 
-@check(asset="sft_model")
-def all_traces_fit(sft_model: list[Path]) -> tuple[bool, Metadata]:
-    """No trace was too long for the model: the longest are the most careful ones, and would be missed."""
-    left_out = {folder.name: read_json(folder / COUNTS_FILE)["num_left_out"] for folder in sft_model}
-    return bool(left_out) and not any(left_out.values()), {"num_left_out": left_out}
-
-
 @_trained(
     expert_iteration_runs,
     takes={
@@ -273,18 +263,29 @@ def grpo_model(
     return {"best_step": outcome.best_step, "ended_by": outcome.ended_by} | _run_shown(step)
 
 
-@_trained(longer_sft_runs, takes={"sft_model": of_chain("sft_model"), "grpo_model": of_chain("grpo_model")})
+@_trained(
+    longer_sft_runs,
+    takes={
+        "sft_model": of_chain("sft_model"),
+        "expert_iteration_model": _where("grpo_from", "expert_iteration"),
+        "grpo_model": of_chain("grpo_model"),
+    },
+)
 def longer_sft_model(
     step: Step,
     sft_model: Path,
+    expert_iteration_model: Path | None,
     grpo_model: Path,
     reasoning_problems: Path,
     policy: PolicyConfig,
     seed: int,
     cell: SftRun,
 ) -> Metadata:
-    """What more SFT gives in GRPO's time: from the chain's SFT on, for as long by the clock as its GRPO took."""
-    seconds = training_seconds(grpo_model)
+    """What more SFT gives in GRPO's time: from the chain's SFT on, for as long by the clock as its GRPO took.
+
+    With it counts the Expert Iteration that GRPO started from.
+    """
+    seconds = sum(map(training_seconds, filter(None, (expert_iteration_model, grpo_model))))
     site = _site(step, sft_model, reasoning_problems, policy, seed)
     outcome, counts = run_sft(cell, site, max_seconds=seconds)
     return counts | {"allowed_seconds": seconds, "best_step": outcome.best_step} | _run_shown(step)
@@ -337,58 +338,3 @@ def rollouts_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _number(value: Any) -> Any:
     return "-" if value is None else round(value, 4) if isinstance(value, float) else value
-
-
-# ---- checks of the runs
-
-
-@check(asset="sft_model", blocking=True)
-def sft_stayed_finite(sft_model: list[Path]) -> tuple[bool, Metadata]:
-    """No step had an infinite or undefined loss or gradient."""
-    return _finite(sft_model)
-
-
-@check(asset="grpo_model", blocking=True)
-def grpo_stayed_finite(grpo_model: list[Path]) -> tuple[bool, Metadata]:
-    """No step had an infinite or undefined loss or gradient."""
-    return _finite(grpo_model)
-
-
-@check(asset="expert_iteration_model")
-def every_round_kept_some(expert_iteration_model: list[Path]) -> tuple[bool, Metadata]:
-    """Each round found right answers to learn from."""
-    rounds = {
-        folder.name: [row["num_kept"] for row in read_rows(folder / METRICS_FILE) if row["step"]]
-        for folder in expert_iteration_model
-    }
-    return bool(rounds) and all(kept and min(kept) > 0 for kept in rounds.values()), {"kept": rounds}
-
-
-@check(asset="grpo_model")
-def generator_and_trainer_agree(grpo_model: list[Path]) -> tuple[bool, Metadata]:
-    """After each sync both give a rollout's tokens the same log-probabilities: 0.05 nats apart on average at most.
-
-    A generator in bf16 beside a trainer in fp32 is some hundredths off for single tokens; a wrong weight, much more.
-    """
-    column = "mean_logprob_difference"
-    worst = {
-        folder.name: max(row[column] for row in read_rows(folder / METRICS_FILE) if column in row)
-        for folder in grpo_model
-    }
-    return max(worst.values(), default=math.inf) <= 0.05, {"largest_mean_difference": worst}
-
-
-@check(asset="longer_sft_model")
-def it_had_as_much_time_as_grpo(longer_sft_model: list[Path], grpo_model: list[Path]) -> tuple[bool, Metadata]:
-    """The second SFT arm trained for at least as long as the chain's GRPO."""
-    ours, theirs = (training_seconds(folders[0]) for folders in (longer_sft_model, grpo_model))
-    return ours >= theirs, {"longer_sft_seconds": ours, "grpo_seconds": theirs}
-
-
-def _finite(folders: Sequence[Path]) -> tuple[bool, Metadata]:
-    bad = {}
-    for folder in folders:
-        rows = [row for row in read_rows(folder / METRICS_FILE) if row["step"]]
-        steps = [row["step"] for row in rows if not math.isfinite(row["train_loss"] + row["grad_norm"])]
-        bad[folder.name] = "no step" if not rows else steps[:20]
-    return bool(bad) and not any(bad.values()), {"bad_steps": bad}

@@ -46,7 +46,8 @@ class ReasoningConfig:
         sft_runs, expert_iteration_runs, grpo_runs: names of their runs; the first of each is the chain's.
         chain: which stages the chain has, of `STAGES`.
         expert_iteration_from, grpo_from: the stage whose weights they start from; "" for the start policy.
-        longer_sft: a second SFT arm goes on from the chain's SFT for as long as its GRPO took.
+        longer_sft: a second SFT arm goes on from the chain's SFT for as long as its GRPO took, with what GRPO started
+            from.
         score_tasks: what models are scored on, of `SCORE_TASKS`.
         max_score_examples: questions of GSM8K and MATH that are drawn; 0 takes all.
         num_score_seeds: how often each question is sampled; scores are the mean.

@@ -13,6 +13,7 @@ from cs336.files import UserError, read_json, read_jsonl, write_json, write_json
 from cs336.leaderboard import collect_scores, scores_version
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.posttrain.config import chain_cells
+from cs336.posttrain.runs import training_seconds
 from cs336.presets import Preset, find_preset
 from cs336.store import Store, Version
 from cs336.tokenizer.bpe import Tokenizer
@@ -97,7 +98,8 @@ def test_each_stage_starts_from_the_one_before_it(made):
     assert inputs("sft_model", "32-correct") == {"start_policy", "reasoning_problems"}
     assert inputs("expert_iteration_model", "expert-iteration") == {"sft_model", "reasoning_problems"}
     assert inputs("grpo_model", "off-policy-1x2") == {"expert_iteration_model", "reasoning_problems"}
-    assert inputs("longer_sft_model", "as-long-as-grpo") == {"sft_model", "grpo_model", "reasoning_problems"}
+    between = {"expert_iteration_model", "grpo_model"}  # the time that it has
+    assert inputs("longer_sft_model", "as-long-as-grpo") == {"sft_model", "reasoning_problems"} | between
     assert inputs("reasoning_scores", "grpo_model-x-gsm8k") == {"grpo_model", "reasoning_problems"}
 
 
@@ -147,7 +149,9 @@ def test_every_check_can_be_read(made):
         assert made.check(name)[0], made.check(name)
     for name in ("sft_stayed_finite", "grpo_stayed_finite", "generator_and_trainer_agree", "all_traces_fit"):
         assert made.check(name)[0], made.check(name)
-    assert made.check("it_had_as_much_time_as_grpo")[0]
+    passed, facts = made.check("it_had_as_much_time_as_grpo")
+    stages = [_chain_weights(made, asset) for asset in ("expert_iteration_model", "grpo_model")]
+    assert passed and facts["longer_sft_seconds"] >= sum(map(training_seconds, stages))
 
 
 @pytest.mark.parametrize("leak", ["question", "calculation", "trace"])
