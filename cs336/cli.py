@@ -183,7 +183,10 @@ def _presets(options: argparse.Namespace) -> int:
             continue
         tokens = preset.train.batch_size * preset.train.num_steps * preset.model.context_length
         source = type(preset.source).__name__
-        print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {tokens:>16,} training tokens")
+        amount = f"{tokens:>16,} training tokens"
+        if preset.train.max_seconds:
+            amount = f"{preset.train.max_seconds:>16,.0f} s of training"
+        print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {amount}")
     print(f"\nyour own: {presets_file()} (format: the beginning of cs336/presets.py)")
     return int(mistakes > 0)
 
