@@ -211,7 +211,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     )
     def compute(context: dg.AssetCheckExecutionContext) -> Any:
         store = Store(preset.name)
-        shards = _shards_of_run(context.run.tags, preset, store)
+        shards = shards_of_run(context.run.tags, preset, store)
         if not is_of_each:
             yield dg.AssetCheckResult(**_verdict(check, preset, store, shards))
             return
@@ -291,12 +291,13 @@ def _all_parts_are_there(asset: str, preset: Preset, store: Store) -> bool:
     return all(store.manifest(asset, part) for part in part_names(STAGES[asset], preset, store))
 
 
-def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
+def shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
     """Those that a run was asked for; None if it was for no shards."""
     if shard := tags.get(PARTITION_NAME_TAG):
         return [shard]
     first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
-    shards = shard_names(store) if first and last else []
+    # A range may be of cells, and a preset that starts from a checkpoint has no shards at all.
+    shards = shard_names(store) if first and last and store.manifest(PLAN_ASSET) else []
     return shards[shards.index(first) : shards.index(last) + 1] if first in shards and last in shards else None
 
 

@@ -90,6 +90,7 @@ class ReasoningConfig:
             raise ValueError("longer_sft goes on from the chain's SFT for as long as its GRPO took; both must be in it")
         if self.max_score_examples < 0 or self.num_score_seeds < 1 or self.leaderboard_seconds <= 0:
             raise ValueError("max_score_examples is 0 or more, num_score_seeds 1 or more, leaderboard_seconds above 0")
+        score_runs(self, ProblemsConfig())  # every run's name and settings, whatever is asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,19 +229,23 @@ def grpo_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, Gr
     Raises:
         ValueError: a name that says nothing, or settings that do not go together.
     """
-    return {name: _grpo(name, config.grpo, problems) for name in config.grpo_runs}
+    alone = {"template": "question_only", "reward": "question_only"}
+    return {
+        name: GrpoRun(config=_grpo(name, config.grpo), **(alone if name == "question-only" else _asked(problems)))
+        for name in config.grpo_runs
+    }
 
 
-def _grpo(name: str, config: GrpoConfig, problems: ProblemsConfig) -> GrpoRun:
-    asked = _asked(problems)
+def _grpo(name: str, config: GrpoConfig) -> GrpoConfig:
+    """The settings that a run's name stands for."""
     if rate := _RATE.fullmatch(name):
-        return GrpoRun(config=replace(config, learning_rate=float(rate[1])), **asked)
+        return replace(config, learning_rate=float(rate[1]))
     if off_policy := _OFF_POLICY.fullmatch(name):
         kind, epochs, updates = off_policy[1], int(off_policy[2]), int(off_policy[3])
         train_batch_size, rest = divmod(config.rollout_batch_size, updates)
         if rest:
             raise ValueError(f"grpo_runs: {name!r} cuts {config.rollout_batch_size} rollouts into {updates} batches")
-        changed = replace(
+        return replace(
             config,
             loss_type="grpo_clip" if kind == "off-policy" else "grpo_no_clip",
             epochs_per_rollout_batch=epochs,
@@ -248,7 +253,6 @@ def _grpo(name: str, config: GrpoConfig, problems: ProblemsConfig) -> GrpoRun:
             # As many responses at once as before, for the same memory.
             gradient_accumulation_steps=max(1, train_batch_size // config.micro_batch_size),
         )
-        return GrpoRun(config=changed, **asked)
     if name not in GRPO_ROWS:
         raise ValueError(
             f"grpo_runs: {name!r} is no run; give {', '.join(GRPO_ROWS)}, rate-R, off-policy-ExU or no-clip-ExU"
@@ -256,9 +260,7 @@ def _grpo(name: str, config: GrpoConfig, problems: ProblemsConfig) -> GrpoRun:
     changes = dict(GRPO_ROWS[name])
     if name == "constant-length":
         changes["normalize_constant"] = float(config.sampling_max_tokens)
-    if name == "question-only":
-        asked = {"template": "question_only", "reward": "question_only"}
-    return GrpoRun(config=replace(config, **changes), **asked)
+    return replace(config, **changes)
 
 
 def _asked(problems: ProblemsConfig) -> dict[str, Any]:

@@ -11,22 +11,25 @@ import torch
 from cs336.evals.report import ScoreRow
 from cs336.files import UserError, read_json, read_jsonl, write_json, write_jsonl
 from cs336.leaderboard import collect_scores, scores_version
+from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.posttrain.config import chain_cells
 from cs336.posttrain.runs import training_seconds
 from cs336.presets import Preset, find_preset
 from cs336.store import Store, Version
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokenizer.formats import END_OF_TEXT
+from cs336.tokenizer.formats import END_OF_TEXT, OWN_FILE
 from cs336.train.metrics import METRICS_FILE
 from cs336_assets.asset import STAGES, Step, make, part_names, version_of
-from cs336_assets.binding import bind_stage, evaluate
+from cs336_assets.binding import bind_stage, evaluate, shards_of_run
+from cs336_assets.commands import partition_range
 from cs336_assets.flow import CHECKS
 from cs336_assets.graph import build_definitions
 from cs336_assets.reasoning_scores import chain_accuracies
 from cs336_assets.resources import Runtime
 from cs336_assets.selections import REASONING
-from tests.assets.conftest import ROOT
+from tests.assets.conftest import ROOT, make_project
+from tests.posttrain.test_start import TOKENIZER
 
 PRESET = "micro_reasoning"
 
@@ -308,6 +311,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(made, asset, cell, t
     assert steps[0] == steps[1]
 
 
+def test_a_range_of_cells_is_none_of_shards(tmp_path):
+    """Checks of a preset that never crawled anything: it starts from a checkpoint."""
+    assert not shards_of_run(partition_range("full", "32-correct"), find_preset("qwen_math"), Store("x", root=tmp_path))
+
+
 # ---- by the command
 
 
@@ -323,3 +331,41 @@ def test_one_command_makes_text_base_model_chain_and_scores(project):
     more = project.run("reasoning_experiments", PRESET)
     assert f"{PRESET}/grpo_model[off-policy-1x2]: made" in more and f"{PRESET}/grpo_study: made" in more
     assert f"{PRESET}/grpo_model[grpo]: unchanged" in more
+
+
+_CHECKPOINT_PRESET = """
+[small_math]
+base = "qwen_math"
+fetch = false
+policy = {start = "%(folder)s/checkpoint"}
+problems = {train_file = "%(folder)s/math.jsonl", test_file = "%(folder)s/test.jsonl", num_train = 8, num_valid = 4}
+[small_math.reasoning]
+score_tasks = ["reasoning"]
+sft_runs = []
+expert_iteration_runs = []
+grpo_runs = ["grpo"]
+[small_math.reasoning.grpo]
+n_grpo_steps = 2
+rollout_batch_size = 8
+train_batch_size = 8
+group_size = 4
+gradient_accumulation_steps = 4
+sampling_max_tokens = 16
+valid_interval = 1
+"""
+
+
+@pytest.mark.slow
+def test_grpo_on_a_checkpoint_is_one_command_and_needs_no_text(tmp_path):
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=257, context_length=1_024, d_model=32, num_layers=1, num_heads=2, qkv_bias=True)
+    save_huggingface(TransformerLM(shape), tmp_path / "checkpoint", tokenizer=TOKENIZER)
+    (tmp_path / "checkpoint" / OWN_FILE).unlink()  # transformers' files alone, as the Hub has them
+    rows = [{"problem": f"What is {n}+{n}?", "answer": str(2 * n)} for n in range(20)]
+    write_jsonl(tmp_path / "math.jsonl", rows[:14])
+    write_jsonl(tmp_path / "test.jsonl", rows[14:])
+    (tmp_path / "presets.toml").write_text(_CHECKPOINT_PRESET % {"folder": tmp_path})
+    project = make_project(tmp_path / "project", CS336_PRESETS=str(tmp_path / "presets.toml"))
+    made = project.run("reasoning", "small_math")
+    assert "small_math/grpo_model[grpo]: made" in made and "crawl" not in made
+    assert "grpo_model" in project.python("-m", "cs336", "scores", "--preset", "small_math").stdout
