@@ -29,6 +29,8 @@ from cs336.crawl.several import Several
 from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
+from cs336.evals.generated_tasks import GeneratedConfig
+from cs336.evals.suite import ChatEvalConfig, JudgeConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.shard import ExtractConfig
 from cs336.files import UserError
@@ -37,6 +39,9 @@ from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
+from cs336.posttrain.dpo import DpoConfig
+from cs336.posttrain.instruction_sft import InstructionSftConfig
+from cs336.posttrain.instructions import InstructionsConfig, PreferencesConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
@@ -65,6 +70,9 @@ class Preset:
         full_step: the contest's training step.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         profiling: the grids of the studies of time and memory on one GPU; they have models of their own.
+        instructions, instruction_sft: what a model is tuned on to follow instructions, which model, and how.
+        preferences, dpo: the pairs that it is tuned on then, and how.
+        chat_evals, judges: how tuned models are asked, and who judges their free answers.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
     """
@@ -93,6 +101,12 @@ class Preset:
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
     profiling: ProfilingConfig = dataclasses.field(default_factory=ProfilingConfig)
+    instructions: InstructionsConfig = dataclasses.field(default_factory=InstructionsConfig)
+    instruction_sft: InstructionSftConfig = dataclasses.field(default_factory=InstructionSftConfig)
+    preferences: PreferencesConfig = dataclasses.field(default_factory=PreferencesConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
+    chat_evals: ChatEvalConfig = dataclasses.field(default_factory=ChatEvalConfig)
+    judges: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     seed: int = 0
     validation: str = ""
     fetch: bool = False
@@ -108,6 +122,8 @@ class Preset:
                 raise ValueError(f"{name}: there is no {unknown[0]!r}; there are {', '.join(filter(None, known))}")
 
 
+_EASY = GeneratedConfig(levels=(1,), max_value=100)  # one step: what the smallest models can learn
+_MIDDLING = GeneratedConfig(levels=(1, 2, 3))
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
@@ -190,6 +206,30 @@ TINY = Preset(  # two CPU cores, minutes, no network
         warmup_ms=100.0,
         rep_ms=500.0,
     ),
+    instructions=InstructionsConfig(
+        datasets=("t0-sample", "alpaca-demo"),
+        max_examples=6_000,
+        num_valid=300,
+        num_problems=6_000,
+        problems=_EASY,
+        sample_if_absent=True,
+    ),
+    instruction_sft=InstructionSftConfig(
+        batch_size=16, micro_batch_size=8, learning_rate=1e-3, seq_length=128, valid_interval=50
+    ),
+    preferences=PreferencesConfig(
+        datasets=("hh-rlhf-harmless-test",), num_valid=200, num_problems=1_000, sample_if_absent=True
+    ),
+    dpo=DpoConfig(batch_size=16, micro_batch_size=8, learning_rate=2e-5, valid_interval=5),
+    chat_evals=ChatEvalConfig(
+        max_mmlu=200,
+        max_gsm8k=100,
+        max_alpaca=100,
+        max_safety=100,
+        num_generated=200,
+        problems=_EASY,
+        max_new_tokens=64,
+    ),
     max_training_seconds=240,
 )
 REAL_PAGES = replace(  # what sheets/real_pages.toml was read on: WARC files of yours below crawl/, C4's rules on top
@@ -269,6 +309,13 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     profiling=ProfilingConfig(),
     parallel=ParallelConfig(),
     full_step=FullStepConfig(keep_attention=True),
+    instructions=replace(TINY.instructions, max_examples=0, num_problems=50_000, problems=_MIDDLING),
+    instruction_sft=InstructionSftConfig(
+        batch_size=64, micro_batch_size=64, learning_rate=5e-4, seq_length=256, precision="bfloat16"
+    ),
+    preferences=PreferencesConfig(num_problems=10_000, sample_if_absent=True),
+    dpo=DpoConfig(micro_batch_size=32, learning_rate=1e-5, precision="bfloat16"),
+    chat_evals=ChatEvalConfig(problems=_MIDDLING, max_new_tokens=128),
     fetch=True,
     max_training_seconds=3_600,
 )
@@ -392,6 +439,16 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     evals=EvalConfig(max_new_tokens=512, mmlu_few_shot=5),
     max_training_seconds=float("inf"),
 )
+LLAMA = replace(  # the alignment supplement: Llama 3.1 8B is tuned, a Llama of 70 B judges; needs no base model of ours
+    COURSE,
+    name="llama",
+    instructions=InstructionsConfig(base="llama-3.1-8b"),
+    instruction_sft=InstructionSftConfig(precision="bfloat16", valid_interval=500),
+    preferences=PreferencesConfig(kinds=("hh",)),
+    dpo=DpoConfig(precision="bfloat16", valid_interval=100),
+    chat_evals=ChatEvalConfig(num_generated=1_000),
+    judges=JudgeConfig(model="llama-3.3-70b-instruct"),
+)
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -407,6 +464,7 @@ PRESETS = {
         OWT,
         DATA_COURSE,
         TWO_B,
+        LLAMA,
     )
 }
 

@@ -7,7 +7,8 @@
         return {"num_tokens": stats.num_tokens}
 
 A parameter annotated `Path` is the folder of the upstream asset of that name (of the same shard,
-when both are per shard); `list[Path]` is all its parts in order. Any other parameter is the field
+when both are per shard); `list[Path]` is all its parts in order; `Path | None` is none in presets that
+do without it (`spares`). Any other parameter is the field
 of that name of the preset, and exactly these fields enter the fingerprint. An experiment has cells,
 each an asset partition with a description of its own, which the function gets as `cell`:
 
@@ -89,6 +90,7 @@ class Stage:
     pool: str | None
     watches: Callable[[Path], str] | None
     offers: Callable[[Path], Any] | str | None
+    spares: Callable[[Preset], Collection[str]] | None
     inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its parts?
     settings: tuple[str, ...] = ()
 
@@ -103,6 +105,11 @@ class Stage:
     @property
     def description(self) -> str:
         return inspect.cleandoc(self.function.__doc__ or "")
+
+    def inputs_of(self, preset: Preset) -> dict[str, bool]:
+        """What it reads in this preset."""
+        spared = self.spares(preset) if self.spares else ()
+        return {name: everything for name, everything in self.inputs.items() if name not in spared}
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ def asset(
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
     offers: Callable[[Path], Any] | str | None = None,
+    spares: Callable[[Preset], Collection[str]] | None = None,
 ) -> Callable[[Callable[..., Metadata]], Callable[..., Metadata]]:
     """Declare a function as an asset; see the module's description.
 
@@ -152,26 +160,14 @@ def asset(
             then only this enters their fingerprints, and they stay when the rest of the artifact changes. Or CONTENTS,
             of an artifact whose bytes follow from code, settings and inputs alone: made again by other code to the
             same bytes, it leaves everything made from it as it is.
+        spares: preset -> inputs that it does without, such as our base model where another checkpoint is named.
     """
 
     def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
         inputs, settings = _parameters(function, first="step")
+        options = (datasets, files, runs, resumable, pool, watches, offers, spares)
         STAGES[function.__name__] = Stage(
-            function=function,
-            group=group,
-            kinds=frozenset(kinds),
-            owner=owner,
-            per_shard=per_shard,
-            cells=cells,
-            datasets=datasets,
-            files=files,
-            runs=runs,
-            resumable=resumable,
-            pool=pool,
-            watches=watches,
-            offers=offers,
-            inputs=inputs,
-            settings=settings,
+            function, group, frozenset(kinds), owner, per_shard, cells, *options, inputs, settings
         )
         return function
 
@@ -206,8 +202,8 @@ def _parameters(function: Callable[..., Any], *, first: str | None) -> tuple[dic
     inputs: dict[str, bool] = {}
     settings = []
     for name in names if first is None else names[1:]:
-        if hints[name] in (Path, list[Path]):
-            inputs[name] = hints[name] != Path
+        if hints[name] in (Path, list[Path], Path | None):
+            inputs[name] = hints[name] == list[Path]
         else:
             settings.append(name)
     return inputs, tuple(settings)
@@ -256,7 +252,8 @@ def version_of(stage: Stage, preset: Preset, store: Store, part: str | None) -> 
         UserError: an input is not there.
     """
     settings = _settings(stage, preset, part)
-    inputs = {name: _input_version(name, everything, preset, store, part) for name, everything in stage.inputs.items()}
+    needed = stage.inputs_of(preset).items()
+    inputs = {name: _input_version(name, everything, preset, store, part) for name, everything in needed}
     inputs |= _external(stage)
     if stage.watches:
         inputs["watched"] = stage.watches(store.root)
@@ -386,7 +383,7 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept),
     ):
         step.folder = folder
-        inputs = input_folders(stage.inputs, preset, store, step.part)
+        inputs = dict.fromkeys(stage.inputs) | input_folders(stage.inputs_of(preset), preset, store, step.part)
         result = stage.function(step, **inputs, **_settings(stage, preset, step.part))
         kept |= plain_metadata(result)
     if not stage.watches:  # those that do tell what this machine has

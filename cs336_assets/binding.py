@@ -74,7 +74,7 @@ def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefin
         owners=[stage.owner],
         description=stage.description,
         code_version=code_version(stage, preset),
-        deps=[_dependency(name, everything, preset) for name, everything in stage.inputs.items()],
+        deps=[_dependency(name, everything, preset) for name, everything in stage.inputs_of(preset).items()],
         partitions_def=_partitions_of(stage, preset),
         backfill_policy=dg.BackfillPolicy.single_run()
         if one_run

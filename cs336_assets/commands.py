@@ -132,7 +132,7 @@ def _run_experiment(
         if not sweeps:
             known = "; ".join(f"{asset}: {', '.join(keys)}" for asset, keys in cells.items())
             raise UserError(f"--cells {wanted}: {name} of {preset.name} has no such runs, but {known or 'none'}")
-        inputs = {each: whole for asset in sweeps for each, whole in STAGES[asset].inputs.items()}
+        inputs = {each: whole for asset in sweeps for each, whole in STAGES[asset].inputs_of(preset).items()}
         needed = {each for each, whole in inputs.items() if whole or each not in cells}  # all cells of it, or none
         assets = [asset for asset in assets if asset in sweeps or asset in needed]
         cells = {asset: sweeps.get(asset, keys) for asset, keys in cells.items() if asset in assets}

@@ -42,4 +42,11 @@ SCALING = {
     ),
     "scaling_exercise": ("scaling_exercise",),
 }
-SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING
+# The alignment supplement, upon the base model.
+INSTRUCT = {
+    "instruct": (
+        *("instruction_data", "preference_data", "instruction_model", "dpo_model"),
+        *("base_answers", "instruction_answers", "dpo_answers", "chat_judgements", "alignment_tax"),
+    )
+}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING | INSTRUCT

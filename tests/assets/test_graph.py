@@ -12,13 +12,13 @@ from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
-from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS, SCALING
+from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, INSTRUCT, KERNELS, SCALING
 from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel", "scaling"]
+FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel", "scaling", "instruct"]
 # Not needed by anything else, so run by themselves.
-APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "scaling"}
+APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "scaling", "instruct"}
 LONGEST_BODY = 40
 
 
@@ -109,6 +109,7 @@ def test_jobs_cover_the_graph(graph):
         assert definitions.resolve_job_def(f"{preset}_{job}")
     assert set(GROUPS["all"]) == set(FLOW) - APART
     apart = {"experiments": EXPERIMENTS, "data_ablation": DATA_ABLATION, "kernels": KERNELS, "scaling": SCALING}
+    apart["instruct"] = INSTRUCT
     for group, jobs in apart.items():
         listed = [name for names in jobs.values() for name in names]
         assert listed == [name for name, stage in STAGES.items() if stage.group == group], "in their order"
