@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs336 import tokenizer_commands
+from cs336.evals import commands as evals_commands
 from cs336.files import UserError, read_json
 from cs336.scaling import commands as scaling_commands
 from cs336.service import commands as service_commands
@@ -37,6 +38,7 @@ first steps:
   cs336 why URL                    what became of a page, and which rule dropped it
   cs336 generate "def "            let the model write
   cs336 chat                       talk with it
+  cs336 evaluate gsm8k             score it, or any other model
   cs336 serve scaling              losses of small models, for a budget of FLOPs, over HTTP
 """
 
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register(commands)
     tokenizer_commands.register(commands)
+    evals_commands.register(commands)
     scaling_commands.register(commands)
     service_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):

@@ -9,7 +9,7 @@ from typing import Any
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
-from cs336_assets import instruct, chat_evals
+from cs336_assets import instruct, chat_evals, chat_written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -40,6 +40,7 @@ _FLOW = [
     scaling_exercise,
     instruct,
     chat_evals,
+    chat_written,
 ]
 
 
