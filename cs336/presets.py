@@ -220,7 +220,7 @@ TINY = Preset(  # two CPU cores, minutes, no network
     preferences=PreferencesConfig(
         datasets=("hh-rlhf-harmless-test",), num_valid=200, num_problems=1_000, sample_if_absent=True
     ),
-    dpo=DpoConfig(batch_size=16, micro_batch_size=8, learning_rate=2e-5, valid_interval=10),
+    dpo=DpoConfig(batch_size=16, micro_batch_size=8, learning_rate=2e-5, valid_interval=5),
     chat_evals=ChatEvalConfig(
         max_mmlu=200,
         max_gsm8k=100,

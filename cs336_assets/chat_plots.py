@@ -29,7 +29,8 @@ def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _draw(loss, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
     _dress(loss, "loss, nats per pair")
     _draw(accuracy, rows, "valid_accuracy", "o-", color=_HELD_OUT, label="chosen is likelier (policy)", ms=3)
-    _draw(accuracy, rows, "valid_implicit_accuracy", "s-", color="#2ca02c", label="chosen has more reward", ms=3)
+    trained = [row for row in rows if row["step"]]  # before the first step both rewards are 0
+    _draw(accuracy, trained, "valid_implicit_accuracy", "s-", color="#2ca02c", label="chosen has more reward", ms=3)
     accuracy.axhline(0.5, lw=0.8, ls=":", color="grey")
     _dress(accuracy, "share of held-out pairs")
     for column, label, color in (

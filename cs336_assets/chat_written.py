@@ -21,7 +21,7 @@ from cs336 import catalog
 from cs336.evals.alpaca_eval import difficulty_of, judge_agreement, read_annotations
 from cs336.evals.answerer import open_answerer
 from cs336.evals.failures import asked_of, count_kinds, failure_kind, output_of
-from cs336.evals.judges import PairJudge
+from cs336.evals.judges import Pair, PairJudge, agreement
 from cs336.evals.length_control import length_controlled_win_rate, win_rate
 from cs336.evals.red_team import GOALS, OTHER_MISUSE, attempts, outcome_sentences
 from cs336.evals.report import format_score
@@ -213,11 +213,11 @@ def judge_agreements(step: Step, preference_data: list[Path], judges: JudgeConfi
     if catalog.find(STORED):
         for path in catalog.require_files(STORED):
             annotations = read_annotations(path)
-            agreement = judge_agreement(annotations, judge=judge)
-            rows.append([f"GPT-4 Turbo on {annotations[0]['generator_2']}", *_agreement(agreement)])
+            found = judge_agreement(annotations, judge=judge)
+            rows.append([f"GPT-4 Turbo on {annotations[0]['generator_2']}", *_agreement(found)])
     for folder in preference_data:
         pairs = list(read_preferences(folder / VALID_FILE)) + list(read_preferences(folder / TRAIN_FILE))
-        rows.append([f"{folder.name} pairs", *_agreement(_agreement_on(pairs, judge))])
+        rows.append([f"{folder.name} pairs", *_agreement_on(pairs, judge)])
     replies = [(pair.instruction, text) for pair in _hh(preference_data) for text in (pair.chosen, pair.rejected)]
     verdicts = [verdict.safe for verdict in safety_judge(judges).judge(replies)]
     page = [
@@ -304,20 +304,18 @@ def _hh(preference_data: Sequence[Path]) -> Iterator[Preference]:
             yield from read_preferences(folder / TRAIN_FILE)
 
 
-def _agreement_on(pairs: Sequence[Preference], judge: PairJudge) -> dict[str, Any]:
-    """As `judge_agreement`, on pairs whose better side is known: it stands as output in every other pair."""
-    rows = []
-    for place, pair in enumerate(pairs):
-        texts = (pair.rejected, pair.chosen) if place % 2 else (pair.chosen, pair.rejected)
-        rows.append(
-            {
-                "instruction": pair.instruction,
-                "output_1": texts[0],
-                "output_2": texts[1],
-                "preference": 2.0 if place % 2 else 1.0,
-            }
-        )
-    return judge_agreement(rows, judge=judge)
+def _agreement_on(pairs: Sequence[Preference], judge: PairJudge) -> list[Any]:
+    """As `_agreement`, on pairs whose better side is known: it stands as the output in every other pair."""
+    asked = [
+        Pair(pair.instruction, pair.rejected, pair.chosen)
+        if place % 2
+        else Pair(pair.instruction, pair.chosen, pair.rejected)
+        for place, pair in enumerate(pairs)
+    ]
+    given = [preference.value for preference in judge.compare(asked)]
+    if all(value in (None, 1.5) for value in given):
+        return [0, "a draw in every pair", "", ""]
+    return _agreement(agreement(given, [1.0 + place % 2 for place in range(len(pairs))]))
 
 
 def _agreement(found: Mapping[str, Any]) -> list[Any]:
