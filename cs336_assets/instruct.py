@@ -227,12 +227,12 @@ def dpo_model(
 
 @check(asset="dpo_model")
 def pairs_were_learnt(dpo_model: list[Path]) -> tuple[bool, Metadata]:
-    """Of each kind, the last validation loss is below ln 2, that of a policy equal to its reference."""
+    """Of each kind, the loss of the last quarter of steps is below ln 2, that of a policy equal to its reference."""
     losses = {}
     for folder in dpo_model:
-        losses[folder.name] = [row["valid_loss"] for row in read_jsonl(folder / METRICS_FILE) if "valid_loss" in row][
-            -1
-        ]
+        rows = [row["train_loss"] for row in read_jsonl(folder / METRICS_FILE) if "train_loss" in row]
+        last = rows[3 * len(rows) // 4 :]
+        losses[folder.name] = sum(last) / len(last)
     return all(loss < math.log(2) for loss in losses.values()), {"last_losses": losses}
 
 
