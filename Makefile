@@ -1,5 +1,6 @@
 # make demo: from a fresh clone to the score table. make test: lint, types, tests. make ui: the graph.
-# make test-slow: the tests that take half a minute or more. make test-ray: tests on a Ray cluster of two nodes, all on this machine.
+# make test-slow: the tests that take long. make test-ray: those on a Ray cluster of two nodes, all on this machine.
+# make test-vllm: those that need vLLM, with its CPU build (x86-64 Linux).
 SUITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 # The first of these that runs and is recent enough (some are shims that only print advice).
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do $$p $(SUITS) && echo $$p && break; done)
@@ -9,7 +10,7 @@ READY := $(VENV)/ready
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-ray lint types ui setup lock clean
+.PHONY: demo test test-slow test-ray test-vllm lint types ui setup lock clean
 demo: $(READY)
 	@$(BIN)/cs336 demo
 
@@ -26,9 +27,14 @@ test-slow: $(READY)
 test-ray: $(VENV)-ray/ready
 	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray
 
-$(VENV)-ray/ready: $(READY) requirements-ray.lock
-	@rm -rf $(VENV)-ray
-	@$(BIN)/python -m pip install -qq --no-deps --target $(VENV)-ray -r requirements-ray.lock
+# So does vLLM, which looks into every loaded module, and stumbles over some that other tests load.
+test-vllm: $(VENV)-vllm/ready
+	PYTHONPATH=$(abspath $(VENV)-vllm) HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 \
+	  $(BIN)/python -m pytest -m vllm tests/generate tests/posttrain
+
+$(VENV)-ray/ready $(VENV)-vllm/ready: $(VENV)-%/ready: $(READY) requirements-%.lock
+	@rm -rf $(@D)
+	@$(BIN)/python -m pip install -qq --no-deps --target $(@D) -r requirements-$*.lock
 	@touch $@
 
 lint: $(READY)

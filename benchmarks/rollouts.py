@@ -129,6 +129,18 @@ class _Work:
 
 
 def _vllm(model: TransformerLM, options: argparse.Namespace) -> VllmEngine:
+    longest = options.rollout_prompt_tokens + options.rollout_tokens
+    return start_vllm(model, memory_share=options.memory_share, max_model_len=longest)
+
+
+def start_vllm(
+    model: TransformerLM, *, memory_share: float, max_model_len: int, sleep_mode: bool = False
+) -> VllmEngine:
+    """vLLM with a model's weights and no tokenizer.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
     try:
         require_vllm()
     except UserError as error:
@@ -137,10 +149,10 @@ def _vllm(model: TransformerLM, options: argparse.Namespace) -> VllmEngine:
         save_huggingface(model, Path(folder) / "model")
         return VllmEngine.start(
             Path(folder) / "model",
-            memory_share=options.memory_share,
-            max_model_len=options.rollout_prompt_tokens + options.rollout_tokens,
+            memory_share=memory_share,
+            max_model_len=max_model_len,
             skip_tokenizer_init=True,
-            sleep_mode=False,
+            sleep_mode=sleep_mode,
         )
 
 

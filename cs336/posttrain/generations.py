@@ -12,7 +12,7 @@ from torch import nn
 
 from cs336.evals.rewards import RewardFn
 from cs336.model.logprobs import get_response_log_probs
-from cs336.posttrain.loop import micro_batches
+from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.masked import masked_mean
 from cs336.posttrain.policy import autocast, device_of
 from cs336.posttrain.tokenize import prompt_and_output_batch

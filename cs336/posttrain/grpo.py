@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cs336.posttrain.loop import UpdateConfig
 from cs336.posttrain.masked import masked_mean, masked_normalize
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ class GrpoConfig:
         advantage_eps: added to that deviation.
         cliprange: of grpo_clip; the handout leaves it open and gives 0.2 as an example.
         normalize_constant: what a response's summed loss is divided by; None for its own length.
-        sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts.
+        sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts, and of validations.
+        precision: "float32" computes in the weights' own type, "bfloat16" matrix products under autocast.
+        valid_interval: GRPO steps between two validations, after each of which a checkpoint is written.
+        keep: "best" or "last", the weights that the run ends with; the best have the highest validation accuracy.
+        max_seconds: of wall time, after which no update begins; 0 for no limit.
 
     Raises:
         ValueError: settings that do not go together.
@@ -64,6 +69,10 @@ class GrpoConfig:
     sampling_temperature: float = 1.0
     sampling_min_tokens: int = 4
     sampling_max_tokens: int = 1024
+    precision: str = "float32"
+    valid_interval: int = 5
+    keep: str = "best"
+    max_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -108,6 +117,25 @@ class GrpoConfig:
                 f"sampling_max_tokens {self.sampling_max_tokens} is below sampling_min_tokens"
                 f" {self.sampling_min_tokens}"
             )
+        self.updates  # noqa: B018 - checks the rest
+
+    @property
+    def updates(self) -> UpdateConfig:
+        """The same as the loop takes it, whose steps are updates."""
+        return UpdateConfig(
+            batch_size=self.train_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            precision=self.precision,
+            valid_interval=self.valid_interval * self.num_updates,
+            best_by="valid_accuracy",
+            best_is="highest",
+            keep=self.keep,
+            max_seconds=self.max_seconds,
+        )
 
     @property
     def num_questions(self) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cs336.model.logprobs import get_response_log_probs
-from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig, tune
+from cs336.posttrain.epochs import tune
+from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.policy import autocast, device_of, longest_row
 from cs336.progress import Progress, silent
 from cs336.tokens.packing import PackedInstructions, stacked
@@ -48,7 +49,7 @@ def train_instruction_sft(
     report: Report = lambda row: None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Tune a model on instructions and responses; see `tune` for the run, its files and its errors.
+    """Tune a model on instructions and responses; see `run_updates` for the run, its files and its errors.
 
     Training documents are shuffled before they are joined, and rows in each epoch. `train_loss` and `valid_loss` are
     nats per token, prompts included.
@@ -93,7 +94,7 @@ class _PackedRows:
         self.num_examples = len(train)
         self.marks: Mapping[str, str] = {"train_tokens": mark_of(train.tokens), "valid_tokens": mark_of(valid.tokens)}
 
-    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | int]:
+    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | float]:
         losses = []
         for some in _parts(places, self._config.examples_at_once):
             loss = -self._log_probs(model, self._train, some).sum() / (len(places) * self._config.seq_length)

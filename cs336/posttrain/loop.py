@@ -1,4 +1,4 @@
-"""The loop of fine-tuning: any loss on any model, validated, kept at its best, and resumable after a kill."""
+"""The loop of post-training: updates by any loss, validated, kept at their best, and resumable after a kill."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,6 @@ from cs336.hardware import peak_bytes
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.policy import device_of, mark_of_weights, save_policy, use_fast_attention
 from cs336.progress import Progress, silent
-from cs336.tokens.packing import shuffled
 from cs336.train.checkpoint import (
     CheckpointWriter,
     checkpoint_path,
@@ -36,8 +34,8 @@ from cs336.train.optimizer import AdamW, clip_gradients
 from cs336.train.resume import CHECKPOINTS_FOLDER, check_identity
 from cs336.train.schedule import lr_cosine
 
-# A model, in evaluation mode -> columns of the validation's row, such as {"valid_accuracy": 0.3}
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
+# A model, in evaluation mode, and steps done -> columns of the validation's row, such as {"valid_accuracy": 0.3}
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,30 +112,30 @@ class UpdateConfig:
         return self.learning_rate * min(1.0, step / max(1, warmup_steps))
 
 
-class Objective(Protocol):
-    """What a model is tuned for: its examples and its loss."""
+class Updates(Protocol):
+    """What a model is trained by, step for step: `cs336.posttrain.epochs` over examples, or GRPO on its rollouts."""
 
     @property
-    def num_examples(self) -> int:
-        """Examples to train on."""
+    def num_steps(self) -> int:
+        """Optimizer steps in all."""
 
     @property
     def marks(self) -> Mapping[str, str]:
-        """What tells these examples, and what else shapes the loss, from others."""
+        """What tells this data, and what else shapes the loss, from others."""
 
     @property
     def num_left_out(self) -> int:
         """Training examples that are too long for the model."""
 
-    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | int]:
-        """Add the gradient of the mean loss of some examples.
+    def add_gradients(self, model: nn.Module, step: int) -> Mapping[str, Tensor | float]:
+        """Add the gradient of a step, counted from 0; a step that is made again after a kill must be the same.
 
         Returns:
             Columns of the step's row: `train_loss`, `num_tokens`, and others.
         """
 
-    def validate(self, model: nn.Module) -> Mapping[str, float]:
-        """Columns of a validation, `valid_loss` among them; called in evaluation mode and without gradients."""
+    def validate(self, model: nn.Module, step: int) -> Mapping[str, float]:
+        """Columns of a validation after so many steps; called in evaluation mode and without gradients."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,9 @@ class Outcome:
     num_left_out: int
 
 
-def tune(
+def run_updates(
     model: nn.Module,
-    objective: Objective,
+    updates: Updates,
     config: UpdateConfig,
     *,
     seed: int,
@@ -171,9 +169,9 @@ def tune(
     report: Report = lambda row: None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Tune a model in place; `folder` gets `metrics.jsonl`, `checkpoints/`, and model and tokenizer at the end.
+    """Train a model in place; `folder` gets `metrics.jsonl`, `checkpoints/`, and model and tokenizer at the end.
 
-    Which examples a step takes is a function of seed and step alone, and a checkpoint holds the random streams, so a
+    What a step does is a function of seed, step and weights alone, and a checkpoint holds the random streams, so a
     run that was killed and is started again with the same model and arguments ends with the same weights and curve as
     one that was not (where no time limit ends it).
 
@@ -187,25 +185,23 @@ def tune(
         Which step was the best; the model holds the weights of `config.keep`, in evaluation mode.
 
     Raises:
-        ValueError: no examples, or no such column as `config.best_by`.
+        ValueError: no such column as `config.best_by`.
         UserError: a checkpoint of another run.
         NotFinite: a loss or gradient is not finite: nothing of that step is saved.
     """
-    if objective.num_examples < 1:
-        raise ValueError("there are no examples to train on; give at least one")
     writer = CheckpointWriter(folder / CHECKPOINTS_FOLDER, keep=1)
-    run = _Run(model, objective, config, writer, seed=seed, folder=folder, evaluate=evaluate, report=report)
+    run = _Run(model, updates, config, writer, seed=seed, folder=folder, evaluate=evaluate, report=report)
     run.resume()
     with contextlib.closing(run), writer:
         if run.state.row is None:
             run.validate_and_save({"step": 0}, ended_by="")
         start = run.state.done
-        steps = range(start, start if run.state.ended_by else run.num_steps)
+        steps = range(start, start if run.state.ended_by else updates.num_steps)
         for step in progress(steps, unit="steps", label=f"tune, from step {start:,}" if start else "tune"):
             writer.raise_failure()
             row = run.step(step)
             done = step + 1
-            ended_by = "steps" if done == run.num_steps else run.out_of_time()
+            ended_by = "steps" if done == updates.num_steps else run.out_of_time()
             if ended_by or done % config.valid_interval == 0:
                 run.validate_and_save(row, ended_by)
             else:
@@ -216,7 +212,7 @@ def tune(
     save_policy(model, tokenizer, folder)
     best = run.state.best
     assert best is not None
-    return Outcome(best["step"], best, run.state.done, run.state.ended_by, objective.num_left_out)
+    return Outcome(best["step"], best, run.state.done, run.state.ended_by, updates.num_left_out)
 
 
 @dataclass
@@ -240,7 +236,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        updates: Updates,
         config: UpdateConfig,
         writer: CheckpointWriter,
         *,
@@ -249,7 +245,7 @@ class _Run:
         evaluate: Evaluate | None,
         report: Report,
     ) -> None:
-        self._model, self._objective, self._config, self._writer = model, objective, config, writer
+        self._model, self._updates, self._config, self._writer = model, updates, config, writer
         self._seed, self._folder, self._evaluate, self._report = seed, folder, evaluate, report
         self._device = device_of(model)
         compute_deterministically(self._device)
@@ -259,17 +255,14 @@ class _Run:
         torch.manual_seed(seed)
         model.train()
         self._optimizer = _optimizer(model, config)
-        self._steps_per_epoch = -(-objective.num_examples // config.batch_size)
-        self.num_steps = config.num_epochs * self._steps_per_epoch
         self.state = _State()
-        self._order = lru_cache(1)(lambda epoch: shuffled(objective.num_examples, seed=seed, epoch=epoch))
 
     def resume(self) -> None:
         """Go back to the last checkpoint, if there is one: weights, optimizer, random streams, metrics."""
         self._identity = {
             "config": json.loads(json.dumps(asdict(self._config))),
             "seed": self._seed,
-            "data": {**self._objective.marks, "initial_weights": mark_of_weights(self._model)},
+            "data": {**self._updates.marks, "initial_weights": mark_of_weights(self._model)},
         }
         checkpoints = self._folder / CHECKPOINTS_FOLDER
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -289,22 +282,23 @@ class _Run:
         self._log.close()
 
     def step(self, step: int) -> dict[str, Any]:
-        """Update the weights on the examples of a step; returns its row."""
-        epoch, number = divmod(step, self._steps_per_epoch)
-        size = self._config.batch_size
-        places = self._order(epoch)[number * size : (number + 1) * size]
-        learning_rate = self._config.learning_rate_at(step + 1, self.num_steps)
+        """Update the weights; returns the step's row."""
+        learning_rate = self._config.learning_rate_at(step + 1, self._updates.num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         before = self._clock.seconds()
         self._optimizer.zero_grad(set_to_none=True)
-        measured = dict(self._objective.add_gradients(self._model, places))
+        measured = dict(self._updates.add_gradients(self._model, step))
         measured["grad_norm"] = clip_gradients(self._model.parameters(), self._config.max_grad_norm)
         self._optimizer.step()
         columns = {name: value.item() if isinstance(value, Tensor) else value for name, value in measured.items()}
         seconds = self._clock.seconds()
-        row = {"step": step + 1, "epoch": epoch, "num_examples": len(places), "learning_rate": learning_rate} | columns
-        row |= {"tokens_per_second": round(row["num_tokens"] / max(seconds - before, 1e-9)), "peak_bytes": peak_bytes()}
+        row = {"step": step + 1, "learning_rate": learning_rate} | columns
+        row |= {
+            "tokens_per_second": round(row["num_tokens"] / max(seconds - before, 1e-9)),
+            "step_seconds": round(seconds - before, 4),
+            "peak_bytes": peak_bytes(),
+        }
         for name in ("train_loss", "grad_norm"):
             if not math.isfinite(row[name]):
                 raise self._not_finite(f"{name} became {row[name]}", step + 1)
@@ -313,7 +307,7 @@ class _Run:
     def validate_and_save(self, row: dict[str, Any], ended_by: str) -> None:
         """Complete a step's row by a validation, and write it and a checkpoint."""
         config, state = self._config, self.state
-        row |= self._validate()
+        row |= self._validate(row["step"])
         if config.best_by not in row:
             raise ValueError(f"best_by is {config.best_by!r}, but a validation has {', '.join(row)} alone")
         sign = -1 if config.best_is == "lowest" else 1
@@ -356,13 +350,13 @@ class _Run:
         assert self.state.best is not None
         return self.state.best["step"]
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, step: int) -> dict[str, float]:
         streams = rng_state(self._device)
         self._model.eval()
         with torch.no_grad():
-            columns = dict(self._objective.validate(self._model))
+            columns = dict(self._updates.validate(self._model, step))
             if self._evaluate is not None:
-                columns |= {name: float(value) for name, value in self._evaluate(self._model).items()}
+                columns |= {name: float(value) for name, value in self._evaluate(self._model, step).items()}
         self._model.train()
         restore_rng(streams, self._device)
         return columns
@@ -373,13 +367,6 @@ class _Run:
         kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         line = f"{self._folder / METRICS_FILE}: the {event} at step {step}; {kept}"
         return NotFinite(f"{line}; lower learning_rate, or look at the examples", f"the {event} at step {step}")
-
-
-def micro_batches(places: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Examples of a batch in parts of at most `size`, those of like length together: less is padding."""
-    ordered = sorted(places, key=lambda place: (-lengths[place], place))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
 
 
 def _optimizer(model: nn.Module, config: UpdateConfig) -> torch.optim.Optimizer:

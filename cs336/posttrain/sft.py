@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cs336.model.logprobs import get_response_log_probs
-from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig, micro_batches, tune
+from cs336.posttrain.epochs import micro_batches, tune
+from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_mean, masked_normalize
 from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows
 from cs336.posttrain.tokenize import prompt_and_output_batch
@@ -79,17 +80,17 @@ def train_sft(
     report: Report = lambda row: None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Tune a model on responses to prompts; see `tune` for the run, its files and its errors.
+    """Tune a model on responses to prompts; see `run_updates` for the run, its files and its errors.
 
     Each step's row has `train_loss` (that of the micro-batches, summed), and of the response tokens their number,
     `nats_per_token` and the mean `token_entropy` of what the model would have said there; a validation has
     `valid_loss` (nats per response token) and `valid_entropy`.
 
     Args:
-        train_examples, valid_examples: (prompt, response).
+        train_examples, valid_examples: (prompt, response); without valid ones, a validation is what `evaluate` says.
 
     Raises:
-        ValueError: no examples, or an empty response.
+        ValueError: no examples to train on, or an empty response.
     """
     objective = _Responses(model, tokenizer, train_examples, valid_examples, config)
     return tune(
@@ -143,7 +144,7 @@ class _Responses:
             for examples in (train_examples, valid_examples)
         )
         for rows, examples, kind in ((self._train, train_examples, "training"), (self._valid, valid_examples, "valid")):
-            if not rows:
+            if examples and not rows:
                 raise ValueError(
                     f"none of {len(examples)} {kind} examples has at most {limit} tokens; give shorter ones"
                 )
@@ -156,7 +157,7 @@ class _Responses:
         }
         self.num_left_out = len(train_examples) - len(self._train)
 
-    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | int]:
+    def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | float]:
         losses, nats, entropies, counts, num_tokens = [], [], [], [], 0
         for some in micro_batches(places, self._lengths, self._config.examples_at_once):
             batch = self._batch([self._train[place] for place in some])
@@ -184,6 +185,8 @@ class _Responses:
         }
 
     def validate(self, model: nn.Module) -> Mapping[str, float]:
+        if not self._valid:
+            return {}
         lengths = [len(prompt) + len(response) for prompt, response in self._valid]
         sums = torch.zeros(3, dtype=torch.float64)
         for some in micro_batches(range(len(self._valid)), lengths, self._config.examples_at_once):

@@ -31,6 +31,7 @@ def _metadata(folder):
     return json.loads((folder / "manifest.json").read_text())["metadata"]
 
 
+@pytest.mark.slow
 def test_every_run_of_every_grid_is_made_and_logged(experimented):
     log = [json.loads(line) for line in (experimented.artifacts / "experiment_log" / "log.jsonl").open()]
     assert [(row["experiment"], row["run"]) for row in log] == [
@@ -46,6 +47,7 @@ def test_every_run_of_every_grid_is_made_and_logged(experimented):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_is_no_number_is_a_result(experimented):
     study = json.loads((experimented.artifacts / "learning_rate_study" / STUDY_FILE).read_text())
     assert study["learning_rate"] == 0.01 and study["lowest_diverged"] == 1e4
@@ -55,6 +57,7 @@ def test_a_run_whose_loss_is_no_number_is_a_result(experimented):
     assert not (experimented.artifacts / "learning_rates" / "rate-10000" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_best_rate_is_carried_on_by_lineage(experimented):
     for run in ("baseline-seed-0", "no-norm-seed-0"):
         folder = experimented.artifacts / "ablations" / run
@@ -66,6 +69,7 @@ def test_the_best_rate_is_carried_on_by_lineage(experimented):
     assert limit["batch_size"] == 8 and limit["learning_rate"] == pytest.approx(0.01 * 2**0.5)
 
 
+@pytest.mark.slow
 def test_studies_show_tables_curves_and_samples(experimented):
     assert "| no-norm |" in _metadata(experimented.artifacts / "ablation_study")["summary"]["markdown"]
     side = _metadata(experimented.artifacts / "side_studies")["summary"]["markdown"]
@@ -75,6 +79,7 @@ def test_studies_show_tables_curves_and_samples(experimented):
         assert (experimented.artifacts / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_speedrun_keeps_its_clock_and_is_scored(experimented):
     facts = _metadata(experimented.artifacts / "speedrun_model")
     rows = [json.loads(line) for line in (experimented.artifacts / "speedrun_model" / "metrics.jsonl").open()]
@@ -94,6 +99,7 @@ def test_no_step_of_a_speedrun_may_begin_after_its_time(seconds, kept, tmp_path)
     assert the_rules_were_kept(tmp_path, speedrun)[0] == kept
 
 
+@pytest.mark.slow
 def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, tmp_path, capsys):
     results, runs = tmp_path / "experiments.jsonl", tmp_path / "runs"
     for _ in range(2):  # the second time the rows are replaced
@@ -154,6 +160,7 @@ def test_a_sweep_is_shared_by_naming_its_cells(finished, tmp_path):
         assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_only_what_is_taken_of_a_study_enters_the_runs_built_on_it(experimented, tmp_path, monkeypatch):
     project = experimented.copy(tmp_path / "project")
     monkeypatch.setenv("CS336_PRESETS", project.environment["CS336_PRESETS"])
@@ -179,6 +186,7 @@ def test_only_what_is_taken_of_a_study_enters_the_runs_built_on_it(experimented,
     assert changed("batch_size_limit", LIMIT_FILE, batch_size=2) == {"batch_sizes"}
 
 
+@pytest.mark.slow
 def test_a_study_is_a_plain_function(experimented, tmp_path):
     runs = sorted((experimented.artifacts / "learning_rates").iterdir())
     shown = learning_rate_study(Step(tmp_path), learning_rates=runs)

@@ -51,6 +51,7 @@ def test_dagster_asset_materialize_makes_an_artifact(project):
     assert (project.artifacts / "eval_index" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_dagster_asset_materialize_takes_a_shard(copied):
     (copied.artifacts / "extracted_text" / "docs-00001" / "documents.parquet").unlink()
     (copied.artifacts / "extracted_text" / "docs-00000" / "documents.parquet").write_bytes(b"nobody reads this")
@@ -83,6 +84,7 @@ def test_a_check_looks_at_the_shards_of_the_run_and_at_the_others_if_need_be(fin
     assert said("some", None) == said("each", None) == (True, [both])
 
 
+@pytest.mark.slow
 def test_dg_launch_makes_an_artifact(project):
     done = project.python("-m", "dagster_dg_cli.cli", "launch", "--assets", "micro/crawl_plan")
     assert done.returncode == 0, done.stdout + done.stderr

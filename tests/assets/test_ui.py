@@ -80,6 +80,7 @@ def used(name: str) -> bool:
     return any(name in stage.inputs for stage in STAGES.values())
 
 
+@pytest.mark.slow
 def test_lineage_metadata_plot_and_materializing_by_clicks(ui: str, browser, copied: Project):
     def text() -> str:
         return browser.execute_script("return document.body.textContent")

@@ -94,6 +94,7 @@ def change_preset(project, text):
     project.environment["CS336_PRESETS"] = str(presets)
 
 
+@pytest.mark.slow
 def test_a_filter_threshold_remakes_what_is_downstream_and_nothing_else(copied):
     change_preset(copied, "filters = {min_language_confidence = 0.9}\n")
     assert made(copied.run()) == downstream("filtered_text")
@@ -181,6 +182,7 @@ def versions(tmp_path_factory, finished):
     return of
 
 
+@pytest.mark.slow
 def test_comments_and_docstrings_change_no_version_and_helpers_change_their_callers(versions):
     before = versions()
     assert before == versions("cs336/dedup/minhash.py", "    Raises:", "    Fails with:")

@@ -57,6 +57,7 @@ def is_utf8(data):
         return False
 
 
+@pytest.mark.slow
 def test_all_real_pages_give_the_librarys_text_byte_for_byte(shared_data):
     num_utf8 = num_other = 0
     for _, html in real_pages(shared_data):

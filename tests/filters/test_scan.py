@@ -76,6 +76,7 @@ def test_hostile_texts_are_counted_in_one_pass(text: str):
     assert scan_text(text).num_words == len(split_words(text))
 
 
+@pytest.mark.slow
 def test_equals_the_plain_rules_on_real_pages(shared_data):
     num_pages = 0
     with tarfile.open(shared_data / "web/pages/dev.tar.xz") as archive:

@@ -21,7 +21,7 @@ from cs336.generate.continuous import Engine
 from cs336.generate.vllm import VllmEngine, VllmServer, serving
 from cs336.generate.weight_sync import check_logprobs, sync_weights
 from cs336.model.huggingface import huggingface_weights, load_huggingface
-from tests.generate.toy import letters_model
+from tests.generate.toy import letters_model, save_qwen2_of_letters
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 PARAMS = SamplingParams(
@@ -334,26 +334,8 @@ def test_a_server_that_does_not_start_is_one_line(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A Qwen2 of random weights, as transformers writes it, with a tokenizer of letters."""
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("qwen2")
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    transformers.Qwen2ForCausalLM(config).float().save_pretrained(folder)
-    vocab = {"<end>": 0, **{chr(59 + i): i for i in range(1, 64)}}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    inner.decoder = tokenizers.decoders.Fuse()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(folder)
+    save_qwen2_of_letters(folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Small tokenizers and models that tests of generation share."""
 
+import pytest
 import torch
 
 from cs336.model.transformer import ModelConfig, TransformerLM
@@ -46,3 +47,27 @@ def pieces_model():
     with torch.no_grad():
         model.lm_head.weight[[i for i in range(len(Pieces.vocab)) if i not in letters]] *= 0.3
     return model
+
+
+def save_qwen2_of_letters(folder):
+    """Write a Qwen2 of random weights, as transformers does, with a tokenizer of letters; returns that."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    transformers.Qwen2ForCausalLM(config).float().save_pretrained(folder)
+    vocab = {"<end>": 0, **{chr(59 + i): i for i in range(1, 64)}}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    inner.decoder = tokenizers.decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -62,7 +62,7 @@ def record(place):
     return found
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_the_classes_send_and_hold_is_what_the_formulas_say(world_size):
     by_rank = run_ranks(record, world_size, start_method="forkserver")
     for (name, form, compute_bytes), runs in by_rank[0].items():

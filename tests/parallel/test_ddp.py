@@ -170,7 +170,7 @@ def all_checks(place):
     check_sending_begins_before_the_backward_pass_ends(place)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_forms_equal_one_process_after_every_step(world_size):
     run_ranks(all_checks, world_size, start_method="forkserver")
 

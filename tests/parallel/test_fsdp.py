@@ -306,6 +306,6 @@ def all_checks(place):
     check_keyword_inputs(place)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_weights_equal_one_processs_after_every_step(world_size):
     run_ranks(all_checks, world_size, start_method="forkserver")

@@ -79,6 +79,6 @@ def all_checks(place):
             load_full_params(fsdp, {n: value[:-1] for n, value in weights.items()})
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_whole_states_go_on_anywhere(world_size):
     run_ranks(all_checks, world_size, start_method="forkserver")

@@ -166,6 +166,6 @@ def all_checks(place):
     check_checkpoints(place)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_sharded_state_gives_the_unsharded_weights(world_size):
     run_ranks(all_checks, world_size, start_method="forkserver")

@@ -168,6 +168,7 @@ def check_other_settings(place, root):
             assert_same_run(parts, whole, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_other_optimizers_precisions_and_dropout(tmp_path):
     run(tmp_path / "one")
     run_ranks(check_other_settings, 2, tmp_path, start_method="forkserver", timeout_seconds=200)
@@ -251,6 +252,7 @@ def all_checks(place, root):
     check_only_the_first_rank_writes(place, root)
 
 
+@pytest.mark.slow
 def test_samples_the_clock_errors_and_who_writes(tmp_path):
     run_ranks(all_checks, 2, tmp_path, start_method="forkserver", timeout_seconds=200)
 

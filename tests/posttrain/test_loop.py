@@ -14,7 +14,8 @@ import torch
 
 from cs336.files import UserError
 from cs336.model.transformer import load_model
-from cs336.posttrain.loop import UpdateConfig, micro_batches, tune
+from cs336.posttrain.epochs import micro_batches, tune
+from cs336.posttrain.loop import UpdateConfig
 from cs336.posttrain.sft import SftConfig, train_sft
 from cs336.train.checkpoint import checkpoint_paths
 from cs336.train.loop import NotFinite
@@ -178,12 +179,12 @@ def test_the_clock_ends_a_run(tmp_path):
 
 
 def test_an_evaluation_of_the_callers_decides_which_weights_are_kept_and_disturbs_nothing(tmp_path):
-    scores = iter([0.1, 0.2, 0.4, 0.4, 0.3, 0.0])
+    scores = {0: 0.1, 5: 0.2, 10: 0.4, 15: 0.4, 20: 0.3, 24: 0.0}
 
-    def evaluate(model):
+    def evaluate(model, step):
         assert not model.training
         torch.rand(7)  # such as a sampler that uses the global stream
-        return {"valid_accuracy": next(scores)}
+        return {"valid_accuracy": scores[step]}
 
     config = replace(CONFIG, best_by="valid_accuracy", best_is="highest")
     _, outcome = _run(tmp_path / "a", config=config, evaluate=evaluate)

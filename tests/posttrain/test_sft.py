@@ -13,8 +13,8 @@ from tests.posttrain.tokenizers import END, Letters
 CONFIG = SftConfig(batch_size=6, learning_rate=1e-3, valid_interval=2, num_epochs=2, normalize_constant=3.0)
 
 
-def _run(folder, model=None, config=CONFIG, train=EXAMPLES[:9], valid=EXAMPLES[9:]):
-    return train_sft(model or our_model(), Saved(), train, valid, config, seed=0, folder=folder)
+def _run(folder, model=None, config=CONFIG, train=EXAMPLES[:9], valid=EXAMPLES[9:], **options):
+    return train_sft(model or our_model(), Saved(), train, valid, config, seed=0, folder=folder, **options)
 
 
 def test_a_micro_batch_by_hand():
@@ -97,5 +97,15 @@ def test_examples_longer_than_the_context_are_left_out_and_counted(tmp_path):
         assert _run(tmp_path / str(max_tokens), config=config, **short).num_left_out == num_left_out
     with pytest.raises(ValueError, match="none of 1 training examples has at most 41 tokens"):
         _run(tmp_path / "c", train=[too_long])
-    with pytest.raises(ValueError, match="none of 0 valid examples"):
-        _run(tmp_path / "d", valid=[])
+    with pytest.raises(ValueError, match="none of 1 valid examples"):
+        _run(tmp_path / "d", valid=[too_long])
+
+
+def test_without_valid_examples_a_validation_is_the_callers(tmp_path):
+    config = replace(CONFIG, best_by="valid_accuracy", best_is="highest")
+    outcome = _run(
+        tmp_path / "a", config=config, valid=[], evaluate=lambda model, step: {"valid_accuracy": 1 / (1 + step)}
+    )
+    assert outcome.best_step == 0 and "valid_loss" not in outcome.best
+    with pytest.raises(ValueError, match="best_by is 'valid_loss', but"):
+        _run(tmp_path / "b", valid=[])

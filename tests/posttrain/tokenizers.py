@@ -10,7 +10,7 @@ class Letters:
     """Ours: a letter is an id; the end of text is 0."""
 
     end_of_text_id = END
-    vocab_size = len(_LETTERS) + 3
+    vocab_size = len(_LETTERS) + 2
 
     def encode(self, text: str) -> list[int]:
         return [2 + _LETTERS.index(letter) for letter in text]

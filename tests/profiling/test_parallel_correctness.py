@@ -12,7 +12,7 @@ def with_gradients_summed(place):
     return largest_differences(place)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_forms_equal_one_process(world_size):
     found = compare_forms(world_size, "cpu", 200.0)
     assert found.keys() == FORMS.keys() and all(value <= TOLERANCE for value in found.values()), found

@@ -30,6 +30,7 @@ def test_fit_prints_what_it_writes(runs_file, tmp_path, capsys, at):
     assert "exact" not in said and ("206 B" in printed or at)
 
 
+@pytest.mark.slow
 def test_the_exercise_writes_runs_that_fit_reads(tmp_path, capsys):
     assert main(["scaling", "exercise", "--out", str(tmp_path / "one"), "--draws", "0"]) == 0
     assert "exact law" in capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_a_thousand_draws_take_seconds():
     assert np.isfinite(found.fits[PARAMETRIC].draws.parameters(1e23)).sum() == 1_000
 
 
-@pytest.mark.parametrize("which", ["exercise", "ladder"])
+@pytest.mark.parametrize("which", ["exercise", pytest.param("ladder", marks=pytest.mark.slow)])
 def test_pictures_are_drawn_the_same_each_time(which, request, tmp_path):
     runs = request.getfixturevalue(which)
     found = fit_all(runs, num_draws=5) if isinstance(runs, Measurements) else runs

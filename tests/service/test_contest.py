@@ -115,6 +115,7 @@ def server(tmp_path):
 SLOW = {"n_evals": 8}  # a second or more for each validation
 
 
+@pytest.mark.slow
 def test_a_job_is_trained_and_charged_for_what_it_used(server):
     first, too_late = server.submit(), server.submit(max_runtime_seconds=1, **SLOW)
     wrong = server.submit(architecture=architecture(vocab_size=16))

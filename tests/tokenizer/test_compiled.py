@@ -391,6 +391,7 @@ def test_places_of_bits_are_written_on_every_processor(bits: int, density: int):
         assert places[3 : 3 + len(expected)] == expected
 
 
+@pytest.mark.slow
 def test_no_instruction_is_asked_of_a_processor_that_numba_is_told_to_do_without(tmp_path: Path):
     text = "it's 1 of  the\n\nmany words " * 50
     code = (

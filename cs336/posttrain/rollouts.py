@@ -1,0 +1,260 @@
+"""Responses of a policy to problems, with their rewards: what Expert Iteration and GRPO learn from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cs336.evals.rewards import RewardAll
+from cs336.files import write_jsonl
+from cs336.generate.backend import Backend, SamplingParams, seed_of
+from cs336.generate.weight_sync import awake, sync_weights
+from cs336.model.logprobs import get_response_log_probs
+from cs336.posttrain.epochs import micro_batches
+from cs336.posttrain.policy import autocast
+from cs336.posttrain.tokenize import prompt_and_output_batch
+from cs336.progress import Progress, silent
+from cs336.tokens.codec import encode_texts, pad_id
+from cs336.tokens.packing import shuffled
+
+ROLLOUTS_FOLDER = "rollouts"
+_NUM_SHOWN = 16  # responses of a validation that are written to be read
+_VALIDATION = 2**31 - 1  # the seed's second part, where training steps have their number
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt as the policy sees it, and the right answer, or answers, as the reward function takes it."""
+
+    prompt: str
+    ground_truth: Any
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response and what it earned.
+
+    Attributes:
+        problem: what was asked.
+        prompt_ids, token_ids: as the generator saw and made them, the stop string's tokens included.
+        text: with the stop string that ended it.
+        logprobs: of each token by the generator, in nats.
+        finish: "stop", "end" or "length".
+        rewards: `reward`, `format_reward`, `answer_reward`; `lost`, too, if its grading was ended.
+    """
+
+    problem: Problem
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish: str
+    rewards: Mapping[str, Any]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right."""
+        return self.rewards["answer_reward"] == 1
+
+    def row(self) -> dict[str, Any]:
+        """What there is to read."""
+        texts = {"prompt": self.problem.prompt, "response": self.text, "ground_truth": self.problem.ground_truth}
+        return texts | dict(self.rewards) | {"num_tokens": len(self.token_ids), "finish": self.finish}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rollouts of some problems, those of one problem one after the other, and what they took.
+
+    Attributes:
+        seconds: of the wall for each part: `sync`, `generate` and `grade`.
+    """
+
+    rollouts: list[Rollout]
+    seconds: Mapping[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """Lengths in tokens (None where there is no such response), shares and seconds, for the line of a step."""
+        lengths = [len(each.token_ids) for each in self.rollouts]
+        by_mark = {
+            right: [length for each, length in zip(self.rollouts, lengths, strict=True) if each.correct == right]
+            for right in (True, False)
+        }
+        return {
+            "mean_length": fmean(lengths),
+            **{
+                f"mean_length_{name}": fmean(by_mark[right])
+                for name, right in (("correct", True), ("incorrect", False))
+                if by_mark[right]
+            },
+            "share_truncated": fmean(each.finish == "length" for each in self.rollouts),
+            "num_lost": sum("lost" in each.rewards for each in self.rollouts),
+            **{f"{part}_seconds": round(seconds, 4) for part, seconds in self.seconds.items()},
+        }
+
+
+class Sampler:
+    """Draws responses from a policy through a generator, and grades them.
+
+    Args:
+        backend: the generator; gets the policy's weights before every call.
+        tokenizer: the policy's.
+        reward: of all responses; `cs336.evals.rewards` has some, and a process that ends hanging gradings.
+        params: how responses are drawn; stop strings are kept in them, as rewards need those.
+        seed: with the step and the problem's place it fixes the random numbers.
+        hand_over: generator and trainer share a device that cannot hold both: the generator has its memory only while
+            it generates.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Any,
+        reward: RewardAll,
+        params: SamplingParams,
+        *,
+        seed: int,
+        hand_over: bool = False,
+    ) -> None:
+        self._backend, self._tokenizer, self._reward = backend, tokenizer, reward
+        self._seed, self._hand_over = seed, hand_over
+        self._params = replace(params, include_stop_str_in_output=True, logprobs=True)
+
+    def sample(
+        self, policy: nn.Module, problems: Sequence[Problem], *, n: int, step: int, progress: Progress = silent
+    ) -> Sampled:
+        """`n` responses to each problem.
+
+        Raises:
+            ValueError: no problems, or a prompt that leaves no room in the context.
+        """
+        if not problems:
+            raise ValueError("there are no problems to respond to; give at least one")
+        params = replace(self._params, n=n, seed=seed_of(self._seed, step))
+        prompts = list(encode_texts(self._tokenizer, [each.prompt for each in problems], special_tokens=False))
+        times = [time.perf_counter()]
+        handed_over = awake(self._backend, policy) if self._hand_over else contextlib.nullcontext()
+        if not self._hand_over:
+            sync_weights(policy, self._backend)
+        with handed_over:
+            times.append(time.perf_counter())
+            generations = self._backend.generate(prompts, params, progress=progress)
+        times.append(time.perf_counter())
+        drawn = [
+            (problem, generation.prompt_ids, sample)
+            for problem, generation in zip(problems, generations, strict=True)
+            for sample in generation.samples
+        ]
+        rewards = self._reward([sample.text for _, _, sample in drawn], [each.ground_truth for each, _, _ in drawn])
+        times.append(time.perf_counter())
+        rollouts = [
+            Rollout(problem, ids, sample.token_ids, sample.text, sample.logprobs or [], sample.finish, scores)
+            for (problem, ids, sample), scores in zip(drawn, rewards, strict=True)
+        ]
+        spans = [later - earlier for earlier, later in pairwise(times)]
+        return Sampled(rollouts, dict(zip(("sync", "generate", "grade"), spans, strict=True)))
+
+
+class RolloutValidation:
+    """How a policy does on held-out problems: one response to each, with the same random numbers every time.
+
+    Stands as `evaluate` in every loop of post-training.
+
+    Args:
+        sampler: draws and grades.
+        folder: gets `rollouts/step-....jsonl`, some responses of each validation to read; None writes nothing.
+    """
+
+    def __init__(self, sampler: Sampler, problems: Sequence[Problem], folder: Path | None = None) -> None:
+        self._sampler, self._problems, self._folder = sampler, problems, folder
+
+    def __call__(self, policy: nn.Module, step: int) -> dict[str, float]:
+        """Columns `valid_accuracy`, `valid_format`, `valid_length` (tokens), `valid_truncated` (a share)."""
+        sampled = self._sampler.sample(policy, self._problems, n=1, step=_VALIDATION)
+        rollouts = sampled.rollouts
+        if self._folder is not None:
+            (self._folder / ROLLOUTS_FOLDER).mkdir(parents=True, exist_ok=True)
+            write_jsonl(rollouts_path(self._folder, step), [each.row() for each in rollouts[:_NUM_SHOWN]])
+        metrics = sampled.metrics()
+        return {
+            "valid_accuracy": fmean(each.rewards["answer_reward"] for each in rollouts),
+            "valid_format": fmean(each.rewards["format_reward"] for each in rollouts),
+            "valid_length": metrics["mean_length"],
+            "valid_truncated": metrics["share_truncated"],
+            "valid_generate_seconds": metrics["generate_seconds"],
+        }
+
+
+def rollouts_path(folder: Path, step: int) -> Path:
+    """The responses that a run wrote down at its validation after so many steps."""
+    return folder / ROLLOUTS_FOLDER / f"step-{step:06d}.jsonl"
+
+
+def problems_of_step(problems: Sequence[Problem], count: int, step: int, *, seed: int) -> list[Problem]:
+    """The next `count` problems: consecutive ones of pass after pass, each in an order of its own.
+
+    Args:
+        step: counted from 0.
+    """
+    total = len(problems)
+    places = range(step * count, (step + 1) * count)
+    orders = {number: shuffled(total, seed=seed, epoch=number) for number in {place // total for place in places}}
+    return [problems[orders[place // total][place % total]] for place in places]
+
+
+def mark_of_problems(problems: Sequence[Problem]) -> str:
+    """What tells one list of problems from another."""
+    digest = hashlib.sha256()
+    for each in problems:
+        digest.update(repr((each.prompt, each.ground_truth)).encode())
+    return f"{len(problems)} problems {digest.hexdigest()[:16]}"
+
+
+class Rows:
+    """Rollouts as batches for the policy's forward pass."""
+
+    def __init__(self, rollouts: Sequence[Rollout], tokenizer: Any, device: torch.device, precision: str) -> None:
+        self._rollouts, self._padding = rollouts, pad_id(tokenizer)
+        self._device, self._precision = device, precision
+        self.lengths = [len(each.prompt_ids) + len(each.token_ids) for each in rollouts]
+
+    def batch(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `labels` and `response_mask` of some; see `prompt_and_output_batch`."""
+        some = [self._rollouts[place] for place in places]
+        batch = prompt_and_output_batch(
+            [each.prompt_ids for each in some], [each.token_ids for each in some], self._padding
+        )
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def scores(self, policy: nn.Module, batch: Mapping[str, Tensor], *, entropy: bool) -> dict[str, Tensor]:
+        """`log_probs` and, if wanted, `token_entropy` of the labels."""
+        with autocast(self._device, self._precision):
+            return get_response_log_probs(policy, batch["input_ids"], batch["labels"], return_token_entropy=entropy)
+
+    def spread(self, values: Sequence[Tensor], like: Tensor, mask: Tensor) -> Tensor:
+        """Numbers of response tokens, rollout by rollout, where the mask of a batch has those tokens; 0 elsewhere."""
+        spread = torch.zeros_like(like)
+        spread[mask] = torch.cat([each.to(like) for each in values])
+        return spread
+
+
+@torch.no_grad()
+def response_log_probs(policy: nn.Module, rows: Rows, *, batch_size: int) -> list[Tensor]:
+    """Log-probabilities of each rollout's tokens, in nats, under the policy as it is."""
+    log_probs: list[Tensor] = [torch.empty(0)] * len(rows.lengths)
+    for some in micro_batches(range(len(rows.lengths)), rows.lengths, batch_size):
+        batch = rows.batch(some)
+        scores = rows.scores(policy, batch, entropy=False)
+        for place, values, mask in zip(some, scores["log_probs"], batch["response_mask"], strict=True):
+            log_probs[place] = values[mask]
+    return log_probs

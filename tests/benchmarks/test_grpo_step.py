@@ -1,0 +1,39 @@
+"""The benchmark of a GRPO step: its parts add up, and time that kernels share counts once."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import grpo_step
+from benchmarks.grpo_step import busy_microseconds
+from benchmarks.measure import Unavailable
+
+SMALL = "--shape tiny --rollouts 8 --group-size 4 --tokens 6 --prompt-tokens 4 --micro-batch-size 4 --device cpu"
+
+
+def absent(*arguments, **options):
+    raise Unavailable("vLLM is not here")
+
+
+def test_the_parts_of_a_step_add_up_to_it_and_a_missing_peer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_step, "start_vllm", absent)
+    parser = argparse.ArgumentParser()
+    grpo_step.add_arguments(parser)
+    options = parser.parse_args([*SMALL.split(), "--generators", "ours", "vllm"])
+    options = argparse.Namespace(**vars(options), repeats=2, results=tmp_path)
+    assert grpo_step.instead_of_cases(options) == 0
+    ours, vllm = map(json.loads, (tmp_path / "grpo_step.jsonl").read_text().splitlines())
+    shares = [ours[f"{part}_share"] for part in ("sync", "generate", "grade", "train")]
+    assert min(shares[1:]) > 0 and sum(shares) == pytest.approx(1)
+    assert ours["tokens_per_second"] == pytest.approx(8 * 6 / ours["figure"]) and ours["repeats"] == 2
+    assert ours["hours_of_200_steps"] == pytest.approx(ours["figure"] / 18)
+    assert ours["max_logprob_difference"] < 1e-4
+    assert "vLLM is not here" in vllm["failure"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "busy"), [([], 0), ([(0, 2), (5, 6)], 3), ([(0, 4), (1, 2), (3, 7)], 7), ([(0, 9), (2, 3), (4, 12)], 12)]
+)
+def test_time_that_kernels_share_counts_once(spans, busy):
+    assert busy_microseconds(spans) == busy
