@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs336 import tokenizer_commands
-from cs336.evals import commands as evals_commands
+from cs336 import evaluation_commands, tokenizer_commands
 from cs336.files import UserError, read_json
 from cs336.scaling import commands as scaling_commands
 from cs336.service import commands as service_commands
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register(commands)
     tokenizer_commands.register(commands)
-    evals_commands.register(commands)
+    evaluation_commands.register(commands)
     scaling_commands.register(commands)
     service_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from cs336.files import UserError
 from cs336.generate.backend import Backend, SamplingParams
 from cs336.generate.checkpoints import Checkpoint
 from cs336.generate.continuous import Engine
 from cs336.generate.engine import TextCodec, continuation_logprobs
 from cs336.generate.vllm import VllmEngine
-from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
+from cs336.posttrain.generators import generator_for
 from cs336.progress import Progress, silent
 
 ENGINES = ("ours", "vllm")
@@ -99,7 +97,7 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
 
     Raises:
         ValueError: no such engine.
-        UserError: vLLM is not installed, or the model cannot be exported.
+        UserError: vLLM is not installed.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {' or '.join(ENGINES)}, got {engine!r}")
@@ -112,24 +110,12 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
             backend=Engine(model, codec), codec=codec, context_length=context, model=model, progress=progress
         )
         return
-    with contextlib.ExitStack() as stack:
-        folder = checkpoint.folder
-        if not checkpoint.is_huggingface:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cs336-export-"))) / "model"
-            _export(checkpoint, folder)
-        model.to("cpu")  # vLLM takes the device's memory
+    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False}
+    if checkpoint.is_huggingface:
+        model.to("cpu")  # vLLM reads the folder itself, and takes the device's memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        started = VllmEngine.start(folder, max_model_len=context, sleep_mode=False)
-        yield Answerer(backend=started, codec=codec, context_length=context, progress=progress)
-
-
-def _export(checkpoint: Checkpoint, folder: Path) -> None:
-    tokenizer = checkpoint.tokenizer
-    theirs = hasattr(tokenizer, "save_pretrained")
-    try:
-        save_huggingface(checkpoint.model, folder, tokenizer=None if theirs else tokenizer)
-    except ValueError as error:
-        raise UserError(f"{checkpoint.folder}: {error}") from None
-    if theirs:
-        tokenizer.save_pretrained(folder)
+        backend: Backend = VllmEngine.start(checkpoint.folder, **options)
+    else:
+        backend = generator_for(model.to("cpu"), checkpoint.tokenizer, "vllm", **options)
+    yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)

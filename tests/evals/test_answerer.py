@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cs336.evals import answerer as module
 from cs336.evals.answerer import Answerer, open_answerer
 from cs336.generate.backend import Generation, Sample
 from cs336.generate.checkpoints import load_checkpoint
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from cs336.tokenizer.bpe import Tokenizer
 
@@ -82,7 +82,8 @@ def test_vllm_gets_the_model_as_a_checkpoint_that_transformers_reads(checkpoint,
         started["options"] = options
         return Started()
 
-    monkeypatch.setattr(module.VllmEngine, "start", start)
+    monkeypatch.setattr(generators, "require_vllm", lambda: None)
+    monkeypatch.setattr(generators.VllmEngine, "start", start)
     with open_answerer(checkpoint, engine="vllm") as answerer:
         (answer,) = answerer.generate(["2+2="], max_new_tokens=5, stop=("#",))
     assert (answer.text, answer.finish, answerer.model) == ("four", "stop", None)
