@@ -128,7 +128,7 @@ def prediction_files_have_their_form(
     return not faults, {"faults": faults}
 
 
-@asset(group="instruct", kinds={"vllm"}, owner="team:evals", datasets=("alpaca-eval", "alpaca-eval-preferences"))
+@asset(group="instruct", kinds={"python"}, owner="team:evals", datasets=("alpaca-eval", "alpaca-eval-preferences"))
 def chat_judgements(
     step: Step,
     base_answers: list[Path],

@@ -29,6 +29,7 @@ PREFERENCES_SAMPLE = SAMPLES / "preferences_sample.jsonl"
 INSTRUCTION_SETS = ("ultrachat-safety", "t0-sample", "alpaca-demo")
 PREFERENCE_SETS = ("hh-rlhf", "hh-rlhf-harmless-test")
 HH, VERIFIED = "hh", "verified"  # kinds of preference pairs
+_PROBLEMS = "generated problems"  # their source
 _END_OF_TEXT = "<|endoftext|>"  # T0's responses end with it; packing adds the tokenizer's own
 
 
@@ -40,7 +41,7 @@ class InstructionsConfig:
         base: "" for the preset's own base model; else a folder, an entry of the catalogue, or a name on the hub.
         max_context: positions kept of such a checkpoint.
         datasets: of `INSTRUCTION_SETS`.
-        max_examples: of each of them, drawn with the seed; 0 takes all.
+        max_examples: of each of these sets, drawn with the seed; 0 takes all.
         num_valid: examples held out of all sets without a split of their own; of those with one, all are taken.
         num_problems: generated problems with worked answers among the instructions.
         problems: which ones.
@@ -123,7 +124,8 @@ def instruction_examples(
     for name in _sources(config):
         count = counts[name] = Counter()
         train, valid = (_usable(part, seen, count) for part in _read_set(name, config))
-        train = _drawn(train, config.max_examples, seed)
+        if name != _PROBLEMS:
+            train = _drawn(train, config.max_examples, seed)
         if name in without_split:
             share = min(config.num_valid // len(without_split), len(train) // 5)
             held_out = set(shuffled(len(train), seed=seed, epoch=1)[:share])
@@ -139,7 +141,7 @@ def _sources(config: InstructionsConfig) -> list[str]:
     """Sets to read: those that are here, the sample if some may be missing and is, then the problems."""
     found = [name for name in config.datasets if not config.sample_if_absent or catalog.find(name)]
     sample = [INSTRUCTIONS_SAMPLE.stem] if len(found) < len(config.datasets) else []
-    return found + sample + (["generated problems"] if config.num_problems else [])
+    return found + sample + ([_PROBLEMS] if config.num_problems else [])
 
 
 def _read_set(name: str, config: InstructionsConfig) -> tuple[list[Example], list[Example]]:
@@ -152,7 +154,7 @@ def _read_set(name: str, config: InstructionsConfig) -> tuple[list[Example], lis
         "t0-sample": lambda: _records(catalog.require(name), "prompt", "completion", name),
         "alpaca-demo": lambda: _alpaca(catalog.require(name), name),
         INSTRUCTIONS_SAMPLE.stem: lambda: _records(INSTRUCTIONS_SAMPLE, "prompt", "response", name),
-        "generated problems": lambda: [
+        _PROBLEMS: lambda: [
             problem_example(each, config.style, name)
             for each in generate_problems(config.problems, "train", config.num_problems)
         ],
@@ -255,7 +257,7 @@ def _verified(problem: Problem, style: str, rng: random.Random) -> Preference:
         instruction=gsm8k_instruction({"question": problem.question}),
         chosen=solution(problem.steps, style),
         rejected=solution(with_slip(problem.steps, rng), style),
-        source="generated problems",
+        source=_PROBLEMS,
     )
 
 

@@ -80,6 +80,14 @@ def test_sets_are_drawn_from_and_held_out_of_alike_by_seed(mirror):
     assert not {each["prompt"] for each in first[0]} & {each["prompt"] for each in first[1]}
 
 
+def test_as_many_problems_are_made_as_asked_for_however_few_examples_are_drawn(mirror):
+    _write_t0(mirror, [(f"p{i}", "r") for i in range(50)])
+    config = InstructionsConfig(datasets=("t0-sample",), max_examples=20, num_valid=8, num_problems=60, problems=EASY)
+    train, valid, counts = instruction_examples(config, seed=0)
+    assert counts["generated problems"] == {"trained on": 56, "held out": 4}
+    assert len(train) == 16 + 56 and len(valid) == 8
+
+
 def test_a_missing_set_is_an_error_unless_the_sample_may_stand_for_it(mirror):
     with pytest.raises(UserError, match=r"^ultrachat-safety .* is not on this machine"):
         instruction_examples(InstructionsConfig(), seed=0)
