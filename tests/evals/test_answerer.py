@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from cs336.evals.answerer import Answerer, open_answerer
-from cs336.generate.backend import Generation, Sample
+from cs336.generate.backend import Generation, HuggingFaceCodec, Sample
 from cs336.generate.checkpoints import load_checkpoint
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from cs336.tokenizer.bpe import Tokenizer
+from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
 # Without one of the bytes: vocabularies that have all of them are encoded by kernels, compiled for half a minute.
 BYTES = Tokenizer({number: bytes([number]) for number in range(255)}, [], ["<|endoftext|>"])
@@ -54,6 +55,21 @@ def test_continuations_are_scored_by_the_model_or_not_at_all(checkpoint):
         without = Answerer(backend=answerer.backend, codec=BYTES, context_length=48)
     with pytest.raises(ValueError, match="does not score continuations"):
         without.choose(pairs)
+
+
+def test_a_special_token_before_each_text_comes_before_the_prompt_alone():
+    torch.manual_seed(0)
+    shape = ModelConfig(
+        vocab_size=Letters.vocab_size, context_length=24, d_model=16, num_layers=1, num_heads=2, d_ff=32
+    )
+    model, theirs = TransformerLM(shape).eval(), TheirLetters()
+    answer, prompt = theirs.encode("bc", add_special_tokens=False), theirs.encode("a is ")
+    assert prompt[0] == BOS and BOS not in answer
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt + answer]))[0].log_softmax(-1)
+    expected = sum(float(logprobs[len(prompt) - 1 + place, token]) for place, token in enumerate(answer))
+    (scored,) = continuation_logprobs(model, HuggingFaceCodec(theirs), [("a is ", "bc")])
+    assert scored == pytest.approx(expected, abs=1e-5)
 
 
 def test_no_room_for_a_prompt_and_no_such_engine(checkpoint):
