@@ -32,6 +32,7 @@ from cs336.hardware import pick_device
 from cs336.leaderboard import SCORES_FILE
 from cs336.posttrain.instructions import InstructionsConfig
 from cs336.presets import Preset
+from cs336.store import MANIFEST
 from cs336.tokens.chat import template_path
 from cs336_assets import chat_plots
 from cs336_assets.asset import Metadata, Step, asset, check
@@ -190,6 +191,7 @@ def alignment_tax(
     return {
         "table": {"markdown": page},
         "judges": "; ".join(judges.values()),
+        "throughput": table(_SPEED, list(_speeds(base_answers, instruction_answers, dpo_answers))),
         "tax": {"image": "tax.png"},
     }
 
@@ -203,6 +205,24 @@ def answer_folders(*answers: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:
         kind, _, task = folder.name.rpartition("-")
         stage = {"base_answers": BASE, "instruction_answers": TUNED}.get(folder.parent.name, f"dpo-{kind}")
         yield stage, task, folder
+
+
+_SPEED = ["task", "model", "answers", "seconds", "answers per second", "prompts cut", "outputs cut off"]
+
+
+def _speeds(*answers: Sequence[Path]) -> Iterator[list[Any]]:
+    """What generation took, as the runs reported it: timings are no part of an artifact's files."""
+    for model, task, folder in answer_folders(*answers):
+        facts = read_json(folder / MANIFEST)["metadata"]
+        times = [round(facts[name], 1) for name in ("generate_seconds", "examples_per_second")]
+        yield [
+            task,
+            model,
+            facts["num_examples"],
+            *times,
+            facts["num_prompts_truncated"],
+            facts["num_outputs_truncated"],
+        ]
 
 
 def _open(step: Step, folder: Path) -> Checkpoint:

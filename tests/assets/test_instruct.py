@@ -68,8 +68,8 @@ class Chain:
             settings = {key: cell if key == "cell" else getattr(PRESET, key) for key in stage.settings}
             given = {key: value(part) if callable(value) else value for key, value in inputs.items()}
             step = Step(folder=folder, part=part, device="cpu")
-            self.shown[name, part] = stage.function(step, **given, **settings)
-            write_json(folder / MANIFEST, {"fingerprint": f"{name} {part}"})
+            self.shown[name, part] = shown = stage.function(step, **given, **settings)
+            write_json(folder / MANIFEST, {"fingerprint": f"{name} {part}", "metadata": shown})
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,7 @@ def test_the_tax_table_has_a_line_a_task_and_says_what_is_told_from_chance(chain
     page = read_json(chain.path("alignment_tax") / "tax.json")["page"]
     assert page.count("\n| ") >= len(TASKS) and "| task | base | instruct | dpo-hh | dpo-verified |" in page
     assert (chain.path("alignment_tax") / "tax.png").exists()
+    assert chain.shown["alignment_tax", None]["throughput"]["markdown"].count("\n| safety | ") == len(_MODELS)
     apart = {"base": (0.2, 0.1, 0.3), "instruct": (0.5, 0.4, 0.6), "dpo-hh": (0.1, 0.05, 0.2), "dpo-x": (0.4, 0.3, 0.5)}
     page = chat_evals.tax_page({"gsm8k": apart})
     assert (
