@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from cs336 import catalog
 from cs336.files import UserError, read_json
@@ -51,7 +52,7 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     max_context: int = 0,
 ) -> Checkpoint:
-    """Read a model and its tokenizer.
+    """Read a model and its tokenizer, the weights in the type in which they are stored.
 
     Args:
         source: a folder, an entry of the catalogue such as "llama-3.1-8b", or a name on the hub.
@@ -68,7 +69,7 @@ def load_checkpoint(
         context = min(max_context, most) if max_context and most else None
         model = load_huggingface(folder, device=device, context_length=context)
         return Checkpoint(model, _transformers_tokenizer(folder), folder, True)
-    model = load_model(folder, device=device)
+    model = load_model(folder, device=device, dtype=_stored_dtype(folder / "model.safetensors"))
     codec = _own_tokenizer(folder, tokenizer)
     if not is_huggingface(codec) and codec.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -76,6 +77,15 @@ def load_checkpoint(
             " they are not of the same training"
         )
     return Checkpoint(model, codec, folder, False)
+
+
+def _stored_dtype(path: Path) -> torch.dtype | None:
+    """Of a model tuned in bf16, which in fp32 might not fit; None where `load_model` will say what is wrong."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.get_slice("token_embeddings.weight")[:1].dtype
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def find_checkpoint(source: Path | str) -> Path:

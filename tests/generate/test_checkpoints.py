@@ -68,6 +68,17 @@ def test_a_tuned_checkpoint_is_ours_with_their_tokenizer(model, tmp_path):
     assert tuned.codec.encode(TEXT) == start.codec.encode(TEXT)
 
 
+def test_weights_stay_in_the_type_that_they_are_stored_in(model, tmp_path):
+    for folder, dtype in (("whole", torch.float32), ("half", torch.bfloat16)):
+        (tmp_path / folder).mkdir()
+        save_policy(model.to(dtype), BYTES, tmp_path / folder)
+        read = load_checkpoint(tmp_path / folder).model
+        assert {weight.dtype for weight in read.parameters()} == {dtype}
+    (tmp_path / "half" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_checkpoint(tmp_path / "half")
+
+
 def test_a_tokenizer_of_another_training_is_refused(model, tmp_path):
     small = TransformerLM(dataclasses.replace(model.config, vocab_size=200))
     save_policy(small, BYTES, tmp_path)
