@@ -8,7 +8,14 @@ from typing import Any
 
 from cs336.evals.alpaca_eval import alpaca_predictions, write_predictions
 from cs336.evals.answerer import open_answerer
-from cs336.evals.report import METRIC_NAMES, ScoreRow, format_score, markdown_table, score_rows
+from cs336.evals.report import (
+    METRIC_NAMES,
+    ScoreRow,
+    format_score,
+    markdown_table,
+    score_rows,
+    wilson_interval,
+)
 from cs336.evals.safety import safety_predictions
 from cs336.evals.suite import (
     FRAMES,
@@ -52,8 +59,11 @@ _FILES = (
 TAX_METRICS = (
     ("mmlu", "accuracy"),
     ("mmlu", "choice_accuracy"),
+    ("mmlu", "unparseable_share"),
     ("gsm8k", "accuracy"),
+    ("gsm8k", "unparseable_share"),
     ("generated", "accuracy"),
+    ("generated", "unparseable_share"),
     ("alpaca_eval", "win_rate"),
     ("alpaca_eval", "lc_win_rate"),
     ("safety", "safe"),
@@ -286,7 +296,8 @@ def _by_task(rows: Sequence[ScoreRow]) -> dict[str, dict[str, tuple[float, float
         for row in rows:
             if row["task"] == task and row["metric"] == metric:
                 low, high = row["low"], row["high"]
-                assert low is not None and high is not None
+                if low is None or high is None:
+                    low, high = wilson_interval(round(row["value"] * row["num_examples"]), row["num_examples"])
                 scores.setdefault(f"{row['set_name']}: {METRIC_NAMES[metric]}", {})[row["model"]] = (
                     row["value"],
                     low,
@@ -314,8 +325,8 @@ def _changes(task: str, of_task: Mapping[str, tuple[float, float, float]]) -> It
             continue
         was, was_low, was_high = of_task[before]
         if low > was_high or high < was_low:
-            word = "gains" if value > was else "loses"
-            yield f"{task}: {model} {word} {100 * abs(value - was):.1f} points on {before}."
+            word = "rises" if value > was else "falls"
+            yield f"{task} {word} by {100 * abs(value - was):.1f} points from {before} to {model}."
 
 
 def rows_that_failed(folder: Path) -> list[dict[str, Any]]:

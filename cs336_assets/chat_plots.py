@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
+_FIELDS_A_ROW = 4
 _TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
 
 
@@ -46,10 +47,13 @@ def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path) -> None:
     """One field a task, a bar a model with its 95 % interval: share, low, high."""
-    figure = Figure(figsize=(2.6 * len(scores) + 0.6, 3.4), dpi=110, layout="constrained")
-    fields = figure.subplots(1, len(scores), squeeze=False)[0]
+    num_rows = -(-len(scores) // _FIELDS_A_ROW)
+    figure = Figure(figsize=(11.0, 2.9 * num_rows), dpi=110, layout="constrained")
+    fields = figure.subplots(num_rows, _FIELDS_A_ROW, squeeze=False).flatten()
+    for empty in fields[len(scores) :]:
+        empty.set_axis_off()
     models = list(dict.fromkeys(model for of_task in scores.values() for model in of_task))
-    for axes, (task, of_task) in zip(fields, scores.items(), strict=True):
+    for axes, (task, of_task) in zip(fields, scores.items(), strict=False):
         axes.spines[["top", "right"]].set_visible(False)
         for place, model in enumerate(models):
             if model in of_task:
@@ -58,8 +62,8 @@ def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]
                 axes.errorbar([place], [value], yerr=[[value - low], [high - value]], color="black", capsize=3)
         axes.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=8)
         axes.set_ylim(0, max(5.0, axes.get_ylim()[1]))
-        axes.set_title(task, fontsize=9)
-    fields[0].set_ylabel("%")
+        axes.set_title(task.replace(": ", ":\n", 1), fontsize=9)
+        axes.set_ylabel("%")
     _save(figure, path)
 
 

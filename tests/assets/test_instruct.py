@@ -204,10 +204,8 @@ def test_the_tax_table_has_a_line_a_task_and_says_what_is_told_from_chance(chain
     assert chain.shown["alignment_tax", None]["throughput"]["markdown"].count("\n| safety | ") == len(_MODELS)
     apart = {"base": (0.2, 0.1, 0.3), "instruct": (0.5, 0.4, 0.6), "dpo-hh": (0.1, 0.05, 0.2), "dpo-x": (0.4, 0.3, 0.5)}
     page = chat_evals.tax_page({"gsm8k": apart})
-    assert (
-        "gsm8k: instruct gains 30.0 points on base." in page and "gsm8k: dpo-hh loses 40.0 points on instruct." in page
-    )
-    assert "dpo-x gains" not in page and "dpo-x loses" not in page
+    assert "gsm8k rises by 30.0 points from base to instruct." in page
+    assert "gsm8k falls by 40.0 points from instruct to dpo-hh." in page and "to dpo-x" not in page
     assert "No difference" in chat_evals.tax_page({"gsm8k": dict.fromkeys(apart, apart["base"])})
 
 
