@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model as load_safetensors
 
 from cs336 import catalog
 from cs336.files import UserError, read_json
 from cs336.generate.backend import HuggingFaceCodec
 from cs336.generate.engine import TextCodec
 from cs336.model.huggingface import load_huggingface
-from cs336.model.transformer import TransformerLM, load_model
+from cs336.model.transformer import ModelConfig, TransformerLM, load_model
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
 from cs336.tokens.codec import is_huggingface
@@ -69,7 +70,13 @@ def load_checkpoint(
         context = min(max_context, most) if max_context and most else None
         model = load_huggingface(folder, device=device, context_length=context)
         return Checkpoint(model, _transformers_tokenizer(folder), folder, True)
-    model = load_model(folder, device=device, dtype=_stored_dtype(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    dtype = _stored_dtype(weights)
+    if dtype in (None, torch.float32):
+        model = load_model(folder, device=device)
+    else:
+        model = TransformerLM.without_weights(ModelConfig(**values), device=device, dtype=dtype).eval()
+        load_safetensors(model, str(weights), device=str(device))
     codec = _own_tokenizer(folder, tokenizer)
     if not is_huggingface(codec) and codec.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -80,7 +87,7 @@ def load_checkpoint(
 
 
 def _stored_dtype(path: Path) -> torch.dtype | None:
-    """Of a model tuned in bf16, which in fp32 might not fit; None where `load_model` will say what is wrong."""
+    """Not fp32 of a model tuned in bf16, which might not fit so; None where `load_model` will say what is wrong."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return file.get_slice("token_embeddings.weight")[:1].dtype

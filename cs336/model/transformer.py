@@ -422,11 +422,8 @@ def save_model(model: TransformerLM, folder: Path) -> None:
     os.replace(partial, folder / "model.safetensors")
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TransformerLM:
+def load_model(folder: Path, *, device: torch.device | str = "cpu") -> TransformerLM:
     """Read what `save_model` wrote, in evaluation mode.
-
-    Args:
-        dtype: of the weights in memory; fp32 by default, whatever is stored.
 
     Raises:
         UserError: the weights are not there, as after a run measured elsewhere, or the folder is
@@ -442,7 +439,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
             f"{weights}: not here (a run measured elsewhere may leave its weights behind); copy the file there,"
             " or materialize the model on this machine"
         )
-    model = TransformerLM.without_weights(config, device=device, dtype=dtype)
+    model = TransformerLM.without_weights(config, device=device)
     try:
         load_safetensors(model, str(weights), device=str(device))
     except SafetensorError as error:
