@@ -110,12 +110,13 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
             backend=Engine(model, codec), codec=codec, context_length=context, model=model, progress=progress
         )
         return
-    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False}
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # vLLM would take fp32 for bf16
+    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False, "dtype": dtype}
+    model.to("cpu")  # vLLM takes the device's memory
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if checkpoint.is_huggingface:
-        model.to("cpu")  # vLLM reads the folder itself, and takes the device's memory
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         backend: Backend = VllmEngine.start(checkpoint.folder, **options)
     else:
-        backend = generator_for(model.to("cpu"), checkpoint.tokenizer, "vllm", **options)
+        backend = generator_for(model, checkpoint.tokenizer, "vllm", **options)
     yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)

@@ -72,9 +72,10 @@ def test_an_asset_reads_only_what_stands_before_it():
             assert names.index(upstream) < place, f"{stage.name} reads {upstream}"
 
 
-def test_lineage_runs_from_the_crawl_to_the_scores(graph):
+@pytest.mark.parametrize("scores", ["leaderboard", "alignment_tax"])
+def test_lineage_runs_from_the_crawl_to_the_scores(graph, scores):
     _, assets, _ = graph
-    key = next(key for key in assets.materializable_asset_keys if key.path[-1] == "leaderboard")
+    key = next(key for key in assets.materializable_asset_keys if key.path[-1] == scores)
     upstream, waiting = set(), [key]
     while waiting:
         for parent in assets.get(waiting.pop()).parent_keys:
@@ -82,7 +83,8 @@ def test_lineage_runs_from_the_crawl_to_the_scores(graph):
                 upstream.add(parent)
                 waiting.append(parent)
     names = {key.path[-1] for key in upstream}
-    assert {"crawl_plan", "crawl", "token_shards", "base_model", "mmlu", "gsm8k", "perplexity"} <= names
+    last = {"leaderboard": {"mmlu", "gsm8k", "perplexity"}, "alignment_tax": {"instruction_model", "dpo_model"}}
+    assert {"crawl_plan", "crawl", "token_shards", "base_model", *last[scores]} <= names
 
 
 def test_bad_data_stops_the_flow():

@@ -1,5 +1,7 @@
 """A model as tasks ask for it: greedy or sampled, too long prompts, likelihoods, and by vLLM's form too."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
 # Without one of the bytes: vocabularies that have all of them are encoded by kernels, compiled for half a minute.
 BYTES = Tokenizer({number: bytes([number]) for number in range(255)}, [], ["<|endoftext|>"])
+ALL_BYTES = Tokenizer({number: bytes([number]) for number in range(256)}, [], ["<|endoftext|>"])
 PROMPTS = ["What is 2 plus 3?", " ".join(map(str, range(40))), ""]
 
 
@@ -105,6 +108,24 @@ def test_vllm_gets_the_model_as_a_checkpoint_that_transformers_reads(checkpoint,
     assert (answer.text, answer.finish, answerer.model) == ("four", "stop", None)
     assert started["prompts"] == [BYTES.encode("2+2=")] and started["params"].stop == ("#",)
     assert started["params"].temperature == 0 and started["options"]["max_model_len"] == 48
+    assert started["options"]["dtype"] == "float32"
     ids = torch.tensor([BYTES.encode("2+2=")])
     with torch.no_grad():
         torch.testing.assert_close(started["model"](ids).logits, checkpoint.model(ids), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_and_our_engine_give_the_same_greedy_answers(tmp_path):
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=257, context_length=64, d_model=64, num_layers=2, num_heads=2, d_ff=128)
+    # Of the size that attention kernels take; the vocabulary has all bytes, as transformers' tokenizers want.
+    save_policy(TransformerLM(shape), ALL_BYTES, tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    with open_answerer(checkpoint) as answerer:
+        ours = answerer.generate(PROMPTS[:2], max_new_tokens=12, stop=())
+    with open_answerer(checkpoint, engine="vllm") as answerer:
+        theirs = answerer.generate(PROMPTS[:2], max_new_tokens=12, stop=())
+    # Bytes of a character that is cut off at the end are shown by ours alone.
+    assert [each.text.rstrip("\ufffd") for each in theirs] == [each.text.rstrip("\ufffd") for each in ours]
+    assert [(each.finish, each.prompt_truncated) for each in theirs] == [("length", False), ("length", True)]
