@@ -200,7 +200,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     )
     def compute(context: dg.AssetCheckExecutionContext) -> Any:
         store = Store(preset.name)
-        shards = _shards_of_run(context.run.tags, preset, store)
+        shards = _shards_of_run(check, context.run.tags, preset, store)
         if not is_of_each:
             yield dg.AssetCheckResult(**_verdict(check, preset, store, shards))
             return
@@ -280,8 +280,10 @@ def _all_parts_are_there(asset: str, preset: Preset, store: Store) -> bool:
     return all(store.manifest(asset, part) for part in part_names(STAGES[asset], preset, store))
 
 
-def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
-    """Those that a run was asked for; None if it was for no shards."""
+def _shards_of_run(check: Check, tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
+    """Those that a run was asked for; None if it was for no shards, as one for the cells of an asset, or of none."""
+    if not STAGES[check.asset].per_shard:
+        return None
     if shard := tags.get(PARTITION_NAME_TAG):
         return [shard]
     first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)

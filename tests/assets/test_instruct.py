@@ -23,7 +23,9 @@ from cs336.tokenizer.bpe import Tokenizer
 from cs336.train.metrics import METRICS_FILE
 from cs336_assets import chat_evals, chat_written, instruct
 from cs336_assets.asset import Step, make, version_of
-from cs336_assets.flow import STAGES
+from cs336_assets.binding import _shards_of_run
+from cs336_assets.commands import partition_range
+from cs336_assets.flow import CHECKS, STAGES
 
 # Without one of the bytes, whose compiled kernels would take half a minute.
 BYTES = Tokenizer({number: bytes([number]) for number in range(255)}, [], ["<|endoftext|>"])
@@ -263,3 +265,12 @@ def test_another_checkpoint_takes_the_place_of_the_presets_own_base_model(chain,
     _, shown, current = make(stage, preset, store, step)
     assert not current and shown["num_examples"] == 3
     assert make(stage, preset, store, step)[2]
+
+
+def test_a_check_on_cells_asks_for_no_crawl(tmp_path):
+    """A preset that tunes another checkpoint has none: its runs of all cells are no runs of shards."""
+    tags = partition_range("hh", "verified")
+    store = Store("tiny", root=tmp_path)
+    assert _shards_of_run(CHECKS["no_pair_is_on_both_sides"], tags, PRESET, store) is None
+    with pytest.raises(UserError, match="crawl_plan: not there yet"):
+        _shards_of_run(CHECKS["token_ids_are_in_vocabulary"], tags, PRESET, store)
