@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import itertools
 import json
 import os
 import random
-import shutil
 import tempfile
 import time
 import urllib.parse
@@ -59,31 +57,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """One server for all."""
-    folder = Path(tempfile.mkdtemp(prefix="cs336-service-"))
-    atexit.register(shutil.rmtree, folder)
-    runs = made_runs(noise=0.01)
-    for run in runs:
-        append_run(folder / "runs.jsonl", run)
-    database = open_database(f"sqlite:///{folder}/service.db")
-    keys = (add_key(database, f"user-{number}") for number in itertools.count())
-    server = Server(f"sqlite:///{folder}/service.db", folder, "--runs", str(folder / "runs.jsonl"))
-    server.start()
-    atexit.register(server.stop)
-    measured = [asdict(configuration_of(run)) for run in runs][:REQUESTS]
-    work: dict[str, Callable[[], Observation]] = {
-        "exact": lambda: _latencies("exact", server, next(keys), measured),
-        "surrogate": lambda: _latencies("surrogate", server, next(keys), _others(measured)),
-        "sustained": lambda: _sustained(server, list(itertools.islice(keys, KEYS)), measured, options),
-    }
-    for name, run_once in work.items():
-        yield Case(
-            name=name,
-            amount=REQUESTS if name in MAX_P50_MS else options.per_second * options.seconds,
-            unit="requests/s",
-            contenders=[Contender(name=OURS, prepare=lambda once=run_once: once, packages=PACKAGES)],
-            difference=lambda ours, theirs: None,
-            input={"name": "runs made from a law", "runs": len(runs), "cores": available_cores()},
-        )
+    with tempfile.TemporaryDirectory(prefix="cs336-service-") as parent:
+        folder = Path(parent)
+        runs = made_runs(noise=0.01)
+        for run in runs:
+            append_run(folder / "runs.jsonl", run)
+        database = open_database(f"sqlite:///{folder}/service.db")
+        keys = (add_key(database, f"user-{number}") for number in itertools.count())
+        server = Server(f"sqlite:///{folder}/service.db", folder, "--runs", str(folder / "runs.jsonl"))
+        server.start()
+        measured = [asdict(configuration_of(run)) for run in runs][:REQUESTS]
+        work: dict[str, Callable[[], Observation]] = {
+            "exact": lambda: _latencies("exact", server, next(keys), measured),
+            "surrogate": lambda: _latencies("surrogate", server, next(keys), _others(measured)),
+            "sustained": lambda: _sustained(server, list(itertools.islice(keys, KEYS)), measured, options),
+        }
+        try:
+            for name, run_once in work.items():
+                yield Case(
+                    name=name,
+                    amount=REQUESTS if name in MAX_P50_MS else options.per_second * options.seconds,
+                    unit="requests/s",
+                    contenders=[Contender(name=OURS, prepare=lambda once=run_once: once, packages=PACKAGES)],
+                    difference=lambda ours, theirs: None,
+                    input={"name": "runs made from a law", "runs": len(runs), "cores": available_cores()},
+                )
+        finally:
+            server.stop()
 
 
 def _others(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
