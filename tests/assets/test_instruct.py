@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ from cs336_assets.asset import Step, make, version_of
 from cs336_assets.binding import _shards_of_run
 from cs336_assets.commands import partition_range
 from cs336_assets.flow import CHECKS, STAGES
+from cs336_assets.selections import INSTRUCT
+from tests.assets.conftest import make_project
 
 # Without one of the bytes, whose compiled kernels would take half a minute.
 BYTES = Tokenizer({number: bytes([number]) for number in range(255)}, [], ["<|endoftext|>"])
@@ -274,3 +277,31 @@ def test_a_check_on_cells_asks_for_no_crawl(tmp_path):
     assert _shards_of_run(CHECKS["no_pair_is_on_both_sides"], tags, PRESET, store) is None
     with pytest.raises(UserError, match="crawl_plan: not there yet"):
         _shards_of_run(CHECKS["token_ids_are_in_vocabulary"], tags, PRESET, store)
+
+
+@pytest.mark.slow
+def test_the_job_tunes_another_checkpoint_without_a_crawl_and_makes_nothing_twice(tmp_path):
+    torch.manual_seed(0)
+    model = tmp_path / "model"
+    model.mkdir()
+    shape = ModelConfig(vocab_size=256, context_length=416, d_model=32, num_layers=1, num_heads=2, d_ff=64)
+    save_policy(TransformerLM(shape), BYTES, model)
+    (tmp_path / "presets.toml").write_text(
+        f"""[micro_chat]
+base = "tiny"
+instructions = {{base = "{model}", num_problems = 60, num_valid = 16}}
+instruction_sft = {{batch_size = 8, seq_length = 64, valid_interval = 20}}
+preferences = {{num_valid = 8, num_problems = 24}}
+dpo = {{batch_size = 8, max_tokens = 400}}
+chat_evals = {{max_mmlu = 2, max_gsm8k = 2, max_alpaca = 2, max_safety = 2, num_generated = 2, max_new_tokens = 8}}
+"""
+    )
+    project = make_project(tmp_path, CS336_PRESETS=str(tmp_path / "presets.toml"), CS336_PRESET="micro_chat")
+    printed = project.run("instruct", "micro_chat")
+    for name in INSTRUCT["instruct"]:
+        assert f"micro_chat/{name}" in printed
+    assert "dpo_answers[verified-safety]: made" in printed and "check failed" not in printed
+    again = project.run("instruct", "micro_chat")
+    assert ": made in" not in again and again.count("unchanged, skipped") == printed.count(": made in")
+    scores = project.python("-m", "cs336", "scores", "--preset", "micro_chat").stdout
+    assert all(re.search(rf"^micro_chat +{model} +safety ", scores, re.MULTILINE) for model in _MODELS)
