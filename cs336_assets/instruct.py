@@ -258,7 +258,15 @@ _COLUMNS = ("loss", "accuracy", "implicit_accuracy", "margin", "chosen_reward", 
 
 
 def _validation(row: dict[str, Any], when: str) -> list[str]:
-    return [when, *(f"{row[f'valid_{name}']:.4g}" for name in _COLUMNS)]
+    # Before the first step the rewards are equal: neither is the greater.
+    shown = [f"{row[f'valid_{name}']:.4g}" for name in _COLUMNS]
+    return [
+        when,
+        *(
+            "-" if name == "implicit_accuracy" and not row["step"] else text
+            for name, text in zip(_COLUMNS, shown, strict=True)
+        ),
+    ]
 
 
 def _counted(counts: dict[str, Any]) -> list[list[Any]]:

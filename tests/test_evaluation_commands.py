@@ -63,6 +63,16 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
     assert metrics["categories"]["(0,0)"]["count"] == 4
 
 
+def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_path, shared_data, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    assert (
+        main(["evaluate", "math", "--model", str(folder), "--examples", "2", "--max-new-tokens", "8", "--out", "m"])
+        == 0
+    )
+    rows = list(read_jsonl(tmp_path / "m" / "math" / "seed-0" / "rows.jsonl"))
+    assert len(rows) == 2 and all(row["prompt"].endswith("Assistant: <think>") and row["reward"] == 0 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
