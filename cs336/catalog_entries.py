@@ -749,6 +749,38 @@ _ALL = (
         licence="MIT (UltraChat-200K), CC-BY-NC-4.0 (SafetyTunedLlamas)",
         loader="JSON Lines: prompt, response",
     ),
+    Entry(
+        name="t0-sample",
+        what="T0 (P3): 20,000 instructions of 283 templates over labelled data sets, with short answers",
+        kind="dataset",
+        origin="github.com/yizhongw/self-instruct, data/finetuning/t0_train_50k, a random sample; only in a mirror",
+        files=(
+            File(
+                name="t0_sample.jsonl",
+                mirror="sft/t0_sample.jsonl.gz",
+                mirror_sha256="cdf053c494920ad277fdd2c329bed2a17f84a9973f477daf8a1e6fdc374d8e0e",
+            ),
+        ),
+        revision="0b26ccaa415992100fa32df62d41b994cf928e23",
+        licence="Apache-2.0 (repository and prompts); source data sets vary",
+        loader="cs336.posttrain.instructions",
+    ),
+    Entry(
+        name="alpaca-demo",
+        what="Alpaca: 999 instructions with answers",
+        kind="dataset",
+        origin="github.com/hiyouga/LLaMA-Factory, data/alpaca_en_demo.json; only in a mirror",
+        files=(
+            File(
+                name="llamafactory_alpaca_en_demo.json",
+                mirror="sft/llamafactory_alpaca_en_demo.json.gz",
+                mirror_sha256="6adab528a420a0499db88977d1bf04721634af555936254f831b5426dcc14d53",
+            ),
+        ),
+        revision="ff6d4d12eeb035d6ce06805a5733dd7b29f2ac30",
+        licence="Apache-2.0 (repository); Alpaca data CC-BY-NC-4.0",
+        loader="cs336.posttrain.instructions",
+    ),
     # ---- models ----
     Entry(
         name="qwen2.5-math-1.5b",

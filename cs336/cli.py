@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs336 import tokenizer_commands
+from cs336 import evaluation_commands, tokenizer_commands
 from cs336.files import UserError, read_json
 from cs336.scaling import commands as scaling_commands
 from cs336.service import commands as service_commands
@@ -37,6 +37,7 @@ first steps:
   cs336 why URL                    what became of a page, and which rule dropped it
   cs336 generate "def "            let the model write
   cs336 chat                       talk with it
+  cs336 evaluate gsm8k             score it, or any other model
   cs336 serve scaling              losses of small models, for a budget of FLOPs, over HTTP
 """
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _register(commands)
     tokenizer_commands.register(commands)
+    evaluation_commands.register(commands)
     scaling_commands.register(commands)
     service_commands.register(commands)
     for entry in importlib.metadata.entry_points(group="cs336.commands"):
@@ -183,7 +185,10 @@ def _presets(options: argparse.Namespace) -> int:
             continue
         tokens = preset.train.batch_size * preset.train.num_steps * preset.model.context_length
         source = type(preset.source).__name__
-        print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {tokens:>16,} training tokens")
+        amount = f"{tokens:>16,} training tokens"
+        if preset.train.max_seconds:
+            amount = f"{preset.train.max_seconds:>16,.0f} s of training"
+        print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {amount}")
     print(f"\nyour own: {presets_file()} (format: the beginning of cs336/presets.py)")
     return int(mistakes > 0)
 

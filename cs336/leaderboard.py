@@ -13,8 +13,9 @@ SCORES_FILE = "scores.json"
 
 
 def score_folders(root: Path) -> list[Path]:
-    """Artifacts that hold scores, of every preset, in a fixed order."""
-    return sorted(path.parent for path in root.glob(f"*/*/{SCORES_FILE}") if (path.parent / MANIFEST).exists())
+    """Artifacts that hold scores, of every preset, cells too, in a fixed order."""
+    found = [path for cells in ("", "*/") for path in root.glob(f"*/[!.]*/{cells}{SCORES_FILE}")]
+    return sorted(path.parent for path in found if (path.parent / MANIFEST).exists())
 
 
 def collect_scores(root: Path) -> list[ScoreRow]:
@@ -33,5 +34,5 @@ def collect_scores(root: Path) -> list[ScoreRow]:
 
 def scores_version(root: Path) -> str:
     """Changes when any preset's scores do."""
-    manifests = [(folder.parent.name, read_json(folder / MANIFEST)) for folder in score_folders(root)]
+    manifests = [(folder.relative_to(root).parts[0], read_json(folder / MANIFEST)) for folder in score_folders(root)]
     return digest([[preset, each["fingerprint"], each.get("measured_elsewhere")] for preset, each in manifests])

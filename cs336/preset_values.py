@@ -10,12 +10,14 @@ from cs336.crawl.common_crawl import CommonCrawl
 from cs336.crawl.local_docs import LocalDocs
 from cs336.crawl.local_files import TextFiles, WarcFiles
 from cs336.crawl.several import Several
+from cs336.evals.generated_text import GeneratedText
 
 SOURCES: dict[str, type] = {
     "local-docs": LocalDocs,
     "warc": WarcFiles,
     "text": TextFiles,
     "common-crawl": CommonCrawl,
+    "generated": GeneratedText,
     "several": Several,
 }
 SOURCE_FIELDS = ("source", "held_out")  # of a preset: described by `kind` and its fields
@@ -77,7 +79,13 @@ def _source(values: dict[str, Any], old: Any) -> Any:
         raise ValueError(f"source {kind!r} needs {', '.join(lacking)}")
     if kind == "several":
         values["sources"] = [_source(each, None) for each in values["sources"]]
-    return SOURCES[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    own = {field.name: field.default_factory for field in dataclasses.fields(SOURCES[kind])}
+    for key, value in values.items():
+        if isinstance(value, list):
+            values[key] = tuple(value)
+        elif isinstance(value, dict) and callable(factory := own[key]):  # settings within a source
+            values[key] = changed(factory(), value)
+    return SOURCES[kind](**values)
 
 
 def _like(old: Any, value: Any, key: str) -> Any:

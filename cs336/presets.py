@@ -29,6 +29,8 @@ from cs336.crawl.several import Several
 from cs336.crawl.source import Source
 from cs336.dedup.exact_lines import LineConfig
 from cs336.dedup.minhash import MinHashConfig
+from cs336.evals.generated_tasks import DIGITS, GeneratedConfig
+from cs336.evals.suite import ChatEvalConfig, JudgeConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.shard import ExtractConfig
 from cs336.files import UserError
@@ -37,10 +39,26 @@ from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
+from cs336.posttrain.config import ReasoningConfig
+from cs336.posttrain.dpo import DpoConfig
+from cs336.posttrain.instruction_sft import InstructionSftConfig
+from cs336.posttrain.instructions import InstructionsConfig, PreferencesConfig
+from cs336.posttrain.problems import ProblemsConfig
+from cs336.posttrain.recipes import (
+    MATH_PROBLEMS,
+    MATH_REASONING,
+    REASONER_PROBLEMS,
+    REASONER_REASONING,
+    REASONER_TEXT,
+    TINY_PROBLEMS,
+    TINY_REASONING,
+)
+from cs336.posttrain.start import PolicyConfig
 from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.scaling.grid import PredictionConfig, ScalingConfig
+from cs336.tokenizer.formats import END_OF_TEXT
 from cs336.tokenizer.train import BpeConfig
 from cs336.tokens.shards import SplitConfig
 from cs336.train.data_ablation import DataAblationConfig
@@ -63,8 +81,14 @@ class Preset:
         validation: catalogue entry of a text that is only evaluated on; "" holds documents of its own text out.
         parallel: what the studies of parallel training measure.
         full_step: the contest's training step.
+        policy: where post-training starts.
+        problems: what is reasoned about.
+        reasoning: how: SFT, Expert Iteration, GRPO, and what they are compared with.
         c4: C4's line rules, which come before Gopher's; off unless a preset enables them.
         profiling: the grids of the studies of time and memory on one GPU; they have models of their own.
+        instructions, instruction_sft: what a model is tuned on to follow instructions, which model, and how.
+        preferences, dpo: the pairs that it is tuned on then, and how.
+        chat_evals, judges: how tuned models are asked, and who judges their free answers.
         fetch: download the external data sets it names; otherwise only what is there is used.
         max_training_seconds: what a check allows the training to take; changes no artifact.
     """
@@ -89,10 +113,19 @@ class Preset:
     prediction: PredictionConfig
     parallel: ParallelConfig
     full_step: FullStepConfig
+    problems: ProblemsConfig
+    reasoning: ReasoningConfig
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     held_out: TextFiles | None = None
     measured_filters: tuple[str, ...] = FILTERS
     c4: C4Config = dataclasses.field(default_factory=C4Config)
     profiling: ProfilingConfig = dataclasses.field(default_factory=ProfilingConfig)
+    instructions: InstructionsConfig = dataclasses.field(default_factory=InstructionsConfig)
+    instruction_sft: InstructionSftConfig = dataclasses.field(default_factory=InstructionSftConfig)
+    preferences: PreferencesConfig = dataclasses.field(default_factory=PreferencesConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
+    chat_evals: ChatEvalConfig = dataclasses.field(default_factory=ChatEvalConfig)
+    judges: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     seed: int = 0
     validation: str = ""
     fetch: bool = False
@@ -108,6 +141,8 @@ class Preset:
                 raise ValueError(f"{name}: there is no {unknown[0]!r}; there are {', '.join(filter(None, known))}")
 
 
+_EASY = GeneratedConfig(levels=(1,), max_value=100)  # one step: what the smallest models can learn
+_MIDDLING = GeneratedConfig(levels=(1, 2, 3))
 _TWO_LAYERS = ModelConfig(context_length=64, d_model=128, num_layers=2, num_heads=4, vocab_size=1_000)
 TINY = Preset(  # two CPU cores, minutes, no network
     name="tiny",
@@ -190,6 +225,32 @@ TINY = Preset(  # two CPU cores, minutes, no network
         warmup_ms=100.0,
         rep_ms=500.0,
     ),
+    problems=TINY_PROBLEMS,
+    reasoning=TINY_REASONING,
+    instructions=InstructionsConfig(
+        datasets=("t0-sample", "alpaca-demo"),
+        max_examples=800,
+        num_valid=300,
+        num_problems=4_000,
+        problems=_EASY,
+        sample_if_absent=True,
+    ),
+    instruction_sft=InstructionSftConfig(
+        batch_size=16, micro_batch_size=8, learning_rate=1e-3, seq_length=128, valid_interval=50
+    ),
+    preferences=PreferencesConfig(
+        datasets=("hh-rlhf-harmless-test",), num_valid=200, num_problems=1_000, sample_if_absent=True
+    ),
+    dpo=DpoConfig(batch_size=16, micro_batch_size=8, learning_rate=2e-5, valid_interval=5),
+    chat_evals=ChatEvalConfig(
+        max_mmlu=200,
+        max_gsm8k=100,
+        max_alpaca=100,
+        max_safety=100,
+        num_generated=200,
+        problems=_EASY,
+        max_new_tokens=64,
+    ),
     max_training_seconds=240,
 )
 REAL_PAGES = replace(  # what sheets/real_pages.toml was read on: WARC files of yours below crawl/, C4's rules on top
@@ -269,6 +330,13 @@ COURSE = replace(  # the model of CS336's assignment 1 (2025), on web text; one 
     profiling=ProfilingConfig(),
     parallel=ParallelConfig(),
     full_step=FullStepConfig(keep_attention=True),
+    instructions=replace(TINY.instructions, max_examples=0, num_problems=50_000, problems=_MIDDLING),
+    instruction_sft=InstructionSftConfig(
+        batch_size=64, micro_batch_size=64, learning_rate=5e-4, seq_length=256, precision="bfloat16"
+    ),
+    preferences=PreferencesConfig(num_problems=10_000, sample_if_absent=True),
+    dpo=DpoConfig(micro_batch_size=32, learning_rate=1e-5, precision="bfloat16"),
+    chat_evals=ChatEvalConfig(problems=_MIDDLING, max_new_tokens=128),
     fetch=True,
     max_training_seconds=3_600,
 )
@@ -393,6 +461,55 @@ TWO_B = replace(  # 2.07 B parameters; d_ff is 8/3 d_model, up to a multiple of 
     evals=EvalConfig(max_new_tokens=512, mmlu_few_shot=5),
     max_training_seconds=float("inf"),
 )
+REASONER = replace(  # from text and worked problems to a model that reasons: one GPU, at most nine minutes a seed
+    RAW,
+    name="reasoner",
+    source=Several(
+        sources=(
+            TextFiles(paths=("$CS336_DATA/text/bbc/bbc.jsonl.gz", "$CS336_DATA/text/reuters21578/reuters.jsonl.gz")),
+            REASONER_TEXT,
+        )
+    ),
+    bpe=BpeConfig(vocab_size=2_048, special_tokens=(END_OF_TEXT, *DIGITS)),  # each digit is a token of its own
+    split=SplitConfig(valid_fraction=0.005),
+    model=ModelConfig(context_length=352, d_model=512, num_layers=8, num_heads=8, qk_norm=True),  # 27 M parameters
+    train=TrainConfig(
+        batch_size=128,
+        num_steps=1_000_000,
+        learning_rate=3e-3,
+        min_learning_rate=0.0,
+        warmup_steps=250,
+        schedule="wsd",
+        decay_fraction=0.4,
+        schedule_by_clock=True,
+        max_seconds=130.0,
+        optimizer="muon",
+        precision="bfloat16",
+        valid_interval=500,
+        checkpoint_interval=5_000,
+        keep_checkpoints=1,
+    ),
+    problems=REASONER_PROBLEMS,
+    reasoning=REASONER_REASONING,
+    max_training_seconds=240,
+)
+QWEN_MATH = replace(  # the handout's: a checkpoint of the Hub on MATH, each method from the start policy; one GPU
+    COURSE,
+    name="qwen_math",
+    policy=PolicyConfig(start="qwen2.5-math-1.5b"),
+    problems=MATH_PROBLEMS,
+    reasoning=MATH_REASONING,
+)
+LLAMA = replace(  # the alignment supplement: Llama 3.1 8B is tuned, a Llama of 70 B judges; needs no base model of ours
+    COURSE,
+    name="llama",
+    instructions=InstructionsConfig(base="llama-3.1-8b"),
+    instruction_sft=InstructionSftConfig(precision="bfloat16", valid_interval=500),
+    preferences=PreferencesConfig(kinds=("hh",)),
+    dpo=DpoConfig(precision="bfloat16", valid_interval=100),
+    chat_evals=ChatEvalConfig(num_generated=1_000),
+    judges=JudgeConfig(model="llama-3.3-70b-instruct"),
+)
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -408,8 +525,14 @@ PRESETS = {
         OWT,
         DATA_COURSE,
         TWO_B,
+        REASONER,
+        QWEN_MATH,
+        LLAMA,
     )
 }
+
+
+_SEEDED = re.compile(r"(\w+?)_seed_(\d+)")
 
 
 def presets_file() -> Path:
@@ -423,7 +546,7 @@ def preset_names() -> list[str]:
 
 
 def find_preset(name: str) -> Preset:
-    """A preset by its name.
+    """A preset by its name; NAME_seed_2 is the preset NAME with the seed 2.
 
     Raises:
         UserError: there is none, or the file that describes it has a mistake.
@@ -431,6 +554,8 @@ def find_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     described = _user_presets()
+    if name not in described and (seeded := _SEEDED.fullmatch(name)):
+        return replace(find_preset(seeded[1]), name=name, seed=int(seeded[2]))
     if name not in described:
         raise UserError(
             f"no preset {name!r}; there are {', '.join(preset_names())} (your own go into {presets_file()})"

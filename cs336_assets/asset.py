@@ -7,7 +7,8 @@
         return {"num_tokens": stats.num_tokens}
 
 A parameter annotated `Path` is the folder of the upstream asset of that name (of the same shard,
-when both are per shard); `list[Path]` is all its parts in order. Any other parameter is the field
+when both are per shard); `list[Path]` is all its parts in order; `Path | None` is none in presets that
+have no use for it (`takes`). Any other parameter is the field
 of that name of the preset, and exactly these fields enter the fingerprint. An experiment has cells,
 each an asset partition with a description of its own, which the function gets as `cell`:
 
@@ -30,46 +31,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cs336 import catalog
-from cs336.files import UserError, read_json, sha256_of_file
+from cs336.files import UserError, sha256_of_file
 from cs336.fingerprint import code_of, digest
 from cs336.presets import Preset
-from cs336.progress import Progress, silent
 from cs336.store import Store, Version, plain_metadata
-from cs336_assets.parts import Parts
+from cs336_assets.parts import PLAN_ASSET, Parts, planned_shards, shard_names
+from cs336_assets.step import Step
 from cs336_assets.turns import device_turn
 
 Metadata = dict[str, Any]
-PLAN_ASSET = "crawl_plan"
-PLAN_FILE = "plan.json"
+# Which cell of an upstream asset a part takes: (preset, own cell) -> its name, WHOLE of an asset without cells, or None
+# where there is no use for that asset.
+Takes = Callable[[Preset, str | None], str | None]
+WHOLE = ""
 CELL = "cell"
 CONTENTS = "contents"  # what an artifact offers: the bytes of its files
 ELSEWHERE = "measured_elsewhere"  # in the manifest of an adopted artifact
-
-
-@dataclass
-class Step:
-    """What an asset function is given besides its inputs and settings.
-
-    Attributes:
-        folder: to be filled; becomes the artifact.
-        preset: name of the preset.
-        part: the crawl shard or the cell, for assets made in parts.
-        num_workers to recompute: of this machine, see `Runtime`; they never change an artifact.
-        progress: wraps long loops.
-        context: Dagster's, where the asset runs under it.
-    """
-
-    folder: Path
-    preset: str = "tiny"
-    part: str | None = None
-    num_workers: int = 1
-    device: str = "auto"
-    compile_model: bool = False
-    num_processes: int = 1
-    parallel: str = "ddp"
-    recompute: int = 0
-    progress: Progress = silent
-    context: Any = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +66,7 @@ class Stage:
     pool: str | None
     watches: Callable[[Path], str] | None
     offers: Callable[[Path], Any] | str | None
+    takes: Mapping[str, Takes]
     inputs: Mapping[str, bool] = field(default_factory=dict)  # upstream asset -> all its parts?
     settings: tuple[str, ...] = ()
 
@@ -103,6 +81,11 @@ class Stage:
     @property
     def description(self) -> str:
         return inspect.cleandoc(self.function.__doc__ or "")
+
+    def taken(self, name: str, preset: Preset) -> list[str]:
+        """Which cells of an input all parts take; [WHOLE] of one without cells, nothing where none has a use for it."""
+        own = list(self.cells(preset)) if self.cells else [None]
+        return list(dict.fromkeys(each for part in own if (each := self.takes[name](preset, part)) is not None))
 
 
 @dataclass(frozen=True)
@@ -135,6 +118,7 @@ def asset(
     pool: str | None = None,
     watches: Callable[[Path], str] | None = None,
     offers: Callable[[Path], Any] | str | None = None,
+    takes: Mapping[str, Takes] | None = None,
 ) -> Callable[[Callable[..., Metadata]], Callable[..., Metadata]]:
     """Declare a function as an asset; see the module's description.
 
@@ -152,6 +136,7 @@ def asset(
             then only this enters their fingerprints, and they stay when the rest of the artifact changes. Or CONTENTS,
             of an artifact whose bytes follow from code, settings and inputs alone: made again by other code to the
             same bytes, it leaves everything made from it as it is.
+        takes: of some inputs, annotated `Path | None`, which cell it is made from, or that it has no use for them.
     """
 
     def declare(function: Callable[..., Metadata]) -> Callable[..., Metadata]:
@@ -170,6 +155,7 @@ def asset(
             pool=pool,
             watches=watches,
             offers=offers,
+            takes=takes or {},
             inputs=inputs,
             settings=settings,
         )
@@ -206,20 +192,11 @@ def _parameters(function: Callable[..., Any], *, first: str | None) -> tuple[dic
     inputs: dict[str, bool] = {}
     settings = []
     for name in names if first is None else names[1:]:
-        if hints[name] in (Path, list[Path]):
-            inputs[name] = hints[name] != Path
+        if hints[name] in (Path, list[Path], Path | None):
+            inputs[name] = hints[name] == list[Path]
         else:
             settings.append(name)
     return inputs, tuple(settings)
-
-
-def shard_names(store: Store) -> list[str]:
-    """Shards of the preset's crawl, in order.
-
-    Raises:
-        UserError: the crawl is not planned yet.
-    """
-    return [shard["name"] for shard in _plan(store)]
 
 
 def part_names(stage: Stage, preset: Preset, store: Store) -> list[str]:
@@ -229,14 +206,6 @@ def part_names(stage: Stage, preset: Preset, store: Store) -> list[str]:
         UserError: the crawl is not planned yet.
     """
     return list(stage.cells(preset)) if stage.cells else shard_names(store)
-
-
-def _plan(store: Store) -> list[dict[str, Any]]:
-    if store.manifest(PLAN_ASSET) is None:
-        raise UserError(
-            f"{store.path(PLAN_ASSET)}: not there yet; `cs336 run --preset {store.preset}` makes text and base model"
-        )
-    return read_json(store.local(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 
 def code_version(stage: Stage, preset: Preset) -> str:
@@ -256,11 +225,22 @@ def version_of(stage: Stage, preset: Preset, store: Store, part: str | None) -> 
         UserError: an input is not there.
     """
     settings = _settings(stage, preset, part)
-    inputs = {name: _input_version(name, everything, preset, store, part) for name, everything in stage.inputs.items()}
+    inputs = {
+        name: _input_version(name, everything, preset, store, part)
+        for name, everything in stage.inputs.items()
+        if name not in stage.takes
+    }
+    inputs |= {name: data_version(name, store, cell) for name, cell in _taken_cells(stage, preset, part).items()}
     inputs |= _external(stage)
     if stage.watches:
         inputs["watched"] = stage.watches(store.root)
     return Version(code=_code(stage, settings), config=digest(_hashed(stage, settings)), inputs=inputs)
+
+
+def _taken_cells(stage: Stage, preset: Preset, part: str | None) -> dict[str, str | None]:
+    """Of each input that `takes` speaks of, the cell (None of one without cells), if this part has a use for it."""
+    taken = {name: takes(preset, part) for name, takes in stage.takes.items()}
+    return {name: cell or None for name, cell in taken.items() if cell is not None}
 
 
 def _settings(stage: Stage, preset: Preset, part: str | None) -> dict[str, Any]:
@@ -293,7 +273,7 @@ def _code(stage: Stage, settings: Mapping[str, Any]) -> str:
 
 def _input_version(name: str, everything: bool, preset: Preset, store: Store, part: str | None) -> str:
     if name == PLAN_ASSET and part:  # a longer plan leaves the shards that it had as they are
-        return digest([entry for entry in _plan(store) if entry["name"] == part])
+        return digest([entry for entry in planned_shards(store) if entry["name"] == part])
     if not everything:
         return data_version(name, store, part if STAGES[name].in_parts else None)
     known = store.versions_of_all if part and STAGES[name].per_shard else {}
@@ -343,7 +323,7 @@ def input_folders(
     part: str | None = None,
     *,
     shards: Collection[str] | None = None,
-) -> dict[str, Path | Parts]:
+) -> dict[str, Path | Parts | None]:
     """Where the inputs of a stage or check lie; of an asset's parts, those that are there, fetched when asked for.
 
     Args:
@@ -386,7 +366,11 @@ def make(stage: Stage, preset: Preset, store: Store, step: Step) -> tuple[Versio
         store.staging(stage.name, step.part, version, resumable=stage.resumable) as (folder, kept),
     ):
         step.folder = folder
-        inputs = input_folders(stage.inputs, preset, store, step.part)
+        plain = {name: everything for name, everything in stage.inputs.items() if name not in stage.takes}
+        taken = _taken_cells(stage, preset, step.part)
+        inputs = input_folders(plain, preset, store, step.part) | {
+            name: store.local(name, taken[name]) if name in taken else None for name in stage.takes
+        }
         result = stage.function(step, **inputs, **_settings(stage, preset, step.part))
         kept |= plain_metadata(result)
     if not stage.watches:  # those that do tell what this machine has

@@ -27,6 +27,7 @@ from cs336.store import Store, Version
 from cs336_assets.asset import (
     PLAN_ASSET,
     STAGES,
+    WHOLE,
     Check,
     Metadata,
     Stage,
@@ -74,7 +75,7 @@ def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefin
         owners=[stage.owner],
         description=stage.description,
         code_version=code_version(stage, preset),
-        deps=[_dependency(name, everything, preset) for name, everything in stage.inputs.items()],
+        deps=_dependencies(stage, preset),
         partitions_def=_partitions_of(stage, preset),
         backfill_policy=dg.BackfillPolicy.single_run()
         if one_run
@@ -88,9 +89,19 @@ def bind_stage(stage: Stage, preset: Preset, machine: Runtime) -> dg.AssetsDefin
     return compute
 
 
-def _dependency(name: str, everything: bool, preset: Preset) -> dg.AssetDep:
-    key = dg.AssetKey([preset.name, name])
-    return dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) if everything else dg.AssetDep(key)
+def _dependencies(stage: Stage, preset: Preset) -> list[dg.AssetDep]:
+    """What this preset makes a stage from: of some inputs certain cells alone, or nothing."""
+    dependencies = []
+    for name, everything in stage.inputs.items():
+        key = dg.AssetKey([preset.name, name])
+        taken = stage.taken(name, preset) if name in stage.takes else [WHOLE]
+        if everything:
+            dependencies.append(dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()))
+        elif taken == [WHOLE]:
+            dependencies.append(dg.AssetDep(key))
+        elif taken:
+            dependencies.append(dg.AssetDep(key, partition_mapping=dg.SpecificPartitionsPartitionMapping(taken)))
+    return dependencies
 
 
 def group_name(group: str, preset: Preset) -> str:
@@ -200,7 +211,7 @@ def bind_check(check: Check, preset: Preset) -> dg.AssetChecksDefinition:
     )
     def compute(context: dg.AssetCheckExecutionContext) -> Any:
         store = Store(preset.name)
-        shards = _shards_of_run(context.run.tags, preset, store)
+        shards = shards_of_run(check, context.run.tags, preset, store)
         if not is_of_each:
             yield dg.AssetCheckResult(**_verdict(check, preset, store, shards))
             return
@@ -280,8 +291,10 @@ def _all_parts_are_there(asset: str, preset: Preset, store: Store) -> bool:
     return all(store.manifest(asset, part) for part in part_names(STAGES[asset], preset, store))
 
 
-def _shards_of_run(tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
-    """Those that a run was asked for; None if it was for no shards."""
+def shards_of_run(check: Check, tags: Mapping[str, str], preset: Preset, store: Store) -> list[str] | None:
+    """Those that a run was asked for; None if it was for no shards, as one for the cells of an asset, or of none."""
+    if not STAGES[check.asset].per_shard:
+        return None
     if shard := tags.get(PARTITION_NAME_TAG):
         return [shard]
     first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from cs336.cli import add_preset_option
 from cs336.files import UserError
 from cs336.service.commands import POOLS
 from cs336_assets import cost, provenance_commands
-from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, SWEEPS
+from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, REASONING, REASONING_CHAIN, SWEEPS
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -68,11 +69,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     cost.register(commands)
 
 
-def run(preset: str, job: str, cells: str | None = None) -> None:
+def run(preset: str, job: str, cells: str | None = None, *, base_model_is_made: bool = False) -> None:
     """Materialize a job in this process, with bars; what is unchanged is skipped.
 
     Args:
         cells: FIRST...LAST: of a sweep only these runs, and what they need, but not the study of them.
+        base_model_is_made: by the caller, just before: the job that would begin with it does not look.
 
     Raises:
         UserError: an asset failed, and the line says which and why; or the job has no such cells.
@@ -83,8 +85,6 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
     import dagster as dg
 
     from cs336.presets import find_preset
-    from cs336_assets.binding import shard_partitions
-    from cs336_assets.flow import STAGES
     from cs336_assets.graph import build_definitions
     from cs336_assets.jobs import job_assets
     from cs336_assets.resources import Runtime
@@ -93,21 +93,49 @@ def run(preset: str, job: str, cells: str | None = None) -> None:
     definitions = build_definitions(chosen, runtime=Runtime.from_environment(terminal=True))
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
-        if job in (PLAN_JOB, "data", "all"):
+        own_model = job == REASONING_CHAIN and not chosen.policy.start and not base_model_is_made
+        if job in (PLAN_JOB, "data", "all") or own_model:
             _execute(definitions.resolve_job_def(f"{preset}_{PLAN_JOB}"), preset, PLAN_JOB, instance, {})
         if job == PLAN_JOB:
             return
+        if own_model:
+            _make_base_model(definitions, chosen, instance)
         if job == "experiments" or job in SWEEPS:
             for name in EXPERIMENTS if job == "experiments" else [job]:
                 _run_experiment(definitions, chosen, name, instance, cells)
             return
-        tags = {}
-        if any(STAGES[name].per_shard for name in job_assets(job)):
-            keys = instance.get_dynamic_partitions(shard_partitions(chosen).name or "")
-            if not keys:
-                raise UserError(f"{preset}: the crawl has no shards; check its source with `cs336 presets {preset}`")
-            tags = partition_range(keys[0], keys[-1])
+        tags = _all_shards(job_assets(job), chosen, instance)
         _execute(definitions.resolve_job_def(f"{preset}_{job}"), preset, job, instance, tags)
+
+
+def _all_shards(assets: Collection[str], preset: Preset, instance: dg.DagsterInstance) -> dict[str, str]:
+    """Tags of a run over every shard, if any of the assets has some."""
+    from cs336_assets.binding import shard_partitions
+    from cs336_assets.flow import STAGES
+
+    if not any(STAGES[name].per_shard for name in assets):
+        return {}
+    keys = instance.get_dynamic_partitions(shard_partitions(preset).name or "")
+    if not keys:
+        raise UserError(f"{preset.name}: the crawl has no shards; check its source with `cs336 presets {preset.name}`")
+    return partition_range(keys[0], keys[-1])
+
+
+def _make_base_model(definitions: dg.Definitions, preset: Preset, instance: dg.DagsterInstance) -> None:
+    """Materialize the base model and all that it is made from, but none of the studies along the way."""
+    import dagster as dg
+
+    from cs336_assets.flow import STAGES
+    from cs336_assets.parts import PLAN_ASSET
+
+    needed, waiting = {"base_model"}, ["base_model"]
+    while waiting:
+        new = STAGES[waiting.pop()].inputs.keys() - needed - {PLAN_ASSET}
+        needed |= new
+        waiting += new
+    everything = definitions.resolve_implicit_global_asset_job_def()
+    job = everything.get_subset(asset_selection={dg.AssetKey([preset.name, name]) for name in needed})
+    _execute(job, preset.name, "base_model", instance, _all_shards(needed, preset, instance))
 
 
 def _run_experiment(
@@ -116,11 +144,17 @@ def _run_experiment(
     """Materialize assets one after the other, each with all its cells or the chosen ones."""
     import dagster as dg
 
+    from cs336.posttrain.config import chain_cells
     from cs336_assets.flow import STAGES
 
     everything = definitions.resolve_implicit_global_asset_job_def()
     cells = {asset: list(of(preset)) for asset in SWEEPS[name] if (of := STAGES[asset].cells)}
     assets = list(SWEEPS[name])
+    if name == REASONING_CHAIN:
+        cells = {asset: list(keys) for asset, keys in chain_cells(preset.reasoning, preset.problems).items()}
+    if name in REASONING:  # a stage that the preset leaves out
+        assets = [asset for asset in assets if cells.get(asset) != []]
+        cells = {asset: keys for asset, keys in cells.items() if keys}
     if wanted is not None:
         first, _, last = wanted.partition("...")
         last = last or first
@@ -206,6 +240,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     run(options.preset, "all")
+    run(options.preset, REASONING_CHAIN, base_model_is_made=True)
+    run(options.preset, "evals")  # the leaderboard once more, with what reasoning came to
     print()
     main(["scores"])
     print(f"\nartifacts  {Store(options.preset).folder}")

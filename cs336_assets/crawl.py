@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cs336.crawl.source import Shard, Source
 from cs336.files import read_json, write_json
-from cs336_assets.asset import PLAN_FILE, Metadata, Step, asset, check
+from cs336_assets.asset import Metadata, Step, asset, check
+from cs336_assets.parts import PLAN_FILE
 
 
 @asset(group="crawl", kinds={"python"}, owner="team:data")

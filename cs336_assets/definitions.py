@@ -10,7 +10,7 @@ import os
 
 import dagster as dg
 
-from cs336.presets import preset_names
+from cs336.files import UserError
 from cs336_assets.graph import build_definitions
 
 defs = build_definitions(os.environ.get("CS336_PRESET", "tiny"))
@@ -18,6 +18,9 @@ defs = build_definitions(os.environ.get("CS336_PRESET", "tiny"))
 
 def __getattr__(name: str) -> dg.Definitions:
     """`workspace.yaml` names presets as attributes; each is built when asked for."""
-    if name.startswith("__") or name not in preset_names():
-        raise AttributeError(f"module {__name__!r} has no attribute or preset {name!r}")
-    return build_definitions(name)
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return build_definitions(name)
+    except UserError as error:
+        raise AttributeError(f"module {__name__!r}: {error}") from None

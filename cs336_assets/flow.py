@@ -7,8 +7,10 @@ from typing import Any
 
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
-from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission, written
+from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission
+from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_studies, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
+from cs336_assets import instruct, chat_evals, chat_written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -31,12 +33,19 @@ _FLOW = [
     evals,
     speedrun,
     submission,
+    reasoning,
+    reasoning_checks,
+    reasoning_scores,
+    reasoning_studies,
     written,
     kernels,
     parallel,
     scaling,
     scaling_study,
     scaling_exercise,
+    instruct,
+    chat_evals,
+    chat_written,
 ]
 
 

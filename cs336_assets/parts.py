@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
+from cs336.files import UserError, read_json
 from cs336.store import Store
+
+PLAN_ASSET = "crawl_plan"
+PLAN_FILE = "plan.json"
+
+
+def shard_names(store: Store) -> list[str]:
+    """Shards of the preset's crawl, in order.
+
+    Raises:
+        UserError: the crawl is not planned yet.
+    """
+    return [shard["name"] for shard in planned_shards(store)]
+
+
+def planned_shards(store: Store) -> list[dict[str, Any]]:
+    """Name and items of each shard, as the plan has them.
+
+    Raises:
+        UserError: the crawl is not planned yet.
+    """
+    if store.manifest(PLAN_ASSET) is None:
+        raise UserError(
+            f"{store.path(PLAN_ASSET)}: not there yet; `cs336 run --preset {store.preset}` makes text and base model"
+        )
+    return read_json(store.local(PLAN_ASSET) / PLAN_FILE)["shards"]
 
 
 class Parts(Sequence[Path]):

@@ -42,4 +42,27 @@ SCALING = {
     ),
     "scaling_exercise": ("scaling_exercise",),
 }
-SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING
+# From the start policy to GRPO and the scores: of what is made in cells only those of the chain. Text and base model
+# are made first where the preset starts from its own.
+REASONING_CHAIN = "reasoning"
+REASONING = {
+    REASONING_CHAIN: (
+        *("reasoning_problems", "start_policy", "sft_model", "expert_iteration_model", "grpo_model"),
+        *("longer_sft_model", "reasoning_scores", "reasoning_study", "rollout_log"),
+    ),
+    # The handout's experiments around the chain: all cells, and what they say.
+    "reasoning_experiments": (
+        *("sft_model", "expert_iteration_model", "grpo_model", "reasoning_scores"),
+        *("sft_study", "expert_iteration_study", "grpo_study", "reasoning_leaderboard"),
+    ),
+}
+# The alignment supplement, upon the base model.
+INSTRUCT = {
+    "instruct": (
+        *("instruction_data", "preference_data", "instruction_model", "dpo_model"),
+        *("base_answers", "instruction_answers", "dpo_answers", "chat_judgements", "alignment_tax"),
+        *("instruction_reading", "preference_reading", "failure_analysis", "red_teaming"),
+        *("length_controlled_win_rates", "judge_agreements", "dpo_derivation"),
+    )
+}
+SWEEPS = EXPERIMENTS | DATA_ABLATION | KERNELS | SCALING | REASONING | INSTRUCT

@@ -18,7 +18,13 @@ if not Path("/dev/nvidiactl").exists():  # kernels run in Triton's interpreter, 
 
 
 # Tests of these modules share what takes a minute to make: one worker makes it once, and runs them all.
-ON_ONE_WORKER = ("assets/test_experiments.py", "assets/test_data_ablation.py", "assets/test_hostile_crawl.py")
+ON_ONE_WORKER = (
+    "assets/test_experiments.py",
+    "assets/test_data_ablation.py",
+    "assets/test_hostile_crawl.py",
+    "assets/test_reasoning.py",
+    "assets/test_instruct.py",
+)
 
 
 class _Scheduling(LoadScopeScheduling):

@@ -34,6 +34,7 @@ def test_help_lists_the_librarys_commands_and_the_graphs(capsys):
         "export",
         "tokenizer",
         "chat",
+        "evaluate",
         "scores",
         "verify",
         "run",

@@ -6,11 +6,14 @@ supplement).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from cs336.evals.graders import last_number, normalize_number, numbers_equal
 from cs336.evals.task import ZERO_SHOT, EvalConfig, EvalResult, Example, Frame, Generate, Graded, Task, each, run_task
 from cs336.tokens.chat import fill_template
+
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
 def evaluate_gsm8k(
@@ -72,6 +75,28 @@ def gsm8k_questions(examples: Sequence[Example]) -> list[dict[str, str]]:
     Records without one keep an empty answer, which is left out there and counted.
     """
     return [{"question": example["question"], "answer": gold_answer(example["answer"]) or ""} for example in examples]
+
+
+def gsm8k_trace(example: Example, *, template: str = "r1_zero") -> dict[str, str]:
+    """A training problem as a worked trace, its written solution as the thought.
+
+    Returns:
+        `prompt` (filled in), `response` (from inside `<think>` to `</answer>`), the `question`, and the gold answer as
+        `ground_truth`. The `<<...>>` annotations of calculations are left out.
+
+    Raises:
+        ValueError: the record has no gold answer.
+    """
+    gold = gold_answer(example["answer"])
+    if gold is None:
+        raise ValueError(f"no number after #### in {example['answer']!r}; leave such records out (gsm8k_fault)")
+    thought = _ANNOTATION.sub("", example["answer"].rpartition("####")[0]).strip()
+    return {
+        "prompt": fill_template(template, question=example["question"]),
+        "response": f" {thought} </think> <answer>{gold}</answer>",
+        "question": example["question"],
+        "ground_truth": gold,
+    }
 
 
 def gold_answer(answer: str) -> str | None:

@@ -43,7 +43,7 @@ def evaluate_mmlu(
     examples: Sequence[Example],
     *,
     generate: Generate,
-    choose: ContinuationLogprobs,
+    choose: ContinuationLogprobs | None,
     config: EvalConfig,
     few_shot: Sequence[Example] = (),
     frame: Frame = ZERO_SHOT,
@@ -57,7 +57,7 @@ def evaluate_mmlu(
     Args:
         examples: records with `subject`, `question`, `options` (4 strings), `answer` (a letter).
         generate: greedy generation.
-        choose: log-probabilities of continuations.
+        choose: log-probabilities of continuations; None leaves the likeliest letter out.
         few_shot: worked examples (MMLU's dev split), used only if `config.mmlu_few_shot` is above 0.
         frame: of the generated sentence; `ALPACA` for models tuned on that template.
         name: the set's name beside the score; "mmlu sample" for the project's own questions.
@@ -86,6 +86,8 @@ def evaluate_mmlu(
         max_examples=config.max_mmlu,
         seed=config.seed,
     )
+    if choose is None:
+        return result
     prompts = [
         mmlu_choice_prompt(row["example"], few_shot=same_subject(few_shot, row["example"], config.mmlu_few_shot))
         for row in result.rows

@@ -168,7 +168,8 @@ def pool_seeds(results: Sequence[EvalResult]) -> dict[str, Any]:
     """One accuracy of several runs on the same questions, such as those of several sampling seeds.
 
     The runs share their questions, so a question counts once however often it was asked: the interval
-    is that of the mean over questions of the share of right answers, which the normal distribution gives.
+    is that of the mean over questions of the share of right answers, which the normal distribution gives; where all
+    questions fared alike, which leaves that nothing to go by, it is Wilson's.
 
     Returns:
         `accuracy`, `accuracy_low`, `accuracy_high`, `num_examples` (questions), `num_runs`,
@@ -186,12 +187,13 @@ def pool_seeds(results: Sequence[EvalResult]) -> dict[str, Any]:
     count, mean = len(per_question), sum(per_question) / len(per_question)
     variance = sum((share - mean) ** 2 for share in per_question) / max(1, count - 1)
     half = Z_95 * math.sqrt(variance / count)
+    low, high = (mean - half, mean + half) if variance else wilson_interval(round(mean * count), count)
     of_runs = [sum(row["correct"] for row in result.rows) / count for result in results]
     spread = math.sqrt(sum((each - mean) ** 2 for each in of_runs) / max(1, len(of_runs) - 1))
     return {
         "accuracy": mean,
-        "accuracy_low": max(0.0, mean - half),
-        "accuracy_high": min(1.0, mean + half),
+        "accuracy_low": max(0.0, low),
+        "accuracy_high": min(1.0, high),
         "num_examples": count,
         "num_runs": len(results),
         "accuracy_of_runs": of_runs,

@@ -58,6 +58,26 @@ def question_only_reward_fn(response: str, ground_truth: GroundTruth, fast: bool
     return _rewards(formatted=True, correct=_any_right(answer, ground_truth, fast))
 
 
+# What presets call them. A reward of yours is a line more; it is a function of response and ground truth that can be
+# imported by its name, or a `functools.partial` of one.
+REWARDS: dict[str, RewardFn] = {
+    "r1_zero": r1_zero_reward_fn,
+    "r1_zero_slow": functools.partial(r1_zero_reward_fn, fast=False),
+    "question_only": question_only_reward_fn,
+}
+
+
+def reward_named(name: str) -> RewardFn:
+    """A reward function by the name that presets use.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in REWARDS:
+        raise ValueError(f"no reward named {name!r}; there are {', '.join(REWARDS)}: add yours to REWARDS")
+    return REWARDS[name]
+
+
 def _any_right(answer: str, ground_truth: GroundTruth, fast: bool) -> bool:
     golds = [ground_truth] if isinstance(ground_truth, (str, int, float)) else ground_truth
     return any(grade(answer, str(gold), fast) for gold in golds)

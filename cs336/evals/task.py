@@ -285,10 +285,10 @@ def save_result(folder: Path, result: EvalResult) -> None:
 def read_sample(task: str) -> list[dict[str, Any]]:
     """The question set written for this project, for machines without the real one.
 
-    Its scores carry the set's name "mmlu sample" or "gsm8k sample"; they are not MMLU or GSM8K scores.
+    Its scores carry the set's name with "sample" behind it; they are no scores of that set.
 
     Args:
-        task: "mmlu" or "gsm8k".
+        task: "mmlu", "gsm8k", "alpaca_eval" or "safety".
     """
     return list(read_jsonl(sample_path(task)))
 

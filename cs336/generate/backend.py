@@ -160,6 +160,10 @@ class HuggingFaceCodec:
         """Ids of a prompt."""
         return list(self._tokenizer.encode(text))
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of what follows a prompt, without the special tokens of a beginning."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -168,9 +168,11 @@ def continuation_logprobs(
     """
     device = model.lm_head.weight.device
     limit = model.config.context_length
+    # Tokenizers of transformers may put a special token before a text, which has no place within one.
+    encode_continuation = getattr(tokenizer, "encode_continuation", tokenizer.encode)
     rows = []
     for prompt, continuation in pairs:
-        answer = tokenizer.encode(continuation)
+        answer = encode_continuation(continuation)
         if not 0 < len(answer) < limit:
             raise ValueError(f"a continuation needs 1 to {limit - 1} tokens, got {len(answer)}: {continuation[:40]!r}")
         head = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]

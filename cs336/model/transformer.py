@@ -422,8 +422,11 @@ def save_model(model: TransformerLM, folder: Path) -> None:
     os.replace(partial, folder / "model.safetensors")
 
 
-def load_model(folder: Path, *, device: torch.device | str = "cpu") -> TransformerLM:
+def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TransformerLM:
     """Read what `save_model` wrote, in evaluation mode.
+
+    Args:
+        dtype: of the weights, whatever they are stored in; float32 by default.
 
     Raises:
         UserError: the weights are not there, as after a run measured elsewhere, or the folder is
@@ -439,7 +442,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu") -> Transform
             f"{weights}: not here (a run measured elsewhere may leave its weights behind); copy the file there,"
             " or materialize the model on this machine"
         )
-    model = TransformerLM.without_weights(config, device=device)
+    model = TransformerLM.without_weights(config, device=device, dtype=dtype)
     try:
         load_safetensors(model, str(weights), device=str(device))
     except SafetensorError as error:

@@ -28,7 +28,7 @@ _DIVERGED_NATS = 0.2
 
 ABLATIONS: dict[str, dict[str, Any]] = {  # the baseline is RMSNorm before, RoPE, SwiGLU
     "baseline": {},
-    "no-norm": {"norm": "none"},
+    "no-norm": {"norm": "none", "qk_norm": False},
     "post-norm": {"norm": "post"},
     "no-positions": {"positions": "none"},
     "silu": {"feed_forward": "silu", "d_ff": 0},  # 4 d_model wide, so parameters are equal

@@ -18,10 +18,10 @@ from cs336.crawl.common_crawl import CommonCrawl
 from cs336.files import UserError, write_json
 from cs336.presets import DATA_COURSE
 from cs336.store import Store, Version
-from cs336_assets.asset import PLAN_ASSET, PLAN_FILE
 from cs336_assets.binding import register_shards, shard_partitions
 from cs336_assets.graph import build_definitions
 from cs336_assets.jobs import job_assets
+from cs336_assets.parts import PLAN_ASSET, PLAN_FILE
 from cs336_assets.resources import Runtime
 
 

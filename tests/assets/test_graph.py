@@ -12,13 +12,13 @@ from cs336.presets import TINY
 from cs336_assets.asset import CELL
 from cs336_assets.flow import CHECKS, STAGES
 from cs336_assets.graph import build_definitions
-from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, KERNELS, SCALING
+from cs336_assets.selections import DATA_ABLATION, EXPERIMENTS, GROUPS, INSTRUCT, KERNELS, REASONING, SCALING
 from tests.assets.conftest import ROOT
 
 FLOW = ["crawl", "extract", "filters", "data_quality", "dedup", "sheets", "tokenizer", "tokens", "pretrain"]
-FLOW += ["experiments", "data_ablation", "evals", "written", "kernels", "parallel", "scaling"]
+FLOW += ["experiments", "data_ablation", "evals", "reasoning", "written", "kernels", "parallel", "scaling", "instruct"]
 # Not needed by anything else, so run by themselves.
-APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "scaling"}
+APART = {"experiments", "data_ablation", "data_quality", "kernels", "parallel", "reasoning", "scaling", "instruct"}
 LONGEST_BODY = 40
 
 
@@ -72,9 +72,10 @@ def test_an_asset_reads_only_what_stands_before_it():
             assert names.index(upstream) < place, f"{stage.name} reads {upstream}"
 
 
-def test_lineage_runs_from_the_crawl_to_the_scores(graph):
+@pytest.mark.parametrize("scores", ["leaderboard", "alignment_tax"])
+def test_lineage_runs_from_the_crawl_to_the_scores(graph, scores):
     _, assets, _ = graph
-    key = next(key for key in assets.materializable_asset_keys if key.path[-1] == "leaderboard")
+    key = next(key for key in assets.materializable_asset_keys if key.path[-1] == scores)
     upstream, waiting = set(), [key]
     while waiting:
         for parent in assets.get(waiting.pop()).parent_keys:
@@ -82,7 +83,8 @@ def test_lineage_runs_from_the_crawl_to_the_scores(graph):
                 upstream.add(parent)
                 waiting.append(parent)
     names = {key.path[-1] for key in upstream}
-    assert {"crawl_plan", "crawl", "token_shards", "base_model", "mmlu", "gsm8k", "perplexity"} <= names
+    last = {"leaderboard": {"mmlu", "gsm8k", "perplexity"}, "alignment_tax": {"instruction_model", "dpo_model"}}
+    assert {"crawl_plan", "crawl", "token_shards", "base_model", *last[scores]} <= names
 
 
 def test_bad_data_stops_the_flow():
@@ -109,9 +111,13 @@ def test_jobs_cover_the_graph(graph):
         assert definitions.resolve_job_def(f"{preset}_{job}")
     assert set(GROUPS["all"]) == set(FLOW) - APART
     apart = {"experiments": EXPERIMENTS, "data_ablation": DATA_ABLATION, "kernels": KERNELS, "scaling": SCALING}
+    apart["instruct"] = INSTRUCT
     for group, jobs in apart.items():
         listed = [name for names in jobs.values() for name in names]
         assert listed == [name for name, stage in STAGES.items() if stage.group == group], "in their order"
+    # The experiments around the chain are more cells of the same assets.
+    listed = list(dict.fromkeys(name for names in REASONING.values() for name in names))
+    assert listed == [name for name, stage in STAGES.items() if stage.group == "reasoning"]
 
 
 def test_modules_of_the_graph_stay_short():

@@ -14,8 +14,9 @@ from cs336.presets import COURSE, DATA_COURSE
 from cs336.shared_storage import SharedStorage
 from cs336.store import Store, Version
 from cs336_assets import filters
-from cs336_assets.asset import PLAN_ASSET, PLAN_FILE, Step, input_folders
+from cs336_assets.asset import Step, input_folders
 from cs336_assets.flow import STAGES
+from cs336_assets.parts import PLAN_ASSET, PLAN_FILE
 
 SHARDS = [f"shard-{number}" for number in range(4)]
 

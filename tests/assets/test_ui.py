@@ -116,6 +116,8 @@ def test_lineage_metadata_plot_and_materializing_by_clicks(ui: str, browser, cop
     for name, scope, other in (
         ("crawl_plan", "downstream", "token_shards"),
         ("leaderboard", "upstream", "token_shards"),
+        ("instruction_data", "downstream", "instruction_model"),
+        ("preference_data", "downstream", "dpo_model"),
         ("attention_errors", "downstream", "step_times"),
         ("parallel_correctness", "downstream", "all_reduce_times"),
         *((name, "", name) for name in alone),

@@ -29,7 +29,8 @@ def downstream(*names):
     """These and what the main chain makes from them; experiments are run apart."""
     found = set(names)
     for name, stage in STAGES.items():  # upstream assets come first
-        if found & set(stage.inputs) and stage.group not in ("experiments", "data_ablation", "scaling"):
+        apart = ("experiments", "data_ablation", "reasoning", "scaling", "instruct")
+        if found & set(stage.inputs) and stage.group not in apart:
             found.add(name)
     return found
 

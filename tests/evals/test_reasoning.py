@@ -205,3 +205,8 @@ def test_asking_the_same_again_does_not_narrow_the_interval():
     assert once["accuracy_low"] == thrice["accuracy_low"] > 0
     with pytest.raises(ValueError, match="not on the same questions"):
         pool_seeds([result_of([True]), result_of([True, False])])
+
+
+def test_where_no_question_was_ever_right_the_interval_is_not_empty():
+    pooled = pool_seeds([result_of([False] * 5)] * 2)
+    assert (pooled["accuracy_low"], pooled["accuracy_high"]) == wilson_interval(0, 5)

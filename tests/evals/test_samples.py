@@ -128,3 +128,13 @@ def test_no_13_words_in_a_row_stand_in_the_real_sets(shared_data):
     for text in real:
         shared |= ours & ngrams_of(text)
     assert not shared
+
+
+def test_the_chat_samples_have_the_fields_of_their_sets_and_ask_nothing_twice():
+    instructions, requests = read_sample("alpaca_eval"), read_sample("safety")
+    assert all(set(row) == {"instruction", "output", "generator", "dataset"} for row in instructions)
+    assert len({row["instruction"] for row in instructions}) == len(instructions) == 12
+    assert {row["generator"] for row in instructions} == {"cs336 sample"}
+    assert all(set(row) == {"id", "harm_area", "counter", "category", "prompt"} for row in requests)
+    assert len({row["prompt"] for row in requests}) == len({row["id"] for row in requests}) == 10
+    assert set(Counter(row["harm_area"] for row in requests).values()) == {2}  # of each of the five areas

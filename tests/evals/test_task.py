@@ -167,7 +167,7 @@ def test_impossible_settings_are_errors(fields):
 def test_samples_are_found_by_name():
     assert len(read_sample("mmlu")) >= 60
     assert sample_path("gsm8k").name == "gsm8k_sample.jsonl"
-    with pytest.raises(ValueError, match=r"'math'; there are \['gsm8k', 'mmlu'\]"):
+    with pytest.raises(ValueError, match=r"'math'; there are \['alpaca_eval', 'gsm8k', 'mmlu', 'safety'\]"):
         sample_path("math")
 
 

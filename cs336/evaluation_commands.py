@@ -1,0 +1,262 @@
+"""`cs336 evaluate`: score any model on any of the tasks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cs336.command_line import add_action
+from cs336.files import UserError
+
+if TYPE_CHECKING:
+    from cs336.evals.answerer import Answerer
+    from cs336.evals.report import ScoreRow
+    from cs336.evals.suite import ChatEvalConfig
+    from cs336.evals.task import EvalResult
+
+TASKS = ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety")
+CHAT_FRAMES = ("zero_shot", "alpaca")
+TEMPLATES = ("r1_zero", "r1_zero_short", "question_only")  # those of reasoning, scored by a reward
+REASONED = ("gsm8k", "math", "generated")
+
+DESCRIPTION = """Score a model on one or more tasks; its answers are kept, and scores come with 95 % intervals.
+
+tasks:
+  mmlu         57 subjects, four options: the letter it writes, and the letter it finds likeliest
+  gsm8k        grade-school word problems: the last number counts
+  math         competition problems, answered between tags after thinking (the handout's r1_zero prompt)
+  generated    word problems without end, with verified answers: --levels 1 (one step) to 8
+  alpaca_eval  805 instructions, free answers: a judge compares them with GPT-4 Turbo's
+  safety       SimpleSafetyTests: 100 dangerous requests; a judge says whether the replies are safe
+
+the model (--model):
+  a folder of ours, such as artifacts/tiny/base_model or artifacts/tiny/dpo_model/hh;
+  a Hugging Face checkpoint's folder (Llama, Qwen2, Qwen3); an entry of `cs336 data list`; or a name on the hub.
+
+how it is asked (--frame):
+  zero_shot     the handout's system prompt: for base models (default but for math)
+  alpaca        the Alpaca form: for models tuned on it
+  r1_zero       think, then answer between tags: math (default), gsm8k, generated; also r1_zero_short, question_only
+
+examples:
+  cs336 evaluate mmlu gsm8k                                the tiny base model, zero-shot
+  cs336 evaluate generated --model artifacts/tiny/instruction_model --frame alpaca --levels 1
+  cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --temperature 1 --seeds 0 1 2
+  cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
+
+Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has all
+scores. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336 data list` shows
+what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's opinion.
+"""
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    """Add the command to `cs336`'s parser."""
+    command = add_action(commands, "evaluate", DESCRIPTION, "score any model on MMLU, GSM8K, MATH, AlpacaEval, safety")
+    command.add_argument("tasks", nargs="+", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    command.add_argument("--model", metavar="MODEL", help="folder, entry or name (default: the preset's base_model)")
+    command.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of a model that has none beside it")
+    command.add_argument("--preset", default="tiny", help="whose base model, without --model (default: %(default)s)")
+    command.add_argument("--frame", choices=(*CHAT_FRAMES, *TEMPLATES), help="what stands around a question")
+    command.add_argument("--examples", type=int, default=0, metavar="N", help="questions of each task (default: all)")
+    command.add_argument("--levels", type=int, nargs="+", default=[1], help="of generated problems (default: 1)")
+    command.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer (default: 256, 1,024 with a reasoning frame)"
+    )
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each, pooled (default: 0)")
+    command.add_argument("--engine", choices=("ours", "vllm"), default="ours", help="default: %(default)s")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    command.add_argument("--max-context", type=int, default=4_096, help="of a checkpoint (default: %(default)s)")
+    command.add_argument("--judge", default="offline", help="offline, or a chat model for vLLM (default: %(default)s)")
+    command.add_argument("--judge-gpus", type=int, default=2, help="over which it is split (default: %(default)s)")
+    command.add_argument("--out", type=Path, help="folder for answers and scores (default: evaluations/MODEL)")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cs336.evals.answerer import open_answerer
+    from cs336.evals.report import text_table
+    from cs336.files import write_json
+    from cs336.generate.checkpoints import load_checkpoint
+    from cs336.hardware import pick_device
+    from cs336.progress import bar, silent
+
+    _check(options)
+    source, tokenizer = _model(options)
+    checkpoint = load_checkpoint(
+        source, tokenizer=tokenizer, device=pick_device(options.device), max_context=options.max_context
+    )
+    name = checkpoint.folder.name
+    folder = options.out or Path("evaluations") / str(source).strip("/").replace("/", "--")
+    shown = bar if sys.stderr.isatty() else silent
+    scores: list[ScoreRow] = []
+    try:
+        with open_answerer(checkpoint, engine=options.engine, progress=shown) as answerer:
+            results = {task: list(_answers(task, answerer, options, folder)) for task in options.tasks}
+        for task, of_seeds in results.items():
+            scores += _scores(task, of_seeds, options, name, folder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write_json(folder / "scores.json", scores)
+    print(text_table(scores))
+    print(f"answers and scores: {folder}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what has no meaning before a model is read.
+
+    Raises:
+        UserError: one line with the remedy.
+    """
+    if len(options.seeds) > 1 and not options.temperature:
+        raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
+    if options.frame in TEMPLATES and (others := [task for task in options.tasks if task not in REASONED]):
+        raise UserError(f"--frame {options.frame}: of {others[0]} there is no ground truth to reward; give zero_shot")
+    if options.frame in CHAT_FRAMES and "math" in options.tasks:
+        raise UserError(f"--frame {options.frame}: math is asked with one of {', '.join(TEMPLATES)}")
+    if options.examples < 0 or options.temperature < 0 or min(options.seeds) < 0:
+        raise UserError("--examples, --temperature and --seeds are 0 or more")
+    if options.engine == "vllm":
+        from cs336.generate.vllm import require_vllm
+
+        require_vllm()
+
+
+def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
+    if options.model:
+        return options.model, options.tokenizer
+    from cs336.presets import find_preset
+    from cs336.store import Store
+
+    find_preset(options.preset)
+    folder = Store(options.preset).path("base_model")
+    if not folder.exists():
+        raise UserError(f"{folder}: not there yet; `cs336 run --preset {options.preset}` makes it, or give --model")
+    return folder, options.tokenizer
+
+
+def _answers(
+    task: str, answerer: Answerer, options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[int, EvalResult]]:
+    """The results of each seed, kept as they come."""
+    from cs336.evals.task import save_result
+
+    for seed in options.seeds:
+        drawing = answerer.sampling(temperature=options.temperature, seed=seed)
+        frame = options.frame or ("r1_zero" if task == "math" else "zero_shot")
+        result = (
+            _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
+        )
+        save_result(folder / task / f"seed-{seed}", result)
+        speed = f"{result.metrics['generate_seconds']:.1f} s, {result.metrics['examples_per_second']:.1f} examples/s"
+        print(f"{task}, seed {seed}: {result.metrics['num_examples']:,} answers in {speed}", flush=True)
+        yield seed, result
+
+
+def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:
+    from cs336.evals.suite import FRAMES, answer
+
+    return answer(task, answerer, _config(options, answerer), frame=FRAMES[frame])
+
+
+def _config(options: argparse.Namespace, answerer: Answerer) -> ChatEvalConfig:
+    from cs336.evals.generated_tasks import GeneratedConfig
+    from cs336.evals.suite import ChatEvalConfig
+
+    return ChatEvalConfig(
+        max_mmlu=options.examples,
+        max_gsm8k=options.examples,
+        max_alpaca=options.examples,
+        max_safety=options.examples,
+        num_generated=options.examples or 1_000,
+        problems=GeneratedConfig(levels=tuple(options.levels)),
+        max_new_tokens=_longest(options, answerer, 256),
+    )
+
+
+def _longest(options: argparse.Namespace, answerer: Answerer, usual: int) -> int:
+    """Tokens of an answer; as a rule at most half of a small model's context."""
+    return options.max_new_tokens or min(usual, answerer.context_length // 2)
+
+
+def _reasoned(task: str, answerer: Answerer, options: argparse.Namespace, template: str) -> EvalResult:
+    """Questions answered after thinking, scored by the template's reward in processes that a clock watches."""
+    from cs336.evals.reasoning import MAX_NEW_TOKENS, evaluate_reasoning
+    from cs336.evals.rewards import WatchedReward, question_only_reward_fn, r1_zero_reward_fn
+
+    examples, name = _questions(task, _config(options, answerer))
+    reward_fn = question_only_reward_fn if template == "question_only" else r1_zero_reward_fn
+    with WatchedReward(reward_fn) as reward:
+        return evaluate_reasoning(
+            examples,
+            reward=reward.score,
+            generate=answerer.generate,
+            name=name,
+            template=template,
+            max_new_tokens=_longest(options, answerer, MAX_NEW_TOKENS),
+            max_examples=options.examples,
+        )
+
+
+def _questions(task: str, config: ChatEvalConfig) -> tuple[list[dict[str, Any]], str]:
+    """Questions with their ground truths, and the set's name."""
+    from cs336 import catalog
+    from cs336.evals.competition_math import read_math
+    from cs336.evals.generated_tasks import generate_problems, to_question
+    from cs336.evals.gsm8k import gsm8k_questions
+    from cs336.evals.suite import questions
+
+    if task == "math":
+        catalog.require("math")
+        return read_math(catalog.files_of("math")["test_answers.jsonl"]), "math"
+    if task == "gsm8k":
+        examples, name = questions("gsm8k")
+        return list(gsm8k_questions(examples)), name
+    return [to_question(each) for each in generate_problems(config.problems, "test", config.num_generated)], "generated"
+
+
+def _scores(
+    task: str, results: Sequence[tuple[int, EvalResult]], options: argparse.Namespace, name: str, folder: Path
+) -> list[ScoreRow]:
+    """Score rows of a task: of all seeds together where answers are marked, of each where they are judged."""
+    from cs336.evals.reasoning import pool_seeds
+    from cs336.evals.report import score_rows
+    from cs336.evals.suite import JUDGED
+
+    def rows(metrics: Mapping[str, Any], model: str = name) -> list[ScoreRow]:
+        return score_rows(metrics, preset="", model=model, task=task, set_name=results[0][1].name)
+
+    if task not in JUDGED:
+        first = results[0][1].metrics
+        if len(results) == 1:
+            return rows(first)
+        likeliest = {key: value for key, value in first.items() if key.startswith("choice_")}  # no sampling in these
+        return rows(likeliest | pool_seeds([result for _, result in results]))
+    scores = []
+    for seed, result in results:
+        metrics = _judge(task, result, options, name, folder / task / f"seed-{seed}")
+        print(f"{task}, seed {seed}: judged by {metrics['judge']}")
+        scores += rows(metrics, name if len(results) == 1 else f"{name}, seed {seed}")
+    return scores
+
+
+def _judge(task: str, result: EvalResult, options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+    """Write the prediction file, have it judged, and write the judgements."""
+    from cs336.evals.alpaca_eval import alpaca_predictions, write_predictions
+    from cs336.evals.safety import safety_predictions
+    from cs336.evals.suite import JudgeConfig, judge_answers, pair_judge, safety_judge
+    from cs336.files import write_jsonl
+
+    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
+    if task == "alpaca_eval":
+        write_predictions(folder / "predictions.json", alpaca_predictions(result, generator=name))
+        judged = judge_answers(task, result, pair_judge(config), model=name)
+    else:
+        write_jsonl(folder / "predictions.jsonl", safety_predictions(result))
+        judged = judge_answers(task, result, safety_judge(config), model=name)
+    write_jsonl(folder / "judgements.jsonl", judged.rows)
+    return judged.metrics

@@ -1,0 +1,85 @@
+"""Pictures of instruction tuning and DPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
+
+_FIELDS_A_ROW = 4
+_TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
+
+
+def instruction_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss of instruction tuning over the steps, on a batch and on what is held out."""
+    figure = Figure(figsize=(6.0, 3.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    _draw(axes, rows, "train_loss", color=_TRAINED, label="training, one batch", lw=0.6, alpha=0.45)
+    _draw(axes, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
+    _dress(axes, "loss, nats per token")
+    _save(figure, path)
+
+
+def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """DPO over the steps: loss, reward accuracies, and what the rewards of both sides and their margin do."""
+    figure = Figure(figsize=(11.0, 3.4), dpi=110, layout="constrained")
+    loss, accuracy, reward = figure.subplots(1, 3)
+    _draw(loss, rows, "train_loss", color=_TRAINED, label="training, one batch", lw=0.6, alpha=0.45)
+    _draw(loss, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
+    _dress(loss, "loss, nats per pair")
+    _draw(accuracy, rows, "valid_accuracy", "o-", color=_HELD_OUT, label="chosen is likelier (policy)", ms=3)
+    trained = [row for row in rows if row["step"]]  # before the first step both rewards are 0
+    _draw(accuracy, trained, "valid_implicit_accuracy", "s-", color="#2ca02c", label="chosen has more reward", ms=3)
+    accuracy.axhline(0.5, lw=0.8, ls=":", color="grey")
+    _dress(accuracy, "share of held-out pairs")
+    for column, label, color in (
+        ("valid_chosen_reward", "chosen", "#2ca02c"),
+        ("valid_rejected_reward", "rejected", "#ff7f0e"),
+        ("valid_margin", "margin", _HELD_OUT),
+    ):
+        _draw(reward, rows, column, "o-", color=color, label=label, ms=3)
+    reward.axhline(0.0, lw=0.8, ls=":", color="grey")
+    _dress(reward, "reward, nats")
+    _save(figure, path)
+
+
+def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path) -> None:
+    """One field a task, a bar a model with its 95 % interval: share, low, high."""
+    num_rows = -(-len(scores) // _FIELDS_A_ROW)
+    figure = Figure(figsize=(11.0, 2.9 * num_rows), dpi=110, layout="constrained")
+    fields = figure.subplots(num_rows, _FIELDS_A_ROW, squeeze=False).flatten()
+    for empty in fields[len(scores) :]:
+        empty.set_axis_off()
+    models = list(dict.fromkeys(model for of_task in scores.values() for model in of_task))
+    for axes, (task, of_task) in zip(fields, scores.items(), strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        for place, model in enumerate(models):
+            if model in of_task:
+                value, low, high = (100 * number for number in of_task[model])
+                axes.bar([place], [value], color=f"C{place}")
+                axes.errorbar([place], [value], yerr=[[value - low], [high - value]], color="black", capsize=3)
+        axes.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=8)
+        axes.set_ylim(0, max(5.0, axes.get_ylim()[1]))
+        axes.set_title(task.replace(": ", ":\n", 1), fontsize=9)
+        axes.set_ylabel("%")
+    _save(figure, path)
+
+
+def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, style: str = "-", **look: Any) -> None:
+    there = [row for row in rows if column in row]
+    axes.plot([row["step"] for row in there], [row[column] for row in there], style, **look)
+
+
+def _dress(axes: Any, label: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_xlabel("steps")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Without the version note, the same data gives the same bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,99 @@
+"""Pictures of post-training: curves of runs side by side, accuracies with their intervals, accuracy over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+# Column of a run's rows -> how its axis is called.
+LABELS = {
+    "valid_accuracy": "accuracy, held out",
+    "valid_loss": "loss, held out, nats per token",
+    "reward": "mean reward of rollouts",
+    "format_reward": "mean format reward of rollouts",
+    "nats_per_token": "loss, nats per token",
+    "token_entropy": "entropy, nats per token",
+    "mean_length": "tokens per response",
+    "grad_norm": "gradient norm",
+    "clip_fraction": "share of clipped tokens",
+    "valid_length": "tokens per response, held out",
+}
+_PANELS_IN_A_ROW = 4
+
+
+def run_panels(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], columns: Sequence[str], path: Path, *, over: str = "step"
+) -> None:
+    """One panel for each column that any run has, one line for each run; validations with dots.
+
+    Args:
+        runs: rows of `metrics.jsonl` by the run's name.
+        columns: keys of `LABELS`.
+        over: the column that they are drawn over.
+    """
+    present = [column for column in columns if any(column in row for rows in runs.values() for row in rows)]
+    num_rows = -(-len(present) // _PANELS_IN_A_ROW)
+    in_a_row = -(-len(present) // num_rows)
+    figure = Figure(figsize=(3.4 * in_a_row, 2.8 * num_rows + 0.4), dpi=110, layout="constrained")
+    panels = list(figure.subplots(num_rows, in_a_row, squeeze=False).flat)
+    for unused in panels[len(present) :]:
+        unused.set_axis_off()
+    for axes, column in zip(panels, present, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_title(LABELS[column], fontsize=9)
+        axes.set_xlabel("step" if over == "step" else "seconds", fontsize=8)
+        for place, (name, rows) in enumerate(runs.items()):
+            points = [(row[over], row[column]) for row in rows if row.get(column) is not None]
+            dotted = "o-" if column.startswith("valid_") else "-"
+            color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(runs) - 1))
+            axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color, label=name) if points else None
+    if len(runs) > 1:
+        lines, names = panels[0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path: Path, *, label: str) -> None:
+    """One bar for each share, with its interval: value, low and high."""
+    figure = Figure(figsize=(6.0, 0.4 * len(shares) + 1.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, axis="x")
+    values = [value for value, _, _ in shares.values()]
+    below = [value - low for value, low, _ in shares.values()]
+    above = [high - value for value, _, high in shares.values()]
+    axes.barh(list(shares), values, xerr=(below, above), color="#1f77b4", ecolor="black", capsize=3)
+    for position, (value, _, high) in enumerate(shares.values()):
+        axes.text(high, position, f"  {value:.1%}", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(1.15, 1.15 * max(0.05, *(high for _, _, high in shares.values()))))
+    axes.set_xlabel(label)
+    _save(figure, path)
+
+
+def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limit_seconds: float, path: Path) -> None:
+    """Held-out accuracy over the seconds of training since the start policy; a line where the time is over."""
+    figure = Figure(figsize=(7.0, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    for place, (name, points) in enumerate(curves.items()):
+        color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(curves) - 1))
+        axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.1, color=color, label=name)
+    longest = max((seconds for points in curves.values() for seconds, _ in points), default=0.0)
+    if limit_seconds <= 1.5 * longest:  # else the curves would be a line at the left
+        axes.axvline(limit_seconds, lw=0.9, ls=":", color="grey")
+    axes.set_xlabel("seconds of training since the start policy")
+    axes.set_ylabel("accuracy, held out")
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Without the version note, the same data gives the same bytes.
+    figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,231 @@
+"""What reasoning came to: scores by model and questions, the chain stage by stage, variants, the timed leaderboard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cs336 import catalog
+from cs336.evals.competition_math import read_math
+from cs336.evals.gsm8k import gsm8k_questions
+from cs336.evals.reasoning import rows_of_category
+from cs336.evals.report import ScoreRow, markdown_table, score_rows, wilson_interval
+from cs336.evals.task import read_sample, sample_path
+from cs336.files import read_json, write_json, write_jsonl
+from cs336.hardware import pick_device
+from cs336.leaderboard import SCORES_FILE, collect_scores, scores_version
+from cs336.posttrain.config import ScoreRun, score_runs
+from cs336.posttrain.runs import Site, read_records, score_policy
+from cs336.posttrain.start import PolicyConfig
+from cs336.presets import Preset
+from cs336_assets import reasoning_plots
+from cs336_assets.asset import WHOLE, Metadata, Step, Takes, asset, check
+from cs336_assets.crawl import table
+from cs336_assets.reasoning import of_chain
+
+STUDY_FILE = "study.json"
+_WRITTEN = 10  # answers of each failing category that are shown, as the handout asks
+
+
+# ---- scores
+
+
+def _scored(asset: str) -> Takes:
+    """The cell of an asset that a cell of the scores is about."""
+
+    def takes(preset: Preset, part: str | None) -> str | None:
+        run = score_runs(preset.reasoning, preset.problems)[part or ""]
+        return (run.cell or WHOLE) if run.asset == asset else None
+
+    return takes
+
+
+_MODELS = ("start_policy", "sft_model", "longer_sft_model", "expert_iteration_model", "grpo_model")
+
+
+@asset(
+    group="reasoning",
+    kinds={"pytorch"},
+    owner="team:evals",
+    cells=lambda preset: score_runs(preset.reasoning, preset.problems),
+    datasets=("gsm8k", "math"),
+    files=(sample_path("gsm8k"),),
+    pool="gpu",
+    takes={name: _scored(name) for name in _MODELS},
+)
+def reasoning_scores(
+    step: Step,
+    start_policy: Path | None,
+    sft_model: Path | None,
+    longer_sft_model: Path | None,
+    expert_iteration_model: Path | None,
+    grpo_model: Path | None,
+    reasoning_problems: Path,
+    policy: PolicyConfig,
+    seed: int,
+    cell: ScoreRun,
+) -> Metadata:
+    """One model's sampled answers to one set of questions: the held-out problems, GSM8K, or MATH where it is found.
+
+    The handout's zero-shot evaluation: accuracy with its interval, answers counted by format and answer, and some of
+    each failing kind to be read. The start policy's score is the baseline of all others.
+    """
+    models = (start_policy, sft_model, longer_sft_model, expert_iteration_model, grpo_model)
+    (model,) = [each for each in models if each is not None]
+    examples, set_name = _questions(cell, reasoning_problems)
+    if not examples:
+        write_json(step.folder / SCORES_FILE, [])
+        return {"set": set_name, "state": f"not scored: {cell.task} is not on this machine"}
+    site = Site(
+        start=model,
+        problems=reasoning_problems,
+        folder=step.folder,
+        policy=policy,
+        seed=seed,
+        device=pick_device(step.device),
+        num_workers=step.num_workers,
+        progress=step.progress,
+    )
+    result = score_policy(cell, examples, site)
+    write_jsonl(step.folder / "generations.jsonl", result.rows)
+    rows = [
+        row
+        for row in score_rows(result.metrics, preset=step.preset, model=cell.model, task=cell.task, set_name=set_name)
+        if row["metric"] == "accuracy"  # what cannot be read is counted by category
+    ]
+    write_json(step.folder / SCORES_FILE, rows)
+    return {"set": set_name, "scores": {"markdown": markdown_table(rows)}} | _categories(result.metrics, result.rows)
+
+
+def _questions(run: ScoreRun, problems: Path) -> tuple[list[dict[str, Any]], str]:
+    """Questions and ground truths, and what the set is called."""
+    if run.task == "reasoning":
+        return read_records(problems, "test"), run.set_name
+    if run.task == "gsm8k":
+        found = catalog.find("gsm8k")
+        records = catalog.read_gsm8k(found, "test") if found else read_sample("gsm8k")
+        return list(gsm8k_questions(records)), run.set_name if found else run.set_name.replace("gsm8k", "gsm8k sample")
+    file = catalog.find_file("math", "test_answers.jsonl")
+    return (read_math(file) if file else []), run.set_name
+
+
+def _categories(metrics: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> Metadata:
+    """Counts by format and answer, accuracy by level, and answers of each failing category."""
+    counts = [
+        [pair, each["count"], f"{each['share']:.1%}", f"{each['low']:.1%} to {each['high']:.1%}"]
+        for pair, each in metrics["categories"].items()
+    ]
+    shown: Metadata = {
+        "accuracy": metrics["accuracy"],
+        "num_examples": metrics["num_examples"],
+        "num_prompts_truncated": metrics["num_prompts_truncated"],
+        "num_outputs_truncated": metrics["num_outputs_truncated"],
+        "num_lost": metrics["num_lost"],
+        "categories": table(["(format, answer)", "answers", "share", "95 % interval"], counts),
+    }
+    if "by_level" in metrics:
+        by_level = metrics["by_level"].items()
+        levels = [[level, each["num_examples"], f"{each['accuracy']:.1%}"] for level, each in by_level]
+        shown["levels"] = table(["level", "questions", "accuracy"], levels)
+    for name, pair in (("wrong_answers", (1, 0)), ("not_formatted", (0, 0))):
+        failing = rows_of_category(rows, *pair)[:_WRITTEN]
+        asked = [each["example"] for each in failing]
+        read = [
+            [example["question"][:200], each["output"][:400], example["answer"]]
+            for example, each in zip(asked, failing, strict=True)
+        ]
+        shown[name] = table(["question", "output", "right answer"], read)
+    return shown
+
+
+# ---- the chain
+
+
+def chain_accuracies(rows: Sequence[ScoreRow]) -> dict[str, dict[str, Any]]:
+    """Accuracy of each model on held-out problems, of one preset or pooled over several.
+
+    Seeds ask questions of their own, so that their right answers are added up under one Wilson interval.
+
+    Args:
+        rows: of the leaderboard; those of other tasks and metrics are left out.
+
+    Returns:
+        By model: `accuracy`, `low`, `high`, `num_examples`, and `by_preset`, the accuracy of each.
+    """
+    pooled: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["task"] == "reasoning" and row["metric"] == "accuracy":
+            each = pooled.setdefault(row["model"], {"num_correct": 0, "num_examples": 0, "by_preset": {}})
+            each["num_correct"] += round(row["value"] * row["num_examples"])
+            each["num_examples"] += row["num_examples"]
+            each["by_preset"][row["preset"]] = row["value"]
+    for each in pooled.values():
+        each["low"], each["high"] = wilson_interval(each["num_correct"], each["num_examples"])
+        each["accuracy"] = each.pop("num_correct") / each["num_examples"]
+    return pooled
+
+
+@asset(
+    group="reasoning",
+    kinds={"matplotlib"},
+    owner="team:evals",
+    watches=scores_version,
+    takes={"reasoning_scores": of_chain("reasoning_scores")},
+)
+def reasoning_study(step: Step, reasoning_scores: Path) -> Metadata:
+    """The chain stage by stage on held-out problems: start, SFT, SFT for longer, Expert Iteration, GRPO.
+
+    With the seeds of this preset that were made on this machine (`NAME_seed_N`) pooled: each has text, problems and
+    weights of its own.
+    """
+    root = reasoning_scores.parents[2]
+    stem = re.sub(r"_seed_\d+$", "", step.preset)
+    of_seeds = [row for row in collect_scores(root) if re.sub(r"_seed_\d+$", "", row["preset"]) == stem]
+    models = {name: each for name, each in chain_accuracies(of_seeds).items() if name in _MODELS}
+    models = {name: models[name] for name in _MODELS if name in models}
+    write_json(step.folder / STUDY_FILE, models)
+    shares = {name: (each["accuracy"], each["low"], each["high"]) for name, each in models.items()}
+    reasoning_plots.shares_with_intervals(shares, step.folder / "stages.png", label="accuracy on held-out problems")
+    presets = sorted({preset for each in models.values() for preset in each["by_preset"]})
+    rows = [
+        [name, *_interval(each), each["num_examples"], *(_percent(each["by_preset"].get(preset)) for preset in presets)]
+        for name, each in models.items()
+    ]
+    return {
+        "num_seeds": len(presets),
+        "stages": table(["model", "accuracy", "95 % interval", "questions", *presets], rows),
+        "figure": {"image": "stages.png"},
+    }
+
+
+@check(asset="reasoning_study")
+def training_raises_the_accuracy(reasoning_study: Path) -> tuple[bool, Metadata]:
+    """No stage of the chain is below the start policy on held-out problems, and the last is above it beyond chance."""
+    models = read_json(reasoning_study / STUDY_FILE)
+    start = models.pop("start_policy")
+    below = [name for name, each in models.items() if each["accuracy"] < start["accuracy"]]
+    gains = {name: each["accuracy"] - start["accuracy"] for name, each in models.items()}
+    last = list(models.values())[-1] if models else start
+    return not below and last["low"] > start["high"], {"gains": gains}
+
+
+@check(asset="reasoning_study")
+def grpo_beats_sft(reasoning_study: Path) -> tuple[bool, Metadata]:
+    """GRPO is above SFT on held-out problems, and above the SFT that went on for as long; beyond chance, it says so."""
+    models = read_json(reasoning_study / STUDY_FILE)
+    others = [models[name] for name in ("sft_model", "longer_sft_model") if name in models]
+    if "grpo_model" not in models or not others:
+        return True, {"state": "the chain has not both"}
+    grpo, best = models["grpo_model"], max(others, key=lambda each: each["accuracy"])
+    gain = grpo["accuracy"] - best["accuracy"]
+    return gain > 0, {"gain": round(gain, 4), "beyond_chance": grpo["low"] > best["high"]}
+
+
+def _interval(each: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{each['accuracy']:.1%}", f"{each['low']:.1%} to {each['high']:.1%}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

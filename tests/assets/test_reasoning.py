@@ -1,0 +1,376 @@
+"""The reasoning track in miniature: from a base model to GRPO's scores, its checks, studies and what is made again."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import torch
+
+from cs336.evals.report import ScoreRow
+from cs336.files import UserError, read_json, read_jsonl, write_json, write_jsonl
+from cs336.leaderboard import collect_scores, scores_version
+from cs336.model.huggingface import save_huggingface
+from cs336.model.transformer import ModelConfig, TransformerLM, save_model
+from cs336.posttrain.config import chain_cells
+from cs336.posttrain.runs import training_seconds
+from cs336.presets import Preset, find_preset
+from cs336.store import Store, Version
+from cs336.tokenizer.bpe import Tokenizer
+from cs336.tokenizer.formats import END_OF_TEXT, OWN_FILE
+from cs336.train.metrics import METRICS_FILE
+from cs336_assets.asset import STAGES, Step, make, part_names, version_of
+from cs336_assets.binding import bind_stage, evaluate, shards_of_run
+from cs336_assets.commands import partition_range
+from cs336_assets.flow import CHECKS
+from cs336_assets.graph import build_definitions
+from cs336_assets.reasoning_scores import chain_accuracies
+from cs336_assets.resources import Runtime
+from cs336_assets.selections import REASONING
+from tests.assets.conftest import ROOT, make_project
+from tests.posttrain.test_start import TOKENIZER
+
+PRESET = "micro_reasoning"
+
+
+@dataclass
+class Made:
+    """The chain and the experiments around it, in a folder of artifacts."""
+
+    preset: Preset
+    store: Store
+
+    def make(self, asset, cell=None, preset=None):
+        step = Step(Path(), preset=self.store.preset, part=cell, device="cpu")
+        return make(STAGES[asset], preset or self.preset, self.store, step)
+
+    def version(self, asset, cell=None, preset=None):
+        return version_of(STAGES[asset], preset or self.preset, self.store, cell)
+
+    def check(self, name):
+        return evaluate(CHECKS[name], self.preset, self.store, None)
+
+    def manifest(self, asset, cell=None):
+        manifest = self.store.manifest(asset, cell)
+        assert manifest is not None
+        return manifest
+
+
+def _put_base_model(store, config):
+    """What the graph makes from text: here a model that has learnt nothing, and a vocabulary of bytes."""
+    vocab = {number: bytes([number]) for number in range(256)} | {256: END_OF_TEXT.encode()}
+    torch.manual_seed(0)
+    with store.staging("tokenizer", None, Version("1", "bytes")) as (folder, _):
+        Tokenizer(vocab, [], [END_OF_TEXT]).save(folder)
+    with store.staging("base_model", None, Version("1", "random")) as (folder, _):
+        save_model(TransformerLM(config), folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CS336_PRESETS", str(ROOT / "tests" / "presets.toml"))
+        patch.setenv("CS336_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        patch.delenv("CS336_DATA", raising=False)
+        patch.setenv("CS336_DOWNLOADS", str(tmp_path_factory.mktemp("downloads")))
+        preset = find_preset(PRESET)
+        chain = Made(preset, Store(PRESET))
+        shape = ModelConfig(vocab_size=257, context_length=192, d_model=32, num_layers=1, num_heads=2)
+        _put_base_model(chain.store, shape)
+        for asset in dict.fromkeys(name for names in REASONING.values() for name in names):
+            if asset in ("reasoning_study", "rollout_log"):
+                continue
+            for cell in part_names(STAGES[asset], preset, chain.store) if STAGES[asset].cells else [None]:
+                chain.make(asset, cell)
+        chain.make("reasoning_study")
+        chain.make("rollout_log")
+        yield chain
+
+
+def _chain_weights(made, asset):
+    cell = chain_cells(made.preset.reasoning, made.preset.problems)[asset][0]
+    return made.store.path(asset, cell)
+
+
+def test_each_stage_starts_from_the_one_before_it(made):
+    def inputs(asset, cell):
+        return {name for name in made.manifest(asset, cell)["inputs"] if not name.startswith(("data:", "file:"))}
+
+    assert inputs("start_policy", None) == {"base_model", "tokenizer"}
+    assert inputs("sft_model", "32-correct") == {"start_policy", "reasoning_problems"}
+    assert inputs("expert_iteration_model", "expert-iteration") == {"sft_model", "reasoning_problems"}
+    assert inputs("grpo_model", "off-policy-1x2") == {"expert_iteration_model", "reasoning_problems"}
+    between = {"expert_iteration_model", "grpo_model"}  # the time that it has
+    assert inputs("longer_sft_model", "as-long-as-grpo") == {"sft_model", "reasoning_problems"} | between
+    assert inputs("reasoning_scores", "grpo_model-x-gsm8k") == {"grpo_model", "reasoning_problems"}
+
+
+def test_nothing_is_made_twice_and_a_longer_grid_leaves_what_was_run(made):
+    longer = replace(made.preset, reasoning=replace(made.preset.reasoning, sft_runs=("full", "32-correct", "16")))
+    for asset, cell in (
+        ("sft_model", "32-correct"),
+        ("grpo_model", "grpo"),
+        ("reasoning_scores", "sft_model-x-reasoning"),
+    ):
+        assert made.make(asset, cell)[2], "it is current"
+        assert made.version(asset, cell, longer) == made.version(asset, cell)
+    rates = replace(made.preset.reasoning, grpo=replace(made.preset.reasoning.grpo, learning_rate=2e-3))
+    changed = replace(made.preset, reasoning=rates)
+    assert made.version("grpo_model", "grpo", changed) != made.version("grpo_model", "grpo")
+    assert made.version("sft_model", "full", changed) == made.version("sft_model", "full")
+
+
+def test_a_preset_that_starts_elsewhere_needs_no_base_model(made, monkeypatch):
+    """No text, no tokenizer, no base model; and its GRPO starts from the checkpoint."""
+    monkeypatch.setenv("CS336_DATA", str(made.store.root / "nowhere"))
+    preset = find_preset("qwen_math")
+    deps = {key.path[-1] for key in bind_stage(STAGES["start_policy"], preset, Runtime()).dependency_keys}
+    assert deps == set()
+    deps = {key.path[-1] for key in bind_stage(STAGES["grpo_model"], preset, Runtime()).dependency_keys}
+    assert deps == {"start_policy", "reasoning_problems"}
+    for name in ("qwen_math", "reasoner"):  # the checkpoint and the text are not here: the graph loads
+        assert build_definitions(name)
+    with pytest.raises(UserError, match="cs336 data fetch"):
+        version_of(STAGES["start_policy"], preset, Store("qwen_math"), None)
+
+
+def test_dagster_draws_the_cell_that_a_stage_starts_from(made):
+    """In the UI a run of GRPO's cells asks for the one cell of Expert Iteration, and for nothing else of it."""
+    bound = bind_stage(STAGES["grpo_model"], made.preset, Runtime())
+    mapping = bound.get_partition_mapping(dg.AssetKey([PRESET, "expert_iteration_model"]))
+    assert mapping == dg.SpecificPartitionsPartitionMapping(["expert-iteration"])
+    assert {key.path[-1] for key in bound.dependency_keys} == {"expert_iteration_model", "reasoning_problems"}
+
+
+def test_every_check_can_be_read(made):
+    for name, declared in CHECKS.items():
+        if STAGES[declared.asset].group == "reasoning":
+            passed, facts = made.check(name)
+            assert isinstance(passed, bool) and facts, name
+    for name in ("no_held_out_problem_is_trained_on", "rewards_are_for_new_problems", "questions_leave_room_to_think"):
+        assert made.check(name)[0], made.check(name)
+    for name in ("sft_stayed_finite", "grpo_stayed_finite", "generator_and_trainer_agree", "all_traces_fit"):
+        assert made.check(name)[0], made.check(name)
+    passed, facts = made.check("it_had_as_much_time_as_grpo")
+    stages = [_chain_weights(made, asset) for asset in ("expert_iteration_model", "grpo_model")]
+    assert passed and facts["longer_sft_seconds"] >= sum(map(training_seconds, stages))
+
+
+@pytest.mark.parametrize("leak", ["question", "calculation", "trace"])
+def test_a_held_out_problem_in_training_is_found(made, leak, tmp_path):
+    folder = tmp_path / "problems"
+    shutil.copytree(made.store.path("reasoning_problems"), folder)
+    (held_out, *_), train = list(read_jsonl(folder / "test.jsonl")), list(read_jsonl(folder / "train.jsonl"))
+    if leak == "trace":
+        traces = list(read_jsonl(folder / "traces.jsonl"))
+        prompt = traces[0]["prompt"].replace(traces[0]["question"], held_out["question"])
+        write_jsonl(folder / "traces.jsonl", [traces[0] | {"prompt": prompt}, *traces])
+    elif leak == "question":
+        write_jsonl(folder / "train.jsonl", [*train, train[0] | {"question": held_out["question"]}])
+    else:
+        write_jsonl(folder / "train.jsonl", [*train, held_out | {"question": "The same in other words?"}])
+    passed, facts = CHECKS["no_held_out_problem_is_trained_on"].function(folder, made.preset.problems)
+    assert not passed and facts["in_other_words" if leak == "calculation" else "leaks"] == [held_out["question"]]
+
+
+def test_scores_are_of_every_model_and_task_and_count_what_was_written(made):
+    rows = [row for row in collect_scores(made.store.root) if row["preset"] == PRESET]
+    scored = {(row["model"], row["task"]) for row in rows}
+    chain = ("start_policy", "sft_model", "longer_sft_model", "expert_iteration_model", "grpo_model")
+    assert {(model, task) for model in chain for task in ("reasoning", "gsm8k")} <= scored
+    assert ("grpo_model/off-policy-1x2", "reasoning") in scored and ("sft_model/32-correct", "gsm8k") not in scored
+    assert not any(task == "math" for _, task in scored), "MATH is not on this machine"
+    folder = made.store.path("reasoning_scores", "grpo_model-x-reasoning")
+    written = list(read_jsonl(folder / "generations.jsonl"))
+    (score,) = read_json(folder / "scores.json")
+    assert score["num_examples"] == len(written) == 12
+    assert score["value"] == sum(row["correct"] for row in written) / 12
+    before = scores_version(made.store.root)
+    (folder / ".work").mkdir()  # no artifact
+    write_json(folder / ".work" / "scores.json", [])
+    assert scores_version(made.store.root) == before
+    shutil.rmtree(folder / ".work")
+
+
+def test_the_right_traces_alone_are_all_of_these(made):
+    counts = read_json(made.store.path("sft_model", "32-correct") / "traces.json")
+    assert counts["num_traces"] == counts["num_kept"] == 64 and counts["num_wrong"] == 0
+    assert counts["num_train_traces"] == 32
+
+
+def test_the_log_of_rollouts_can_be_read(made):
+    page = (made.store.path("rollout_log") / "rollouts.md").read_text()
+    steps = [line for line in page.splitlines() if line.startswith("## Step")]
+    assert [line.split(":")[0] for line in steps] == ["## Step 0", "## Step 2", "## Step 3"]
+    (first, *_) = read_jsonl(made.store.path("grpo_model", "grpo") / "rollouts" / "step-000003.jsonl")
+    assert first["response"] in page and f"right answer `{first['ground_truth']}`" in page
+
+
+def test_folders_of_runs_hold_what_is_needed_and_no_checkpoints(made):
+    for asset in ("sft_model", "expert_iteration_model", "grpo_model", "longer_sft_model"):
+        folder = _chain_weights(made, asset)
+        assert (folder / "model.safetensors").exists() and (folder / "bpe.json").exists()
+        assert (folder / "curves.png").exists() and (folder / METRICS_FILE).exists()
+        assert not list(folder.rglob("checkpoints")) and len(list(folder.rglob("*.safetensors"))) == 1
+
+
+def test_the_leaderboards_clock_runs_from_the_start_policy(made):
+    study = read_json(made.store.path("reasoning_leaderboard") / "study.json")
+    seconds = {
+        asset: [row["seconds"] for row in read_jsonl(_chain_weights(made, asset) / METRICS_FILE)][-1]
+        for asset in ("sft_model", "expert_iteration_model", "grpo_model")
+    }
+    ends = {name: curve[-1][0] for name, curve in study["curves"].items()}
+    assert ends["sft_model"] == pytest.approx(seconds["sft_model"])
+    assert ends["grpo_model"] == pytest.approx(sum(seconds.values())), "it stands on the two before it"
+    assert set(ends) >= {"grpo_model/off-policy-1x2", "sft_model/32-correct"}
+
+
+def test_variants_stand_side_by_side(made):
+    study = read_json(made.store.path("grpo_study") / "study.json")
+    assert list(study) == ["grpo", "off-policy-1x2"]
+    assert study["off-policy-1x2"]["clip_fraction"] is not None and study["grpo"]["clip_fraction"] is None
+    assert study["off-policy-1x2"]["steps"] == 2 * study["grpo"]["steps"] == 6
+    assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()
+
+
+# ---- seeds
+
+
+def _score(preset, model, value, num_examples, task="reasoning"):
+    return ScoreRow(
+        preset=preset,
+        model=model,
+        task=task,
+        set_name="",
+        metric="accuracy",
+        value=value,
+        low=0.0,
+        high=1.0,
+        num_examples=num_examples,
+        measured="here",
+    )
+
+
+def test_seeds_are_pooled_by_hand():
+    rows = [
+        _score("a", "grpo_model", 0.75, 100),
+        _score("a_seed_1", "grpo_model", 0.25, 300),
+        _score("a", "grpo_model", 1.0, 9, task="gsm8k"),
+    ]
+    pooled = chain_accuracies(rows)["grpo_model"]
+    assert pooled["accuracy"] == (75 + 75) / 400 and pooled["num_examples"] == 400
+    assert pooled["by_preset"] == {"a": 0.75, "a_seed_1": 0.25}
+    assert (round(pooled["low"], 4), round(pooled["high"], 4)) == (0.329, 0.4234)  # Wilson's formula, worked by hand
+
+
+def test_a_preset_with_a_seed_in_its_name_is_that_preset_with_the_seed():
+    seeded = find_preset("reasoner_seed_2")
+    assert seeded == replace(find_preset("reasoner"), name="reasoner_seed_2", seed=2)
+    with pytest.raises(UserError, match="no preset 'nobody'"):
+        find_preset("nobody_seed_2")
+
+
+# ---- interruption
+
+
+class _Killed(BaseException):
+    """Not an error that anything below would handle."""
+
+
+@pytest.mark.parametrize(("asset", "cell"), [("sft_model", "full"), ("grpo_model", "grpo")])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(made, asset, cell, tmp_path, monkeypatch):
+    stopped = Made(made.preset, Store(PRESET, root=tmp_path))
+    for whole in ("tokenizer", "base_model", "reasoning_problems", "start_policy"):
+        shutil.copytree(made.store.path(whole), stopped.store.path(whole))
+    if asset == "grpo_model":
+        shutil.copytree(made.store.path("expert_iteration_model"), stopped.store.path("expert_iteration_model"))
+    seen = []
+
+    class Log:
+        def info(self, line):
+            seen.append(line)
+            if len(seen) == 2:  # the second validation
+                raise _Killed
+
+    class Context:
+        log = Log()
+
+    step = Step(Path(), preset=PRESET, part=cell, device="cpu", context=Context())
+    with pytest.raises(_Killed):
+        make(STAGES[asset], made.preset, stopped.store, step)
+    assert stopped.store.manifest(asset, cell) is None
+    (work,) = (tmp_path / PRESET / ".work").glob(f"{asset}--{cell}--*")
+    assert list((work / "checkpoints").iterdir())
+    stopped.make(asset, cell)
+    ours, undisturbed = (each.store.path(asset, cell) for each in (stopped, made))
+    for name in ("model.safetensors", "rollouts/step-000000.jsonl"):
+        assert (ours / name).read_bytes() == (undisturbed / name).read_bytes()
+    steps = [[row["step"] for row in read_jsonl(folder / METRICS_FILE)] for folder in (ours, undisturbed)]
+    assert steps[0] == steps[1]
+
+
+def test_a_range_of_cells_is_none_of_shards(tmp_path):
+    """Checks of a preset that never crawled anything: it starts from a checkpoint."""
+    assert not shards_of_run(
+        CHECKS["all_traces_fit"],
+        partition_range("full", "32-correct"),
+        find_preset("qwen_math"),
+        Store("x", root=tmp_path),
+    )
+
+
+# ---- by the command
+
+
+@pytest.mark.slow
+def test_one_command_makes_text_base_model_chain_and_scores(project):
+    made = project.run("reasoning", PRESET)
+    assert f"{PRESET}/grpo_model[grpo]: made" in made and "off-policy" not in made
+    assert f"{PRESET}/base_model: made" in made and "tokenizer_study" not in made and "perplexity" not in made
+    scores = project.python("-m", "cs336", "scores", "--preset", PRESET).stdout
+    assert all(name in scores for name in ("start_policy", "sft_model", "expert_iteration_model", "grpo_model"))
+    again = project.run("reasoning", PRESET)
+    assert ": made in" not in again
+    more = project.run("reasoning_experiments", PRESET)
+    assert f"{PRESET}/grpo_model[off-policy-1x2]: made" in more and f"{PRESET}/grpo_study: made" in more
+    assert f"{PRESET}/grpo_model[grpo]: unchanged" in more
+
+
+_CHECKPOINT_PRESET = """
+[small_math]
+base = "qwen_math"
+fetch = false
+policy = {start = "%(folder)s/checkpoint"}
+problems = {train_file = "%(folder)s/math.jsonl", test_file = "%(folder)s/test.jsonl", num_train = 8, num_valid = 4}
+[small_math.reasoning]
+score_tasks = ["reasoning"]
+sft_runs = []
+expert_iteration_runs = []
+grpo_runs = ["grpo"]
+[small_math.reasoning.grpo]
+n_grpo_steps = 2
+rollout_batch_size = 8
+train_batch_size = 8
+group_size = 4
+gradient_accumulation_steps = 4
+sampling_max_tokens = 16
+valid_interval = 1
+"""
+
+
+@pytest.mark.slow
+def test_grpo_on_a_checkpoint_is_one_command_and_needs_no_text(tmp_path):
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=257, context_length=1_024, d_model=32, num_layers=1, num_heads=2, qkv_bias=True)
+    save_huggingface(TransformerLM(shape), tmp_path / "checkpoint", tokenizer=TOKENIZER)
+    (tmp_path / "checkpoint" / OWN_FILE).unlink()  # transformers' files alone, as the Hub has them
+    rows = [{"problem": f"What is {n}+{n}?", "answer": str(2 * n)} for n in range(20)]
+    write_jsonl(tmp_path / "math.jsonl", rows[:14])
+    write_jsonl(tmp_path / "test.jsonl", rows[14:])
+    (tmp_path / "presets.toml").write_text(_CHECKPOINT_PRESET % {"folder": tmp_path})
+    project = make_project(tmp_path / "project", CS336_PRESETS=str(tmp_path / "presets.toml"))
+    made = project.run("reasoning", "small_math")
+    assert "small_math/grpo_model[grpo]: made" in made and "crawl" not in made
+    assert "grpo_model" in project.python("-m", "cs336", "scores", "--preset", "small_math").stdout

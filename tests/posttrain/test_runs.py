@@ -1,0 +1,110 @@
+"""Runs between folders: which traces SFT takes, how policies are scored; tests/assets has the whole chain."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
+from cs336.evals.rewards import REWARDS
+from cs336.files import read_json, write_jsonl
+from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain.config import ScoreRun, SftRun
+from cs336.posttrain.policy import save_policy
+from cs336.posttrain.problems import ProblemsConfig, make_problems
+from cs336.posttrain.runs import COUNTS_FILE, Site, read_problems, read_records, run_sft, score_policy, write_problems
+from cs336.posttrain.sft import SftConfig
+from cs336.posttrain.start import PolicyConfig
+from tests.posttrain.test_start import TOKENIZER
+
+PROBLEMS = ProblemsConfig(
+    num_train=4,
+    num_valid=3,
+    num_test=6,
+    num_traces=20,
+    num_valid_traces=2,
+    generated=GeneratedConfig(levels=(1,), kinds=("sums",)),
+    traces=TraceConfig(direct=0.0, steps=1.0, digits=0.0, slip_share=0.5),
+)
+SFT = SftRun(
+    config=SftConfig(batch_size=8, learning_rate=1e-3, valid_interval=100),
+    template=PROBLEMS.template,
+    reward=PROBLEMS.reward,
+    sampling_min_tokens=4,
+    sampling_max_tokens=12,
+)
+
+
+@pytest.fixture
+def site(tmp_path):
+    for name in ("start", "problems", "run"):
+        (tmp_path / name).mkdir()
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=257, context_length=192, d_model=16, num_layers=1, num_heads=2)
+    save_policy(TransformerLM(shape), TOKENIZER, tmp_path / "start")
+    write_problems(make_problems(PROBLEMS, seed=0), tmp_path / "problems")
+    return Site(
+        start=tmp_path / "start",
+        problems=tmp_path / "problems",
+        folder=tmp_path / "run",
+        policy=PolicyConfig(),
+        seed=0,
+    )
+
+
+def test_wrong_traces_are_left_out_where_only_right_ones_count(site):
+    wrong = sum(not trace["correct"] for trace in read_records(site.problems, "traces"))
+    assert 0 < wrong < 20
+    _, counts = run_sft(replace(SFT, correct_only=True), site)
+    assert (counts["num_kept"], counts["num_wrong"], counts["num_train_traces"]) == (20 - wrong, wrong, 20 - wrong)
+    assert counts == read_json(site.folder / COUNTS_FILE)
+    assert run_sft(replace(SFT, size=5), replace(site, folder=site.folder / "five"))[1]["num_train_traces"] == 5
+    with pytest.raises(ValueError, match="21 traces are asked for, there are 20"):
+        run_sft(replace(SFT, size=21), site)
+
+
+def test_the_clock_ends_a_run_and_too_long_traces_are_counted(site):
+    traces = read_records(site.problems, "traces")
+    write_jsonl(site.problems / "traces.jsonl", [*traces, traces[0] | {"response": "x" * 300}])
+    endless = replace(SFT, config=replace(SFT.config, num_epochs=100_000))
+    outcome, counts = run_sft(endless, site, max_seconds=0.05)
+    assert outcome.ended_by == "time" and counts["num_left_out"] == 1
+
+
+def test_scores_of_several_samplings_are_their_mean(site):
+    run = ScoreRun(
+        model="start_policy",
+        asset="start_policy",
+        cell="",
+        task="reasoning",
+        set_name="sums",
+        template=PROBLEMS.template,
+        reward=PROBLEMS.reward,
+        num_seeds=2,
+        max_examples=0,
+        sampling_min_tokens=4,
+        sampling_max_tokens=8,
+    )
+    result = score_policy(run, read_records(site.problems, "test"), site)
+    assert result.metrics["num_runs"] == 2 and result.metrics["num_examples"] == 6 == len(result.rows)
+    assert {len(row["output"]) > 0 for row in result.rows} == {True}
+    again = score_policy(replace(run, num_seeds=1), read_records(site.problems, "test"), site)
+    assert [row["output"] for row in again.rows] == [row["output"] for row in result.rows], "seeds fix the answers"
+
+
+def test_problems_are_read_as_they_are_asked(site):
+    records, problems = read_records(site.problems, "test"), read_problems(site.problems, "test", "question_only")
+    assert [each.prompt for each in problems] == [record["question"] for record in records]
+    assert [each.ground_truth for each in problems] == [record["answer"] for record in records]
+
+
+def _generous(response, ground_truth):
+    """A reward of a user's: every answer is right."""
+    return {"format_reward": 1.0, "answer_reward": 1.0, "reward": 1.0}
+
+
+def test_a_reward_of_ones_own_takes_a_line(site, monkeypatch):
+    monkeypatch.setitem(REWARDS, "generous", _generous)
+    assert replace(PROBLEMS, reward="generous").reward == "generous"
+    outcome, _ = run_sft(replace(SFT, reward="generous"), site)
+    assert outcome.best["valid_accuracy"] == 1.0

@@ -1,0 +1,107 @@
+"""`cs336 evaluate`: a folder's scores on every task, answers kept, and mistakes in one line."""
+
+import json
+
+import pytest
+import torch
+
+from cs336.cli import main
+from cs336.files import read_jsonl
+from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain.policy import save_policy
+from tests.evals.test_answerer import BYTES
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch, tmp_path):
+    monkeypatch.delenv("CS336_DATA", raising=False)
+    monkeypatch.setenv("CS336_DOWNLOADS", str(tmp_path / "downloads"))
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=256, context_length=96, d_model=16, num_layers=1, num_heads=2, d_ff=32)
+    folder = tmp_path_factory.mktemp("model") / "mine"
+    folder.mkdir()
+    save_policy(TransformerLM(shape), BYTES, folder)
+    return folder
+
+
+def test_every_task_leaves_its_answers_and_a_score_with_its_interval(folder, tmp_path, capsys):
+    tasks = ["mmlu", "gsm8k", "generated", "alpaca_eval", "safety"]
+    assert main(["evaluate", *tasks, "--model", str(folder), "--examples", "3", "--out", "scored"]) == 0
+    printed = capsys.readouterr().out
+    assert "examples/s" in printed and "judged by offline: " in printed and "accuracy, likeliest choice" in printed
+    rows = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert {row["task"] for row in rows} == set(tasks) and {row["num_examples"] for row in rows} == {3}
+    assert all(row["model"] == "mine" for row in rows)
+    assert all(row["low"] is not None for row in rows if row["metric"] != "unparseable_share")
+    for task in tasks:
+        answers = list(read_jsonl(tmp_path / "scored" / task / "seed-0" / "rows.jsonl"))
+        assert len(answers) == 3 and {"prompt", "output", "finish"} <= answers[0].keys()
+    predictions = json.loads((tmp_path / "scored" / "alpaca_eval" / "seed-0" / "predictions.json").read_text())
+    assert {row["generator"] for row in predictions} == {"mine"}
+    safety = list(read_jsonl(tmp_path / "scored" / "safety" / "seed-0" / "predictions.jsonl"))
+    assert {"prompts_final", "output"} <= safety[0].keys()
+
+
+def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
+    asked = ["--frame", "r1_zero_short", "--temperature", "1", "--seeds", "0", "1", "--examples", "4"]
+    assert main(["evaluate", "generated", "--model", str(folder), *asked, "--max-new-tokens", "8"]) == 0
+    capsys.readouterr()
+    (out,) = (tmp_path / "evaluations").iterdir()
+    (score,) = json.loads((out / "scores.json").read_text())
+    assert (score["num_examples"], score["value"]) == (4, 0.0) and score["high"] > 0
+    outputs = [
+        [row["output"] for row in read_jsonl(out / "generated" / f"seed-{seed}" / "rows.jsonl")] for seed in (0, 1)
+    ]
+    assert outputs[0] != outputs[1]
+    metrics = json.loads((out / "generated" / "seed-0" / "metrics.json").read_text())
+    assert metrics["categories"]["(0,0)"]["count"] == 4
+
+
+def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_path, shared_data, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    assert (
+        main(["evaluate", "math", "--model", str(folder), "--examples", "2", "--max-new-tokens", "8", "--out", "m"])
+        == 0
+    )
+    rows = list(read_jsonl(tmp_path / "m" / "math" / "seed-0" / "rows.jsonl"))
+    assert len(rows) == 2 and all(row["prompt"].endswith("Assistant: <think>") and row["reward"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gsm8k"], "not there yet; `cs336 run --preset tiny` makes it, or give --model"),
+        (["gsm8k", "--preset", "huge"], "no preset 'huge'"),
+        (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
+        (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
+        (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
+        (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
+        (["gsm8k", "--examples", "-1"], "are 0 or more"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys):
+    assert main(["evaluate", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_what_a_task_needs_and_the_model_has_not_is_one_line(folder, capsys):
+    assert main(["evaluate", "math", "--model", str(folder)]) == 1
+    assert "math (" in capsys.readouterr().err
+    assert main(["evaluate", "gsm8k", "--model", str(folder), "--max-new-tokens", "96"]) == 1
+    assert "leaves no room for a prompt in a context of 96" in capsys.readouterr().err
+
+
+def test_help_teaches_by_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    assert "cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm" in printed
+    for task in ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety"):
+        assert f"\n  {task} " in printed
