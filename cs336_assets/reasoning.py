@@ -35,7 +35,7 @@ from cs336.posttrain.runs import (
     training_seconds,
     write_problems,
 )
-from cs336.posttrain.start import PolicyConfig, load_tokenizer, shape_of, write_start
+from cs336.posttrain.start import PolicyConfig, shape_of, tokenizer_of, write_start
 from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.codec import encode_texts, is_huggingface
@@ -153,7 +153,7 @@ def questions_leave_room_to_think(
     reasoning: ReasoningConfig,
 ) -> tuple[bool, Metadata]:
     """The longest prompt leaves the context room for the longest response, and prompts come back from their tokens."""
-    tokenizer, context_length = load_tokenizer(start_policy), shape_of(start_policy, policy).context_length
+    tokenizer, context_length = tokenizer_of(start_policy), shape_of(start_policy, policy).context_length
     prompts = prompts_of(read_records(reasoning_problems, "valid"), problems.template)
     encoded = list(encode_texts(tokenizer, prompts, special_tokens=False))
     broken = []

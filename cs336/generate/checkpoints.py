@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model as load_safetensors
 
 from cs336 import catalog
 from cs336.files import UserError, read_json
 from cs336.generate.backend import HuggingFaceCodec
 from cs336.generate.engine import TextCodec
 from cs336.model.huggingface import load_huggingface
-from cs336.model.transformer import ModelConfig, TransformerLM, load_model
+from cs336.model.transformer import TransformerLM, load_model
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
 from cs336.tokens.codec import is_huggingface
@@ -51,13 +50,15 @@ def load_checkpoint(
     *,
     tokenizer: Path | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     max_context: int = 0,
 ) -> Checkpoint:
-    """Read a model and its tokenizer, the weights in the type in which they are stored.
+    """Read a model and its tokenizer.
 
     Args:
         source: a folder, an entry of the catalogue such as "llama-3.1-8b", or a name on the hub.
         tokenizer: folder of ours, of a model that has none beside it; the folder `tokenizer` next to it by default.
+        dtype: of the weights; as they are stored by default.
         max_context: keep no more positions of an imported checkpoint than these; 0 keeps all.
 
     Raises:
@@ -68,16 +69,10 @@ def load_checkpoint(
     if "model_type" in values:
         most = values.get("max_position_embeddings", 0)
         context = min(max_context, most) if max_context and most else None
-        model = load_huggingface(folder, device=device, context_length=context)
-        return Checkpoint(model, _transformers_tokenizer(folder), folder, True)
-    weights = folder / "model.safetensors"
-    dtype = _stored_dtype(weights)
-    if dtype in (None, torch.float32):
-        model = load_model(folder, device=device)
-    else:
-        model = TransformerLM.without_weights(ModelConfig(**values), device=device, dtype=dtype).eval()
-        load_safetensors(model, str(weights), device=str(device))
-    codec = _own_tokenizer(folder, tokenizer)
+        model = load_huggingface(folder, device=device, dtype=dtype, context_length=context)
+        return Checkpoint(model, load_tokenizer(folder), folder, True)
+    model = load_model(folder, device=device, dtype=dtype or _stored_dtype(folder / "model.safetensors"))
+    codec = load_tokenizer(folder, elsewhere=tokenizer)
     if not is_huggingface(codec) and codec.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {codec.vocab_size:,} tokens, the model knows {model.config.vocab_size:,};"
@@ -86,17 +81,17 @@ def load_checkpoint(
     return Checkpoint(model, codec, folder, False)
 
 
-def _stored_dtype(path: Path) -> torch.dtype | None:
-    """Not fp32 of a model tuned in bf16, which might not fit so; None where `load_model` will say what is wrong."""
+def _stored_dtype(path: Path) -> torch.dtype:
+    """The type of a model's weights; fp32 where `load_model` will say what is wrong."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return file.get_slice("token_embeddings.weight")[:1].dtype
     except (FileNotFoundError, SafetensorError):
-        return None
+        return torch.float32
 
 
 def find_checkpoint(source: Path | str) -> Path:
-    """The folder of a model; what is on the hub alone is downloaded.
+    """The folder of a model; what is on the hub alone is downloaded, unless the catalogue knows it.
 
     Raises:
         UserError: there is no such model.
@@ -106,8 +101,10 @@ def find_checkpoint(source: Path | str) -> Path:
         return folder
     if folder.is_dir():
         raise UserError(f"{folder}: holds no finished model (config.json)")
-    if str(source) in catalog.ENTRIES:
-        return catalog.require(str(source))
+    known = {entry.origin.lower(): name for name, entry in catalog.ENTRIES.items() if entry.kind == "model"}
+    name = known.get(str(source).lower(), str(source))
+    if name in catalog.ENTRIES:
+        return catalog.require(name)
     if isinstance(source, Path) or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
             f"{source}: no such folder; give that of a model, or a name on the hub such as Qwen/Qwen2.5-0.5B"
@@ -125,9 +122,19 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"{name}: no folder here, and the hub does not give it ({reason})") from None
 
 
-def _own_tokenizer(folder: Path, elsewhere: Path | None) -> Any:
+def load_tokenizer(folder: Path, *, elsewhere: Path | None = None) -> Any:
+    """The tokenizer of a model in a folder: ours, or one of transformers.
+
+    Args:
+        elsewhere: folder of ours to take instead.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is read by transformers, which is not installed.
+    """
     if elsewhere is not None:
         return Tokenizer.load(elsewhere)
+    if "model_type" in read_json(folder / "config.json"):
+        return _transformers_tokenizer(folder)
     if (folder / OWN_FILE).is_file():
         return Tokenizer.load(folder)
     if (folder / _TOKENIZER_CONFIG).is_file():
@@ -141,8 +148,13 @@ def _own_tokenizer(folder: Path, elsewhere: Path | None) -> Any:
 
 
 def _transformers_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError(
+            f"{folder}: its tokenizer is read by transformers, which is not installed; pip install 'cs336[gpu]' or"
+            " pip install transformers"
+        ) from None
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -107,3 +107,14 @@ def test_what_is_not_there_is_one_line(source, said, tmp_path, monkeypatch):
 def test_a_folder_without_a_model_says_so(tmp_path):
     with pytest.raises(UserError, match="holds no finished model"):
         find_checkpoint(tmp_path)
+
+
+def test_catalogue_names_and_hub_ids_mean_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(tmp_path))
+    monkeypatch.setenv("CS336_DOWNLOADS", str(tmp_path / "downloads"))
+    for name in ("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B"):
+        with pytest.raises(UserError, match=r"cs336 data fetch qwen2\.5-math-1\.5b"):
+            find_checkpoint(name)
+    mirrored = tmp_path / "weights" / "Qwen2.5-Math-1.5B"
+    mirrored.mkdir(parents=True)
+    assert find_checkpoint("qwen2.5-math-1.5b") == find_checkpoint("Qwen/Qwen2.5-Math-1.5B") == mirrored

@@ -14,7 +14,6 @@ from cs336.posttrain.policy import save_policy
 from cs336.posttrain.start import (
     CHECKPOINT_FILE,
     PolicyConfig,
-    checkpoint_folder,
     load_policy,
     shape_of,
     write_start,
@@ -87,19 +86,6 @@ def test_what_a_checkpoint_holds_is_known_by_its_bytes_not_its_place(checkpoint,
     (tmp_path / "copy" / OWN_FILE).unlink()
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in checkpoint.iterdir()}
     assert jsonable(PolicyConfig(start=str(tmp_path / "copy"))) != ours
-
-
-def test_catalogue_names_and_hub_ids_mean_the_same(tmp_path, monkeypatch):
-    monkeypatch.setenv("CS336_DATA", str(tmp_path))
-    monkeypatch.setenv("CS336_DOWNLOADS", str(tmp_path / "downloads"))
-    for name in ("qwen2.5-math-1.5b", "Qwen/Qwen2.5-Math-1.5B"):
-        with pytest.raises(UserError, match=r"cs336 data fetch qwen2\.5-math-1\.5b"):
-            checkpoint_folder(name)
-    mirrored = tmp_path / "weights" / "Qwen2.5-Math-1.5B"
-    mirrored.mkdir(parents=True)
-    assert checkpoint_folder("qwen2.5-math-1.5b") == checkpoint_folder("Qwen/Qwen2.5-Math-1.5B") == mirrored
-    with pytest.raises(UserError, match="no folder with a checkpoint"):
-        checkpoint_folder("somebody/else")
 
 
 def test_settings_outside_their_range_are_refused():
