@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,21 @@ class _Policy:
     hand_over: bool
 
 
-def _opened(site: Site, reward: str) -> _Policy:
+@contextlib.contextmanager
+def _opened(site: Site, reward: str) -> Iterator[_Policy]:
     if site.policy.generator == "vllm":
         gc.collect()  # one before it, whose memory is free only when nothing refers to it
-    if torch.device(site.device).type == "cpu":
-        torch.set_num_threads(site.num_workers)  # more than there are cores for would wait for one another
     model, tokenizer = load_policy(site.start, site.policy, device=site.device)
     spare = _spare_gpu(site)
     backend = generator_for(model, tokenizer, site.policy.generator, device=spare)
     hand_over = site.policy.hand_over and spare is None
-    return _Policy(model, tokenizer, backend, _graders(reward, site.num_workers).score, hand_over)
+    num_threads = torch.get_num_threads()
+    if torch.device(site.device).type == "cpu":
+        torch.set_num_threads(site.num_workers)  # more than there are cores for would wait for one another
+    try:
+        yield _Policy(model, tokenizer, backend, _graders(reward, site.num_workers).score, hand_over)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @functools.cache
@@ -130,36 +136,36 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
         ValueError: no trace is left to train on.
     """
     config = replace(run.config, max_seconds=max_seconds) if max_seconds else run.config
-    policy = _opened(site, run.reward)
-    traces, counts = _chosen_traces(run, site, policy.reward)
-    params = SamplingParams(
-        max_tokens=run.sampling_max_tokens, min_tokens=run.sampling_min_tokens, stop=stop_strings(run.template)
-    )
-    sampler = Sampler(
-        policy.backend,
-        policy.tokenizer,
-        policy.reward,
-        params,
-        seed=site.seed,
-        hand_over=policy.hand_over,
-    )
-    valid_traces = [(each["prompt"], each["response"]) for each in read_records(site.problems, "valid_traces")]
-    outcome = train_sft(
-        policy.model,
-        policy.tokenizer,
-        traces,
-        valid_traces,
-        config,
-        seed=site.seed,
-        folder=site.folder,
-        evaluate=RolloutValidation(sampler, read_problems(site.problems, "valid", run.template), site.folder),
-        report=site.report,
-        progress=site.progress,
-    )
-    counts |= {"num_left_out": outcome.num_left_out}
-    write_json(site.folder / COUNTS_FILE, counts)
-    _drop_checkpoints(site.folder)
-    return outcome, counts
+    with _opened(site, run.reward) as policy:
+        traces, counts = _chosen_traces(run, site, policy.reward)
+        params = SamplingParams(
+            max_tokens=run.sampling_max_tokens, min_tokens=run.sampling_min_tokens, stop=stop_strings(run.template)
+        )
+        sampler = Sampler(
+            policy.backend,
+            policy.tokenizer,
+            policy.reward,
+            params,
+            seed=site.seed,
+            hand_over=policy.hand_over,
+        )
+        valid_traces = [(each["prompt"], each["response"]) for each in read_records(site.problems, "valid_traces")]
+        outcome = train_sft(
+            policy.model,
+            policy.tokenizer,
+            traces,
+            valid_traces,
+            config,
+            seed=site.seed,
+            folder=site.folder,
+            evaluate=RolloutValidation(sampler, read_problems(site.problems, "valid", run.template), site.folder),
+            report=site.report,
+            progress=site.progress,
+        )
+        counts |= {"num_left_out": outcome.num_left_out}
+        write_json(site.folder / COUNTS_FILE, counts)
+        _drop_checkpoints(site.folder)
+        return outcome, counts
 
 
 def _chosen_traces(run: SftRun, site: Site, reward: RewardAll) -> tuple[list[tuple[str, str]], dict[str, int]]:
@@ -187,49 +193,49 @@ def run_expert_iteration(run: ExpertIterationRun, site: Site) -> list[dict[str, 
     Returns:
         The rows, one a round.
     """
-    policy = _opened(site, run.reward)
-    rows = train_expert_iteration(
-        policy.model,
-        policy.tokenizer,
-        policy.backend,
-        read_problems(site.problems, "train", run.template),
-        read_problems(site.problems, "valid", run.template),
-        run.config,
-        reward=policy.reward,
-        seed=site.seed,
-        folder=site.folder,
-        stop=stop_strings(run.template),
-        hand_over=policy.hand_over,
-        report=site.report,
-        progress=site.progress,
-    )
-    for home in sorted(site.folder.glob("round-*")):
-        _drop_checkpoints(home)
-        for weights in home.glob("*.safetensors"):  # the last round's stand in the run's own folder
-            weights.unlink()
-    return rows
+    with _opened(site, run.reward) as policy:
+        rows = train_expert_iteration(
+            policy.model,
+            policy.tokenizer,
+            policy.backend,
+            read_problems(site.problems, "train", run.template),
+            read_problems(site.problems, "valid", run.template),
+            run.config,
+            reward=policy.reward,
+            seed=site.seed,
+            folder=site.folder,
+            stop=stop_strings(run.template),
+            hand_over=policy.hand_over,
+            report=site.report,
+            progress=site.progress,
+        )
+        for home in sorted(site.folder.glob("round-*")):
+            _drop_checkpoints(home)
+            for weights in home.glob("*.safetensors"):  # the last round's stand in the run's own folder
+                weights.unlink()
+        return rows
 
 
 def run_grpo(run: GrpoRun, site: Site) -> Outcome:
     """Train on rewards; the folder gets what `train_grpo` writes, but its checkpoints."""
-    policy = _opened(site, run.reward)
-    outcome = train_grpo(
-        policy.model,
-        policy.tokenizer,
-        policy.backend,
-        read_problems(site.problems, "train", run.template),
-        read_problems(site.problems, "valid", run.template),
-        run.config,
-        reward=policy.reward,
-        seed=site.seed,
-        folder=site.folder,
-        stop=stop_strings(run.template),
-        hand_over=policy.hand_over,
-        report=site.report,
-        progress=site.progress,
-    )
-    _drop_checkpoints(site.folder)
-    return outcome
+    with _opened(site, run.reward) as policy:
+        outcome = train_grpo(
+            policy.model,
+            policy.tokenizer,
+            policy.backend,
+            read_problems(site.problems, "train", run.template),
+            read_problems(site.problems, "valid", run.template),
+            run.config,
+            reward=policy.reward,
+            seed=site.seed,
+            folder=site.folder,
+            stop=stop_strings(run.template),
+            hand_over=policy.hand_over,
+            report=site.report,
+            progress=site.progress,
+        )
+        _drop_checkpoints(site.folder)
+        return outcome
 
 
 def training_seconds(folder: Path) -> float:
@@ -252,25 +258,25 @@ def score_policy(run: ScoreRun, examples: Sequence[dict[str, Any]], site: Site) 
     Raises:
         ValueError: no usable example.
     """
-    policy = _opened(site, run.reward)
-    results = [
-        evaluate_reasoning(
-            examples,
-            reward=policy.reward,
-            generate=SampledCompletions(
-                policy.backend,
-                policy.tokenizer,
-                SamplingParams(seed=site.seed + number, min_tokens=run.sampling_min_tokens),
-                context_length=policy.model.config.context_length,
-                progress=site.progress,
-            ),
-            name=run.set_name,
-            template=run.template,
-            max_new_tokens=run.sampling_max_tokens,
-            max_examples=run.max_examples,
-            seed=site.seed,
-        )
-        for number in range(run.num_seeds)
-    ]
-    first = results[0]
-    return first if len(results) == 1 else EvalResult(first.name, first.rows, first.metrics | pool_seeds(results))
+    with _opened(site, run.reward) as policy:
+        results = [
+            evaluate_reasoning(
+                examples,
+                reward=policy.reward,
+                generate=SampledCompletions(
+                    policy.backend,
+                    policy.tokenizer,
+                    SamplingParams(seed=site.seed + number, min_tokens=run.sampling_min_tokens),
+                    context_length=policy.model.config.context_length,
+                    progress=site.progress,
+                ),
+                name=run.set_name,
+                template=run.template,
+                max_new_tokens=run.sampling_max_tokens,
+                max_examples=run.max_examples,
+                seed=site.seed,
+            )
+            for number in range(run.num_seeds)
+        ]
+        first = results[0]
+        return first if len(results) == 1 else EvalResult(first.name, first.rows, first.metrics | pool_seeds(results))

@@ -67,7 +67,9 @@ def test_the_clock_ends_a_run_and_too_long_traces_are_counted(site):
     traces = read_records(site.problems, "traces")
     write_jsonl(site.problems / "traces.jsonl", [*traces, traces[0] | {"response": "x" * 300}])
     endless = replace(SFT, config=replace(SFT.config, num_epochs=100_000))
-    outcome, counts = run_sft(endless, site, max_seconds=0.05)
+    num_threads = torch.get_num_threads()
+    outcome, counts = run_sft(endless, replace(site, num_workers=num_threads + 1), max_seconds=0.05)
+    assert torch.get_num_threads() == num_threads  # other runs of this process would round otherwise
     assert outcome.ended_by == "time" and counts["num_left_out"] == 1
 
 
