@@ -244,7 +244,7 @@ class Rows:
     def spread(self, values: Sequence[Tensor], like: Tensor, mask: Tensor) -> Tensor:
         """Numbers of response tokens, rollout by rollout, where the mask of a batch has those tokens; 0 elsewhere."""
         spread = torch.zeros_like(like)
-        spread[mask] = torch.cat([each.to(like) for each in values])
+        spread[mask] = torch.cat(list(values)).to(like)  # one copy to the device, not one a rollout
         return spread
 
 
