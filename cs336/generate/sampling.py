@@ -133,7 +133,7 @@ def _kept(ordered: Tensor, sampling: Sampling) -> Tensor:
         ordered = ordered.masked_fill(torch.arange(ordered.shape[-1], device=ordered.device) >= sampling.top_k, 0.0)
         total = ordered.sum(dim=-1, keepdim=True)
     if sampling.top_p < 1:
-        mass_before = ordered.cumsum(dim=-1) - ordered
+        mass_before = _running_sums(ordered) - ordered
         ordered = ordered.masked_fill(mass_before >= sampling.top_p * total, 0.0)
     return ordered
 
@@ -147,6 +147,22 @@ def _sample_in_order(ordered: Tensor, ids: Tensor, uniforms: Tensor, sampling: S
 
 def _place_on_line(weights: Tensor, uniforms: Tensor) -> Tensor:
     # fp64 (which MPS lacks): in fp32 the ends of 50,000 tokens are off by more than rare tokens are long.
-    ends = weights.cumsum(dim=-1, dtype=uniforms.dtype)
+    ends = _running_sums(weights, uniforms.dtype)
     places = torch.searchsorted(ends, uniforms[:, None] * ends[:, -1:], right=True)[:, 0]
     return places.clamp(max=weights.shape[-1] - 1)
+
+
+def _running_sums(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Sums along each row up to each place.
+
+    A run that is to be the same to the last bit asks PyTorch for deterministic forms, and that of this sum on a GPU
+    takes memory by the square of the vocabulary. Its usual form adds up a row in one order anyway, as rows are many.
+    """
+    if not values.is_cuda or not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(dim=-1, dtype=dtype)
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        return values.cumsum(dim=-1, dtype=dtype)
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=only_warns)

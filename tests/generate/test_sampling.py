@@ -121,3 +121,20 @@ def test_greedy_has_no_probabilities_and_seeds_are_not_negative():
         next_token_probabilities(torch.zeros(3), temperature=0)
     with pytest.raises(ValueError, match="seed"):
         uniforms_of(-1, 0, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.9)])
+def test_runs_that_are_equal_to_the_last_bit_sample_as_others_do_and_in_no_more_memory(sampling):
+    logits = torch.randn((8, 50_257), generator=torch.Generator().manual_seed(0)).to("cuda")
+    places = uniforms(8).to("cuda")
+    expected = sample(logits, places, sampling)
+    peak = torch.cuda.max_memory_allocated()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(sample(logits, places, sampling), expected)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.cuda.max_memory_allocated() <= 2 * peak

@@ -157,6 +157,30 @@ def test_a_killed_run_ends_with_the_same_bytes(config, step, tmp_path):
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
 
 
+class Ended(BaseException):
+    """As an interrupt."""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [CONFIG, OFF_POLICY])
+def test_on_a_gpu_an_interrupted_run_ends_with_the_same_weights(config, precision, tmp_path):
+    config = replace(config, precision=precision, n_grpo_steps=6)
+
+    def interrupt(row):
+        if row["step"] == 4 * config.num_updates + 1:
+            raise Ended
+
+    with pytest.raises(Ended):
+        _run(tmp_path / "ended", our_model().to("cuda"), config, report=interrupt)
+    resumed, _ = _run(tmp_path / "ended", our_model().to("cuda"), config)
+    whole, _ = _run(tmp_path / "whole", our_model().to("cuda"), config)
+    assert_same_weights(weights(resumed), weights(whole))
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+    assert max(row.get("mean_logprob_difference", 0) for row in curve(tmp_path / "whole")) < 0.05  # bf16 generates
+
+
 def test_another_run_does_not_go_on(tmp_path):
     _run(tmp_path)
     with pytest.raises(UserError, match="of a run with other settings"):
