@@ -265,6 +265,12 @@ def test_seeds_are_pooled_by_hand():
     assert (round(pooled["low"], 4), round(pooled["high"], 4)) == (0.329, 0.4234)  # Wilson's formula, worked by hand
 
 
+def test_seeds_that_asked_the_same_questions_do_not_narrow_the_interval():
+    rows = [_score(name, "grpo_model", 0.5, 100) | {"set_name": "math, r1_zero"} for name in ("a", "a_seed_1")]
+    alone, both = (chain_accuracies(some)["grpo_model"] for some in (rows[:1], rows))
+    assert both["num_examples"] == 100 and (both["low"], both["high"]) == (alone["low"], alone["high"])
+
+
 def test_a_preset_with_a_seed_in_its_name_is_that_preset_with_the_seed():
     seeded = find_preset("reasoner_seed_2")
     assert seeded == replace(find_preset("reasoner"), name="reasoner_seed_2", seed=2)
