@@ -215,7 +215,7 @@ def training_raises_the_accuracy(reasoning_study: Path) -> tuple[bool, Metadata]
     start = models.pop("start_policy")
     below = [name for name, each in models.items() if each["accuracy"] < start["accuracy"]]
     gains = {name: each["accuracy"] - start["accuracy"] for name, each in models.items()}
-    last = list(models.values())[-1] if models else start
+    last = next((models[name] for name in reversed(_MODELS) if name in models), start)  # the file is in no order
     return not below and last["low"] > start["high"], {"gains": gains}
 
 

@@ -235,6 +235,47 @@ def test_variants_stand_side_by_side(made):
     assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()
 
 
+# ---- what checks find
+
+_STAGES = {"start_policy": 0.1, "sft_model": 0.4, "longer_sft_model": 0.45, "grpo_model": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "passed"),
+    [
+        ("training_raises_the_accuracy", {}, True),
+        ("training_raises_the_accuracy", {"sft_model": 0.05}, False),
+        ("training_raises_the_accuracy", {"grpo_model": 0.12}, False),  # within chance
+        ("grpo_beats_sft", {}, True),
+        ("grpo_beats_sft", {"longer_sft_model": 0.7}, False),
+        ("grpo_beats_sft", {"sft_model": 0.7}, False),
+    ],
+)
+def test_a_stage_that_does_not_help_is_found(check, changes, passed, tmp_path):
+    stages = _STAGES | changes
+    study = {name: {"accuracy": each, "low": each - 0.02, "high": each + 0.02} for name, each in stages.items()}
+    write_json(tmp_path / "study.json", study)
+    assert CHECKS[check].function(tmp_path)[0] == passed
+
+
+@pytest.mark.parametrize(
+    ("check", "row"),
+    [
+        ("generator_and_trainer_agree", {"mean_logprob_difference": 0.2}),
+        ("grpo_stayed_finite", {"train_loss": float("inf"), "grad_norm": 1.0}),
+        ("sft_stayed_finite", {"train_loss": 1.0, "grad_norm": float("nan")}),
+        ("every_round_kept_some", {"num_kept": 0}),
+    ],
+)
+def test_a_run_that_went_wrong_is_found(check, row, tmp_path):
+    good = {"mean_logprob_difference": 0.01, "train_loss": 1.0, "grad_norm": 1.0, "num_kept": 3}
+    for name, rows in (("good", [good]), ("bad", [good, good | row])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / METRICS_FILE, [{"step": step} | each for step, each in enumerate(rows, 1)])
+    assert CHECKS[check].function([tmp_path / "good"])[0]
+    assert not CHECKS[check].function([tmp_path / "good", tmp_path / "bad"])[0]
+
+
 # ---- seeds
 
 
