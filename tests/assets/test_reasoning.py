@@ -227,6 +227,19 @@ def test_the_leaderboards_clock_runs_from_the_start_policy(made):
     assert set(ends) >= {"grpo_model/off-policy-1x2", "sft_model/32-correct"}
 
 
+def test_the_leaderboard_ranks_scores_of_runs_in_time(made):
+    """Not validations; and the run that takes longest is left without a score where the time is a little less."""
+    ranking = read_json(made.store.path("reasoning_leaderboard") / "study.json")["ranking"]
+    (score,) = read_json(made.store.path("reasoning_scores", "grpo_model-x-reasoning") / "scores.json")
+    assert {row[0]: row[1] for row in ranking}["grpo_model"] == score["value"]
+    assert [row[1] for row in ranking] == sorted((row[1] for row in ranking), reverse=True)
+    slowest = max(ranking, key=lambda row: row[4])
+    limited = replace(made.preset.reasoning, leaderboard_seconds=slowest[4] - 1e-6)
+    made.make("reasoning_leaderboard", preset=replace(made.preset, reasoning=limited))
+    again = read_json(made.store.path("reasoning_leaderboard") / "study.json")["ranking"]
+    assert {row[0]: row[1] for row in again}[slowest[0]] is None and again[-1][0] == slowest[0]
+
+
 def test_variants_stand_side_by_side(made):
     study = read_json(made.store.path("grpo_study") / "study.json")
     assert list(study) == ["grpo", "off-policy-1x2"]
