@@ -157,6 +157,7 @@ def chat_judgements(
         if task in JUDGED:
             answers[task][model] = _stored(folder)
     rows: list[ScoreRow] = []
+    # One judge after the other: two models of 70 B do not stand beside each other.
     by_pairs, against = pair_judge(judges), opponent()
     of_base = alpaca_predictions(answers["alpaca_eval"][BASE], generator=BASE)
     for model, result in answers["alpaca_eval"].items():
@@ -165,14 +166,17 @@ def chat_judgements(
             rows += _judged(
                 step, "alpaca_eval", result, by_pairs, model, Opponent(of_base, None), beside=" against base"
             )
+    names = {"alpaca_eval": by_pairs.name}
+    del by_pairs
     by_reply = safety_judge(judges)
+    names["safety"] = by_reply.name
     for model, result in answers["safety"].items():
         rows += _judged(step, "safety", result, by_reply, model, None)
     write_json(step.folder / SCORES_FILE, rows)
-    write_json(step.folder / "judges.json", {"alpaca_eval": by_pairs.name, "safety": by_reply.name})
+    write_json(step.folder / "judges.json", names)
     return {
-        "pair_judge": by_pairs.name,
-        "safety_judge": by_reply.name,
+        "pair_judge": names["alpaca_eval"],
+        "safety_judge": names["safety"],
         "scores": {"markdown": markdown_table(rows)},
     }
 

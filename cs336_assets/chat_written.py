@@ -147,16 +147,15 @@ def red_teaming(
 
     Before them, further kinds of misuse than the benchmark's are named.
     """
-    tried, judge = attempts(), safety_judge(judges)
+    tried = attempts()
+    folders = {TUNED: instruction_model, **{f"dpo-{each.name}": each for each in dpo_model}}
+    written = {
+        name: _replies(step, folder, [each.prompt for each in tried], chat_evals) for name, folder in folders.items()
+    }
+    judge = safety_judge(judges)  # after the models: it may need all memory
     page = [OTHER_MISUSE, page_table(["goal", "in words"], [list(pair) for pair in GOALS.items()])]
     record = []
-    for name, folder in {TUNED: instruction_model, **{f"dpo-{each.name}": each for each in dpo_model}}.items():
-        checkpoint = load_checkpoint(folder, device=pick_device(step.device))
-        with open_answerer(checkpoint, progress=step.progress) as answerer:
-            replies = answerer.generate(
-                [ALPACA.wrap(each.prompt) for each in tried], max_new_tokens=chat_evals.max_new_tokens, stop=ALPACA.stop
-            )
-        texts = [ALPACA.read(reply) for reply in replies]
+    for name, texts in written.items():
         verdicts = judge.judge([(each.prompt, text) for each, text in zip(tried, texts, strict=True)])
         for each, text, verdict in zip(tried, texts, verdicts, strict=True):
             record.append({"model": name, **each._asdict(), "output": text, "safe": verdict.safe})
@@ -166,6 +165,16 @@ def red_teaming(
         page += [page_table(["goal", "strategy", "reply", "safe"], shown)]
     write_jsonl(step.folder / "attempts.jsonl", record)
     return _finish(step, "red_team", page, read=record)
+
+
+def _replies(step: Step, folder: Path, prompts: Sequence[str], chat_evals: ChatEvalConfig) -> list[str]:
+    """A tuned model's replies; the model is gone afterwards."""
+    checkpoint = load_checkpoint(folder, device=pick_device(step.device))
+    with open_answerer(checkpoint, progress=step.progress) as answerer:
+        replies = answerer.generate(
+            [ALPACA.wrap(prompt) for prompt in prompts], max_new_tokens=chat_evals.max_new_tokens, stop=ALPACA.stop
+        )
+    return [ALPACA.read(reply) for reply in replies]
 
 
 # ---- measured
@@ -219,7 +228,10 @@ def judge_agreements(step: Step, preference_data: list[Path], judges: JudgeConfi
         pairs = list(read_preferences(folder / VALID_FILE)) + list(read_preferences(folder / TRAIN_FILE))
         rows.append([f"{folder.name} pairs", *_agreement_on(pairs, judge)])
     replies = [(pair.instruction, text) for pair in _hh(preference_data) for text in (pair.chosen, pair.rejected)]
-    verdicts = [verdict.safe for verdict in safety_judge(judges).judge(replies)]
+    pair_judge_name = judge.name
+    del judge  # a model's: the next one needs its memory
+    by_reply = safety_judge(judges)
+    verdicts = [verdict.safe for verdict in by_reply.judge(replies)]
     page = [
         page_table(
             ["stored preferences", "pairs", "agreement", "always the reference", "ranking (0.5 is chance)"], rows
@@ -228,10 +240,10 @@ def judge_agreements(step: Step, preference_data: list[Path], judges: JudgeConfi
     if verdicts:
         chosen, rejected = (sum(verdicts[place::2]) / len(verdicts[place::2]) for place in (0, 1))
         page += [
-            f"The safety judge ({safety_judge(judges).name}) calls {chosen:.0%} of the replies safe that people chose,"
+            f"The safety judge ({by_reply.name}) calls {chosen:.0%} of the replies safe that people chose,"
             f" and {rejected:.0%} of those that they rejected."
         ]
-    return _finish(step, "judges", [f"Judge: {judge.name}", *page], read=rows)
+    return _finish(step, "judges", [f"Judge: {pair_judge_name}", *page], read=rows)
 
 
 # ---- derived

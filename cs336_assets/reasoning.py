@@ -152,7 +152,7 @@ def questions_leave_room_to_think(
     problems: ProblemsConfig,
     reasoning: ReasoningConfig,
 ) -> tuple[bool, Metadata]:
-    """The longest prompt leaves the context room for the longest response, and prompts come back from their tokens."""
+    """The longest prompt of validation leaves the context room for the longest response; all come back from tokens."""
     tokenizer, context_length = tokenizer_of(start_policy), shape_of(start_policy, policy).context_length
     prompts = prompts_of(read_records(reasoning_problems, "valid"), problems.template)
     encoded = list(encode_texts(tokenizer, prompts, special_tokens=False))

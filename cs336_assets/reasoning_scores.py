@@ -26,6 +26,7 @@ from cs336_assets.crawl import table
 from cs336_assets.reasoning import of_chain
 
 STUDY_FILE = "study.json"
+_FILE_TASKS = ("gsm8k", "math")  # whose questions are the same with every seed
 _WRITTEN = 10  # answers of each failing category that are shown, as the handout asks
 
 
@@ -146,13 +147,15 @@ def _categories(metrics: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> M
 def chain_accuracies(rows: Sequence[ScoreRow]) -> dict[str, dict[str, Any]]:
     """Accuracy of each model on held-out problems, of one preset or pooled over several.
 
-    Seeds ask questions of their own, so that their right answers are added up under one Wilson interval.
+    Seeds of generated problems ask questions of their own, so that their right answers are added up under one Wilson
+    interval. Those of GSM8K and MATH ask the same ones, which count once however many seeds there are. Either way the
+    interval is that of the questions: how far runs with other seeds differ stands in `by_preset`.
 
     Args:
         rows: of the leaderboard; those of other tasks and metrics are left out.
 
     Returns:
-        By model: `accuracy`, `low`, `high`, `num_examples`, and `by_preset`, the accuracy of each.
+        By model: `accuracy`, `low`, `high`, `num_examples` (questions), and `by_preset`, the accuracy of each.
     """
     pooled: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -161,9 +164,14 @@ def chain_accuracies(rows: Sequence[ScoreRow]) -> dict[str, dict[str, Any]]:
             each["num_correct"] += round(row["value"] * row["num_examples"])
             each["num_examples"] += row["num_examples"]
             each["by_preset"][row["preset"]] = row["value"]
+            each["of_a_file"] = row["set_name"].partition(",")[0] in _FILE_TASKS
     for each in pooled.values():
-        each["low"], each["high"] = wilson_interval(each["num_correct"], each["num_examples"])
-        each["accuracy"] = each.pop("num_correct") / each["num_examples"]
+        num_asked = each["num_examples"]
+        each["accuracy"] = each.pop("num_correct") / num_asked
+        if each.pop("of_a_file"):
+            each["num_examples"] = num_asked // len(each["by_preset"])
+        right = round(each["accuracy"] * each["num_examples"])
+        each["low"], each["high"] = wilson_interval(right, each["num_examples"])
     return pooled
 
 
@@ -177,8 +185,8 @@ def chain_accuracies(rows: Sequence[ScoreRow]) -> dict[str, dict[str, Any]]:
 def reasoning_study(step: Step, reasoning_scores: Path) -> Metadata:
     """The chain stage by stage on held-out problems: start, SFT, SFT for longer, Expert Iteration, GRPO.
 
-    With the seeds of this preset that were made on this machine (`NAME_seed_N`) pooled: each has text, problems and
-    weights of its own.
+    With the seeds of this preset that were made on this machine (`NAME_seed_N`) pooled: each has weights and generated
+    problems of its own; the text, its worked problems included, is the same for all.
     """
     root = reasoning_scores.parents[2]
     stem = re.sub(r"_seed_\d+$", "", step.preset)
@@ -207,7 +215,7 @@ def training_raises_the_accuracy(reasoning_study: Path) -> tuple[bool, Metadata]
     start = models.pop("start_policy")
     below = [name for name, each in models.items() if each["accuracy"] < start["accuracy"]]
     gains = {name: each["accuracy"] - start["accuracy"] for name, each in models.items()}
-    last = list(models.values())[-1] if models else start
+    last = next((models[name] for name in reversed(_MODELS) if name in models), start)  # the file is in no order
     return not below and last["low"] > start["high"], {"gains": gains}
 
 

@@ -7,6 +7,7 @@ language model's opinion.
 from __future__ import annotations
 
 import ast
+import gc
 import math
 import random
 import re
@@ -165,6 +166,7 @@ def vllm_chat(model: str, *, num_gpus: int, max_length: int, max_new_tokens: int
     """
     from vllm import LLM, SamplingParams
 
+    gc.collect()  # one before it, whose memory is free only when nothing refers to it
     engine = LLM(model=model, tensor_parallel_size=num_gpus, max_model_len=max_length)
     params = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=max_new_tokens)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cs336.evals.report import Z_95
+from cs336.evals.report import Z_95, wilson_interval
 
 # Penalty on the weights of length and difficulty, in squared logits. The paper regularises length too, so
 # that cutting outputs short earns little, but by cross-validation. With 1, and difficulties from four models'
@@ -26,6 +26,8 @@ _NUM_RESAMPLES = 200
 def win_rate(preferences: Sequence[float]) -> dict[str, float]:
     """Mean share of wins, a draw counting half, and its 95 % interval.
 
+    The interval is that of a mean; where all pairs went alike, which leaves that nothing to go by, it is Wilson's.
+
     Args:
         preferences: 1.0 where the reference won, 2.0 where the model did, or between; 0, as older
             annotation files have it, and 1.5 are draws.
@@ -38,11 +40,12 @@ def win_rate(preferences: Sequence[float]) -> dict[str, float]:
     """
     wins = _wins(preferences)
     mean = float(wins.mean())
-    half = Z_95 * float(wins.std(ddof=1)) / len(wins) ** 0.5 if len(wins) > 1 else 1.0
+    half = Z_95 * float(wins.std(ddof=1)) / len(wins) ** 0.5 if len(wins) > 1 else 0.0
+    low, high = (mean - half, mean + half) if half else wilson_interval(round(mean * len(wins)), len(wins))
     return {
         "win_rate": mean,
-        "win_rate_low": max(0.0, mean - half),
-        "win_rate_high": min(1.0, mean + half),
+        "win_rate_low": max(0.0, low),
+        "win_rate_high": min(1.0, high),
         "num_wins": int((wins > 0.5).sum()),
         "num_draws": int((wins == 0.5).sum()),
     }

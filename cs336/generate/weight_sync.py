@@ -132,6 +132,9 @@ def awake(backend: Backend, trainer: nn.Module | None = None, *, level: int = 1)
     """
     if level == 2 and trainer is None:
         raise ValueError("level 2 drops the weights; give the trainer that brings them back, or take level 1")
+    if torch.cuda.is_available():
+        # vLLM takes its memory beside PyTorch's, not from it: what the trainer has freed must be given back first.
+        torch.cuda.empty_cache()
     backend.wake()
     try:
         if trainer is not None:

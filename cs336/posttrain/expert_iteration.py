@@ -93,9 +93,9 @@ def train_expert_iteration(
     """Tune a policy on its own right responses, round after round.
 
     `folder` gets model and tokenizer of the last round and `metrics.jsonl`, a row a round (0: before the first): the
-    rewards, lengths and number of the sampled responses and of those kept, `token_entropy` of the policy on these
-    before it was tuned on them, and the validation after it. Each round has a folder, `round-01/` and so on, with the
-    responses it kept, and curve, checkpoint and weights of its fine-tuning. A run that was killed goes on
+    rewards, lengths and number of the sampled responses and of those kept, `token_entropy` of the policy on the first
+    batch of these before it was tuned on them, and the validation after it. Each round has a folder, `round-01/` and so
+    on, with the responses it kept, and curve, checkpoint and weights of its fine-tuning. A run that was killed goes on
     where it was: finished rounds are read, not made again.
 
     Arguments as of `cs336.posttrain.grpo_loop.train_grpo`.

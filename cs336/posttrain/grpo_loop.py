@@ -51,10 +51,10 @@ def train_grpo(
 
     Each update has a row: `train_loss` (which tells nothing), `grad_norm`, `token_entropy` of the responses, with
     clipped losses `clip_fraction`; `reward`, `format_reward`, `answer_reward` and the other `reward_statistics` of its
-    rollout batch, lengths, `sync_seconds`, `generate_seconds`, `grade_seconds` and `train_seconds`; and, of the first
-    update of a batch, how far the generator's log-probabilities are from the policy's, `max_logprob_difference` and
-    `mean_logprob_difference` in nats. A validation adds what `RolloutValidation` measures, and leaves responses to
-    read below `rollouts/`.
+    rollout batch, and lengths. The first update of a batch also has `sync_seconds`, `generate_seconds` and
+    `grade_seconds` (what is left of its `step_seconds` is training), and how far the generator's log-probabilities are
+    from the policy's, `max_logprob_difference` and `mean_logprob_difference` in nats. A validation adds what
+    `RolloutValidation` measures, and leaves responses to read below `rollouts/`.
 
     Problems come in an order that is drawn anew for each pass over them. Resumed with our engine a run ends with the
     same weights bit for bit; with vLLM all state is restored, but its sums may be rounded otherwise.
@@ -154,7 +154,7 @@ class _Grpo:
         return seconds
 
     def _places(self, grpo_step: int, update: int) -> list[int]:
-        """Rollouts of an update: all of a batch in their order, or parts of it in an order of each pass."""
+        """Rollouts of an update: the next part of a batch, in an order of each pass over it."""
         size, total = self._config.train_batch_size, len(self._rollouts)
         epoch, part = divmod(update, total // size)
         number = grpo_step * self._config.epochs_per_rollout_batch + epoch

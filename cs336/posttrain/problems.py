@@ -197,7 +197,10 @@ def _from_files(
 ) -> ProblemSet:
     """Shuffle, hold out, and leave what is held out out of the traces."""
     tested = {_key(each["question"]) for each in test}
-    pool = [dict(each) for each in train if _key(each["question"]) not in tested]
+    unlike: dict[str, dict[str, Any]] = {}  # MATH has a question twice: one could be held out, the other trained on
+    for each in train:
+        unlike.setdefault(_key(each["question"]), dict(each))
+    pool = [each for key, each in unlike.items() if key not in tested]
     if len(pool) <= config.num_valid:
         raise UserError(f"{len(pool)} training problems are too few to hold {config.num_valid} of them out")
     random.Random(seed).shuffle(pool)

@@ -84,7 +84,7 @@ class Sampled:
     seconds: Mapping[str, float]
 
     def metrics(self) -> dict[str, float]:
-        """Lengths in tokens (None where there is no such response), shares and seconds, for the line of a step."""
+        """Lengths in tokens (left out where there is no such response), shares and seconds, for the line of a step."""
         lengths = [len(each.token_ids) for each in self.rollouts]
         by_mark = {
             right: [length for each, length in zip(self.rollouts, lengths, strict=True) if each.correct == right]

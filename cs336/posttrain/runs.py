@@ -97,7 +97,9 @@ def _opened(site: Site, reward: str) -> Iterator[_Policy]:
         gc.collect()  # one before it, whose memory is free only when nothing refers to it
     model, tokenizer = load_policy(site.start, site.policy, device=site.device)
     spare = _spare_gpu(site)
-    backend = generator_for(model, tokenizer, site.policy.generator, device=spare)
+    backend = generator_for(
+        model, tokenizer, site.policy.generator, device=spare, memory_share=site.policy.memory_share
+    )
     hand_over = site.policy.hand_over and spare is None
     num_threads = torch.get_num_threads()
     if torch.device(site.device).type == "cpu":

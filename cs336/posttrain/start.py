@@ -32,6 +32,8 @@ class PolicyConfig:
         context_length: at most, of an imported checkpoint, whose own may be longer than anything here; 0 keeps it.
         generator: "ours" or "vllm".
         hand_over: one device cannot hold generator and trainer at once: they take turns, or ours takes a second GPU.
+        memory_share: of the device, for vLLM's weights and cache. The trainer's weights, gradients and moments stay
+            beside it, even where they take turns; the handout's 0.85 is for a GPU of its own.
     """
 
     start: str = ""
@@ -39,6 +41,7 @@ class PolicyConfig:
     context_length: int = 0
     generator: str = "ours"
     hand_over: bool = False
+    memory_share: float = 0.4
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -47,14 +50,20 @@ class PolicyConfig:
             raise ValueError(f"generator is {' or '.join(GENERATORS)}, got {self.generator!r}")
         if self.context_length < 0:
             raise ValueError(f"context_length is {self.context_length}; give 0 or a number of tokens")
+        if not 0 < self.memory_share < 1:
+            raise ValueError(f"memory_share lies between 0 and 1, got {self.memory_share}")
 
     def identity(self) -> dict[str, Any]:
-        """All settings, and the checksums of a checkpoint's files instead of where they lie.
+        """The settings that shape a policy, and the checksums of a checkpoint's files instead of where they lie.
+
+        How devices are shared out is none of these.
 
         Raises:
             UserError: the checkpoint is not here.
         """
         settings = dataclasses.asdict(self)
+        for of_devices in ("hand_over", "memory_share"):
+            del settings[of_devices]
         if not self.start:
             return settings
         files = sorted(path for path in find_checkpoint(self.start).iterdir() if path.suffix in _PARTS)

@@ -227,12 +227,66 @@ def test_the_leaderboards_clock_runs_from_the_start_policy(made):
     assert set(ends) >= {"grpo_model/off-policy-1x2", "sft_model/32-correct"}
 
 
+def test_the_leaderboard_ranks_scores_of_runs_in_time(made):
+    """Not validations; and the run that takes longest is left without a score where the time is a little less."""
+    ranking = read_json(made.store.path("reasoning_leaderboard") / "study.json")["ranking"]
+    (score,) = read_json(made.store.path("reasoning_scores", "grpo_model-x-reasoning") / "scores.json")
+    assert {row[0]: row[1] for row in ranking}["grpo_model"] == score["value"]
+    assert [row[1] for row in ranking] == sorted((row[1] for row in ranking), reverse=True)
+    slowest = max(ranking, key=lambda row: row[4])
+    limited = replace(made.preset.reasoning, leaderboard_seconds=slowest[4] - 1e-6)
+    made.make("reasoning_leaderboard", preset=replace(made.preset, reasoning=limited))
+    again = read_json(made.store.path("reasoning_leaderboard") / "study.json")["ranking"]
+    assert {row[0]: row[1] for row in again}[slowest[0]] is None and again[-1][0] == slowest[0]
+
+
 def test_variants_stand_side_by_side(made):
     study = read_json(made.store.path("grpo_study") / "study.json")
     assert list(study) == ["grpo", "off-policy-1x2"]
     assert study["off-policy-1x2"]["clip_fraction"] is not None and study["grpo"]["clip_fraction"] is None
     assert study["off-policy-1x2"]["steps"] == 2 * study["grpo"]["steps"] == 6
     assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()
+
+
+# ---- what checks find
+
+_STAGES = {"start_policy": 0.1, "sft_model": 0.4, "longer_sft_model": 0.45, "grpo_model": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "passed"),
+    [
+        ("training_raises_the_accuracy", {}, True),
+        ("training_raises_the_accuracy", {"sft_model": 0.05}, False),
+        ("training_raises_the_accuracy", {"grpo_model": 0.12}, False),  # within chance
+        ("grpo_beats_sft", {}, True),
+        ("grpo_beats_sft", {"longer_sft_model": 0.7}, False),
+        ("grpo_beats_sft", {"sft_model": 0.7}, False),
+    ],
+)
+def test_a_stage_that_does_not_help_is_found(check, changes, passed, tmp_path):
+    stages = _STAGES | changes
+    study = {name: {"accuracy": each, "low": each - 0.02, "high": each + 0.02} for name, each in stages.items()}
+    write_json(tmp_path / "study.json", study)
+    assert CHECKS[check].function(tmp_path)[0] == passed
+
+
+@pytest.mark.parametrize(
+    ("check", "row"),
+    [
+        ("generator_and_trainer_agree", {"mean_logprob_difference": 0.2}),
+        ("grpo_stayed_finite", {"train_loss": float("inf"), "grad_norm": 1.0}),
+        ("sft_stayed_finite", {"train_loss": 1.0, "grad_norm": float("nan")}),
+        ("every_round_kept_some", {"num_kept": 0}),
+    ],
+)
+def test_a_run_that_went_wrong_is_found(check, row, tmp_path):
+    good = {"mean_logprob_difference": 0.01, "train_loss": 1.0, "grad_norm": 1.0, "num_kept": 3}
+    for name, rows in (("good", [good]), ("bad", [good, good | row])):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / METRICS_FILE, [{"step": step} | each for step, each in enumerate(rows, 1)])
+    assert CHECKS[check].function([tmp_path / "good"])[0]
+    assert not CHECKS[check].function([tmp_path / "good", tmp_path / "bad"])[0]
 
 
 # ---- seeds
@@ -263,6 +317,12 @@ def test_seeds_are_pooled_by_hand():
     assert pooled["accuracy"] == (75 + 75) / 400 and pooled["num_examples"] == 400
     assert pooled["by_preset"] == {"a": 0.75, "a_seed_1": 0.25}
     assert (round(pooled["low"], 4), round(pooled["high"], 4)) == (0.329, 0.4234)  # Wilson's formula, worked by hand
+
+
+def test_seeds_that_asked_the_same_questions_do_not_narrow_the_interval():
+    rows = [_score(name, "grpo_model", 0.5, 100) | {"set_name": "math, r1_zero"} for name in ("a", "a_seed_1")]
+    alone, both = (chain_accuracies(some)["grpo_model"] for some in (rows[:1], rows))
+    assert both["num_examples"] == 100 and (both["low"], both["high"]) == (alone["low"], alone["high"])
 
 
 def test_a_preset_with_a_seed_in_its_name_is_that_preset_with_the_seed():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cs336.evals.length_control import fit_difficulty, length_controlled_win_rate, win_rate
+from cs336.evals.report import wilson_interval
 from cs336.files import read_jsonl
 
 
@@ -15,6 +16,12 @@ def test_win_rate_by_hand():
     assert (result["num_wins"], result["num_draws"]) == (1, 2)
     spread = np.std([0, 1, 0.5, 0.5, 0, 0.25], ddof=1) / 6**0.5
     assert result["win_rate_high"] - result["win_rate"] == pytest.approx(1.959964 * spread, rel=1e-5)
+
+
+def test_where_every_pair_was_lost_the_interval_is_not_empty():
+    result = win_rate([1.0] * 20)
+    assert result["win_rate"] == 0.0
+    assert (result["win_rate_low"], result["win_rate_high"]) == wilson_interval(0, 20)
 
 
 @pytest.mark.parametrize("preferences", [[], [2.5], [0.5], [float("nan")]])

@@ -116,6 +116,30 @@ def test_math_with_names_of_ones_own(tmp_path, monkeypatch):
         make_problems(replace(config, test_file="$CS336_DATA/nowhere.jsonl"), seed=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_question_that_a_file_has_twice_is_asked_once(seed, tmp_path):
+    """Else one of the two could be held out and the other trained on; only white space may differ."""
+    rows = [{"problem": f"Solve  x={n}.", "answer": str(n)} for n in range(6)]
+    again = [row | {"problem": row["problem"].replace("  ", " ")} for row in rows]
+    write_jsonl(tmp_path / "train.jsonl", [*rows, *again])
+    write_jsonl(tmp_path / "test.jsonl", [{"problem": "2?", "answer": "2"}])
+    write_jsonl(tmp_path / "traces.jsonl", [{"prompt": "Solve x=0.", "response": "x"}])
+    config = ProblemsConfig(
+        task="math",
+        template="r1_zero",
+        num_train=0,
+        num_valid=3,
+        num_test=0,
+        num_traces=0,
+        train_file=str(tmp_path / "train.jsonl"),
+        test_file=str(tmp_path / "test.jsonl"),
+        trace_file=str(tmp_path / "traces.jsonl"),
+    )
+    made = make_problems(config, seed=seed)
+    asked = [" ".join(each["question"].split()) for each in made.train + made.valid]
+    assert len(asked) == len(set(asked)) == 6
+
+
 def test_the_real_sets_are_read(shared_data):
     small = ProblemsConfig(task="gsm8k", template="r1_zero", num_valid=100, num_test=50, traces=TraceConfig())
     made = make_problems(replace(small, num_train=0, num_traces=0), seed=0)
