@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from cs336.posttrain.instructions import (
     preference_pairs,
     read_preferences,
 )
+from cs336.posttrain.loop import drop_checkpoints
 from cs336.presets import Preset
 from cs336.train.metrics import METRICS_FILE
-from cs336.train.resume import CHECKPOINTS_FOLDER
 from cs336_assets import chat_plots
 from cs336_assets.asset import CONTENTS, WHOLE, Metadata, Step, asset, check
 from cs336_assets.crawl import table
@@ -155,7 +154,7 @@ def instruction_model(
         folder=step.folder,
         progress=step.progress,
     )
-    shutil.rmtree(step.folder / CHECKPOINTS_FOLDER)
+    drop_checkpoints(step.folder)
     rows = list(read_jsonl(step.folder / METRICS_FILE))
     chat_plots.instruction_curve(rows, step.folder / "curve.png")
     return {
@@ -212,7 +211,7 @@ def dpo_model(
         folder=step.folder,
         progress=step.progress,
     )
-    shutil.rmtree(step.folder / CHECKPOINTS_FOLDER)
+    drop_checkpoints(step.folder)
     rows = list(read_jsonl(step.folder / METRICS_FILE))
     chat_plots.preference_curves(rows, step.folder / "curves.png")
     return {

@@ -33,7 +33,8 @@ def run_panels(
     Args:
         runs: rows of `metrics.jsonl` by the run's name.
         columns: keys of `LABELS`.
-        over: the column that they are drawn over.
+        over: the column that they are drawn over; "step" are rollout batches of GRPO's runs, however many updates each
+            makes.
     """
     present = [column for column in columns if any(column in row for rows in runs.values() for row in rows)]
     num_rows = -(-len(present) // _PANELS_IN_A_ROW)
@@ -48,7 +49,7 @@ def run_panels(
         axes.set_title(LABELS[column], fontsize=9)
         axes.set_xlabel("step" if over == "step" else "seconds", fontsize=8)
         for place, (name, rows) in enumerate(runs.items()):
-            points = [(row[over], row[column]) for row in rows if row.get(column) is not None]
+            points = [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
             dotted = "o-" if column.startswith("valid_") else "-"
             color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(runs) - 1))
             axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color, label=name) if points else None
@@ -56,6 +57,10 @@ def run_panels(
         lines, names = panels[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
     _save(figure, path)
+
+
+def _place(row: Mapping[str, Any], over: str) -> float:
+    return row.get("grpo_step", row["step"]) if over == "step" else row[over]
 
 
 def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path: Path, *, label: str) -> None:

@@ -56,6 +56,7 @@ def train_grpo(
     from the policy's, `max_logprob_difference` and `mean_logprob_difference` in nats. A validation adds what
     `RolloutValidation` measures, and leaves responses to read below `rollouts/`.
 
+    Dropout, should the model have any, acts in updates alone, so that not even a batch's first has ratios of 1.
     Problems come in an order that is drawn anew for each pass over them. Resumed with our engine a run ends with the
     same weights bit for bit; with vLLM all state is restored, but its sums may be rounded otherwise.
 

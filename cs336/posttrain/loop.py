@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -213,6 +214,15 @@ def run_updates(
     best = run.state.best
     assert best is not None
     return Outcome(best["step"], best, run.state.done, run.state.ended_by, updates.num_left_out)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished run, which are large; all at once, as some alone would be of no use."""
+    checkpoints, gone = folder / CHECKPOINTS_FOLDER, folder / f".{CHECKPOINTS_FOLDER}.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if checkpoints.exists():
+        checkpoints.replace(gone)
+        shutil.rmtree(gone)
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,14 +24,13 @@ from cs336.posttrain.config import ExpertIterationRun, GrpoRun, ScoreRun, SftRun
 from cs336.posttrain.expert_iteration import train_expert_iteration
 from cs336.posttrain.generators import generator_for
 from cs336.posttrain.grpo_loop import train_grpo
-from cs336.posttrain.loop import Outcome
+from cs336.posttrain.loop import Outcome, drop_checkpoints
 from cs336.posttrain.problems import ProblemSet, prompts_of
 from cs336.posttrain.rollouts import Problem, RolloutValidation, Sampler
 from cs336.posttrain.sft import train_sft
 from cs336.posttrain.start import PolicyConfig, load_policy
 from cs336.progress import Progress, silent
 from cs336.train.metrics import METRICS_FILE, Report, read_rows
-from cs336.train.resume import CHECKPOINTS_FOLDER
 
 COUNTS_FILE = "traces.json"  # how many traces an SFT run was given, kept and took
 PARTS = ("train", "valid", "test", "traces", "valid_traces")
@@ -166,7 +164,7 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
         )
         counts |= {"num_left_out": outcome.num_left_out}
         write_json(site.folder / COUNTS_FILE, counts)
-        _drop_checkpoints(site.folder)
+        drop_checkpoints(site.folder)
         return outcome, counts
 
 
@@ -212,7 +210,7 @@ def run_expert_iteration(run: ExpertIterationRun, site: Site) -> list[dict[str, 
             progress=site.progress,
         )
         for home in sorted(site.folder.glob("round-*")):
-            _drop_checkpoints(home)
+            drop_checkpoints(home)
             for weights in home.glob("*.safetensors"):  # the last round's stand in the run's own folder
                 weights.unlink()
         return rows
@@ -236,18 +234,13 @@ def run_grpo(run: GrpoRun, site: Site) -> Outcome:
             report=site.report,
             progress=site.progress,
         )
-        _drop_checkpoints(site.folder)
+        drop_checkpoints(site.folder)
         return outcome
 
 
 def training_seconds(folder: Path) -> float:
     """Wall time of a run by its own clock, validations included."""
     return [0.0, *(row["seconds"] for row in read_rows(folder / METRICS_FILE))][-1]
-
-
-def _drop_checkpoints(folder: Path) -> None:
-    """Of use to a run that goes on, and large."""
-    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
 def score_policy(run: ScoreRun, examples: Sequence[dict[str, Any]], site: Site) -> EvalResult:

@@ -118,6 +118,7 @@ def test_lineage_metadata_plot_and_materializing_by_clicks(ui: str, browser, cop
         ("leaderboard", "upstream", "token_shards"),
         ("instruction_data", "downstream", "instruction_model"),
         ("preference_data", "downstream", "dpo_model"),
+        ("reasoning_problems", "downstream", "longer_sft_model"),
         ("attention_errors", "downstream", "step_times"),
         ("parallel_correctness", "downstream", "all_reduce_times"),
         *((name, "", name) for name in alone),
