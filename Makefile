@@ -30,7 +30,7 @@ test-ray: $(VENV)-ray/ready
 # So does vLLM, which looks into every loaded module, and stumbles over some that other tests load.
 test-vllm: $(VENV)-vllm/ready
 	PYTHONPATH=$(abspath $(VENV)-vllm) HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 \
-	  $(BIN)/python -m pytest -m vllm tests/generate tests/posttrain tests/evals
+	  $(BIN)/python -m pytest -m vllm $(shell grep -rl --include=test_*.py mark.vllm tests)
 
 $(VENV)-ray/ready $(VENV)-vllm/ready: $(VENV)-%/ready: $(READY) requirements-%.lock
 	@rm -rf $(@D)
