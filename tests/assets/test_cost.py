@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from cs336_assets.cost import hours
 
 
@@ -9,6 +11,7 @@ def test_hours_by_hand():
     assert hours(2.0, num_files=5_000, megabytes=81.0, cores=100) == 2.25
 
 
+@pytest.mark.slow
 def test_costs_are_told_by_asset_and_carried_to_more_files(copied):
     for path in copied.artifacts.rglob("manifest.json"):
         manifest = json.loads(path.read_text())

@@ -88,6 +88,7 @@ def test_an_interrupted_run_ends_with_one_line(copied):
     assert said.strip() == "cs336: stopped; finished artifacts are kept, run again to go on"
 
 
+@pytest.mark.slow
 def test_results_copied_from_another_machine_are_adopted(copied, tmp_path):
     run = tmp_path / "run"
     shutil.move(copied.artifacts / "base_model", run)

@@ -42,6 +42,7 @@ def test_gophers_sheet_has_pages_of_both_verdicts(finished):
     assert sum(f"`{url}`" in page for url in drops) == 10
 
 
+@pytest.mark.slow
 def test_a_verdict_makes_the_sheets_again_and_nothing_else(copied):
     url = shown(copied)["language"]["markdown"].split("`")[1]
     folder = copied.folder / "sheets"
