@@ -25,10 +25,12 @@ test-slow: $(READY)
 
 # Ray lies beside the environment, not in it: a folder more on the path, so that nothing else ever runs with it.
 test-ray: $(VENV)-ray/ready
+	@PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -c "import ray"
 	PYTHONPATH=$(abspath $(VENV)-ray) $(BIN)/python -m pytest -m ray
 
 # So does vLLM, which looks into every loaded module, and stumbles over some that other tests load.
 test-vllm: $(VENV)-vllm/ready
+	@PYTHONPATH=$(abspath $(VENV)-vllm) $(BIN)/python -c "import vllm"  # or every test would be skipped
 	PYTHONPATH=$(abspath $(VENV)-vllm) HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 \
 	  $(BIN)/python -m pytest -m vllm $(shell grep -rl --include=test_*.py mark.vllm tests)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ from cs336.posttrain.sft import train_sft
 from cs336.posttrain.start import PolicyConfig, load_policy
 from cs336.progress import Progress, silent
 from cs336.train.metrics import METRICS_FILE, Report, read_rows
+
+T = TypeVar("T")
 
 COUNTS_FILE = "traces.json"  # how many traces an SFT run was given, kept and took
 PARTS = ("train", "valid", "test", "traces", "valid_traces")
@@ -193,33 +195,25 @@ def run_expert_iteration(run: ExpertIterationRun, site: Site) -> list[dict[str, 
     Returns:
         The rows, one a round.
     """
-    with _opened(site, run.reward) as policy:
-        rows = train_expert_iteration(
-            policy.model,
-            policy.tokenizer,
-            policy.backend,
-            read_problems(site.problems, "train", run.template),
-            read_problems(site.problems, "valid", run.template),
-            run.config,
-            reward=policy.reward,
-            seed=site.seed,
-            folder=site.folder,
-            stop=stop_strings(run.template),
-            hand_over=policy.hand_over,
-            report=site.report,
-            progress=site.progress,
-        )
-        for home in sorted(site.folder.glob("round-*")):
-            drop_checkpoints(home)
-            for weights in home.glob("*.safetensors"):  # the last round's stand in the run's own folder
-                weights.unlink()
-        return rows
+    rows = _on_rewards(train_expert_iteration, run, site)
+    for home in sorted(site.folder.glob("round-*")):
+        drop_checkpoints(home)
+        for weights in home.glob("*.safetensors"):  # the last round's stand in the run's own folder
+            weights.unlink()
+    return rows
 
 
 def run_grpo(run: GrpoRun, site: Site) -> Outcome:
     """Train on rewards; the folder gets what `train_grpo` writes, but its checkpoints."""
+    outcome = _on_rewards(train_grpo, run, site)
+    drop_checkpoints(site.folder)
+    return outcome
+
+
+def _on_rewards(train: Callable[..., T], run: ExpertIterationRun | GrpoRun, site: Site) -> T:
+    """Train a policy on rewards for its own responses to the site's problems."""
     with _opened(site, run.reward) as policy:
-        outcome = train_grpo(
+        return train(
             policy.model,
             policy.tokenizer,
             policy.backend,
@@ -234,8 +228,6 @@ def run_grpo(run: GrpoRun, site: Site) -> Outcome:
             report=site.report,
             progress=site.progress,
         )
-        drop_checkpoints(site.folder)
-        return outcome
 
 
 def training_seconds(folder: Path) -> float:
