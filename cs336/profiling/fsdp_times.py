@@ -1,4 +1,4 @@
-"""What sharding parameters saves in memory and costs in time, and whether weights arrive before they are needed.
+"""What sharding parameters saves in memory and costs in time, and whether gathers finish before they are needed.
 
 Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`DDP`) and PyTorch's `fully_shard`.
 """
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.parallel.accounting import held_bytes, weights_of, whole_weights_bytes
+from cs336.parallel.accounting import fsdp_messages, held_bytes, weights_of, whole_weights_bytes
 from cs336.parallel.ddp import DDP
 from cs336.parallel.fsdp import FSDP
+from cs336.parallel.fsdp_units import Unit
 from cs336.parallel.process_group import Rank
 from cs336.profiling import timelines
 from cs336.profiling.ddp_times import sizes_of
@@ -175,7 +176,7 @@ def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> di
 
 @dataclass
 class _Gather:
-    """Events of one gather: when it had finished, and when a layer came to need it."""
+    """Events of one gather: when it had finished, and when its unit came to need it."""
 
     name: str
     forward: bool
@@ -188,38 +189,38 @@ def watch_gathers(fsdp: FSDP, step: Callable[[], object]) -> list[dict[str, Any]
     """Run a step and say of each gather how much too late, or in time, it finished.
 
     On a GPU a stream of its own waits for each gather and records an event, and the computation's stream records one
-    when it comes to need the weight. On a CPU only the wait itself can be seen.
+    when it comes to need the weights. On a CPU only the wait itself can be seen.
 
     Returns:
-        For each gather its weight's `name`, `forward` or not, and `slack_ms`: positive where it had finished before
+        For each gather its unit's `name`, `forward` or not, and `slack_ms`: positive where it had finished before
         it was needed (0 on a CPU), else minus what was waited.
     """
     device = next(fsdp.parameters()).device
     on_gpu = device.type == "cuda"
     side = torch.cuda.Stream(device) if on_gpu else None
-    names = {id(parameter): name for name, parameter in fsdp.module.named_parameters()}
     seen: list[_Gather] = []
-    open_gathers: dict[Any, _Gather] = {}
+    open_gathers: dict[Unit, _Gather] = {}
 
-    def watched(weight: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-        start_gather, wait = weight.start_gather, weight.wait
+    def watched(unit: Unit) -> tuple[Callable[[], None], Callable[[], None]]:
+        start_gather, wait = unit.start_gather, unit.wait
 
         def start() -> None:
-            before = weight.is_whole
+            before = unit.is_whole
             start_gather()
             if before:
                 return
-            gather = _Gather(names[id(weight.shard)], forward=fsdp._in_forward)
-            if side is not None and weight._pending._work is not None:
+            gather = _Gather(unit.name, forward=fsdp._in_forward)
+            if side is not None:
                 with torch.cuda.stream(side):
-                    weight._pending._work.wait()
+                    for work in unit.pending.works:
+                        work.wait()
                     gather.finished = torch.cuda.Event(enable_timing=True)
                     gather.finished.record()
             seen.append(gather)
-            open_gathers[weight] = gather
+            open_gathers[unit] = gather
 
         def wait_for_it() -> None:
-            gather = open_gathers.pop(weight, None)
+            gather = open_gathers.pop(unit, None)
             if gather is not None and on_gpu:
                 gather.needed = torch.cuda.Event(enable_timing=True)
                 gather.needed.record()
@@ -230,14 +231,14 @@ def watch_gathers(fsdp: FSDP, step: Callable[[], object]) -> list[dict[str, Any]
 
         return start, wait_for_it
 
-    for weight in fsdp._weights:
-        weight.start_gather, weight.wait = watched(weight)  # type: ignore[method-assign]
+    for unit in fsdp.units:
+        unit.start_gather, unit.wait = watched(unit)  # type: ignore[method-assign]
     try:
         step()
         synchronize(device)
     finally:
-        for weight in fsdp._weights:
-            del weight.__dict__["start_gather"], weight.__dict__["wait"]
+        for unit in fsdp.units:
+            del unit.__dict__["start_gather"], unit.__dict__["wait"]
     return [{"name": gather.name, "forward": gather.forward, "slack_ms": _slack_ms(gather, on_gpu)} for gather in seen]
 
 
@@ -298,6 +299,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             " fp32; of the fullest rank, peaks of whole steps.",
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
+            _messages(cell),
             _gathers(rows, size),
             _speeds(rows, size),
         ]
@@ -326,7 +328,7 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
         expected = expected_saving(found[AHEAD]["cell"], compute_bytes)
         line = (
             f"{precision}: weights, gradients and states take {expected['whole'] / _GIB:.3g} GiB whole and"
-            f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest weights, gathered,"
+            f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest units, gathered,"
             f" {expected['gathered'] / _GIB:.2g}: expected saving {expected['saved'] / _GIB:.3g} GiB"
         )
         if WHOLE in found and found[WHOLE]["memory"] and found[AHEAD]["memory"]:
@@ -334,6 +336,18 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
             line += f"; measured, of the peaks, {peaks[0] - peaks[1]:.3g} ({peaks[0]:.3g} to {peaks[1]:.3g})"
         said.append(f"{line}.")
     return " ".join(said)
+
+
+def _messages(cell: dict[str, Any]) -> str:
+    """How many messages a step of ours sends, and how many it would send weight by weight."""
+    weights = weights_of(TransformerLM(ModelConfig(**cell["model"]), device="meta"))
+    units = fsdp_messages(weights)
+    num_sharded = sum(bool(weight.gathered_for) for weight in weights)
+    return (
+        f"**Messages.** A step of ours without recomputation gathers {units['all_gather']} times and reduce-scatters"
+        f" {units['reduce_scatter']} times, a block or a layer outside the blocks at once, for {num_sharded} sharded"
+        f" weights; and sums all gradients of what stays whole in {units['all_reduce']}."
+    )
 
 
 def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
@@ -346,7 +360,7 @@ def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
         late = sorted((each for each in ahead if each["slack_ms"] < 0), key=lambda each: each["slack_ms"])
         waited = -sum(each["slack_ms"] for each in late)
         line = (
-            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} weights were there in time"
+            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} gathers were there in time"
         )
         if late:
             line += f"; the others kept the forward waiting {waited:,.3g} ms in all, longest {late[0]['name']}"
@@ -388,7 +402,7 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     for name, gathers in lines.items():
         axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set(xlabel="weight, in the order of the forward pass", ylabel="finished before needed, ms")
+    axes.set(xlabel="gather, in the order of the forward pass", ylabel="finished before needed, ms")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if lines:
