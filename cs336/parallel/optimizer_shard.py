@@ -54,7 +54,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._inner = optimizer_cls([self._owned(each) for each in self._rounds], **kwargs)
         self.state = self._inner.state
         for each, inner in zip(self._rounds, self._inner.param_groups, strict=True):
-            _take_defaults(each.group, inner)
+            _take_defaults(self.param_groups[each.group], inner)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, each owned by the rank that has the fewest elements so far; also during training.
@@ -65,7 +65,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         owners = assign_owners([parameter.numel() for parameter in group["params"]], self._loads)
         self._owners |= dict(zip(group["params"], owners, strict=True))
-        added = _rounds(group, owners, self._world_size)
+        added = [
+            _Round(len(self.param_groups) - 1, parameters)
+            for parameters in _in_rounds(group["params"], owners, self._world_size)
+        ]
         self._rounds += added
         if self._inner is not None:
             for each in added:
@@ -87,7 +90,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         groups, sent = self._inner.param_groups, []
         try:
             for each, inner in zip(self._rounds, groups, strict=True):
-                inner.update({name: value for name, value in each.group.items() if name not in _OF_PARAMETERS})
+                inner.update(self._settings(each))
                 self._inner.param_groups = [inner]
                 self._inner.step(**kwargs)
                 # Whatever has no gradient here may have one at its owner; frozen parameters have none anywhere.
@@ -141,30 +144,33 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def _owned(self, each: _Round) -> dict[str, Any]:
         """A group of only the parameters whose state lives here; it may be empty."""
-        settings = {name: value for name, value in each.group.items() if name not in _OF_PARAMETERS}
-        return settings | {"params": [p for p in each.parameters if self._owners[p] == self._rank]}
+        return self._settings(each) | {"params": [p for p in each.parameters if self._owners[p] == self._rank]}
+
+    def _settings(self, each: _Round) -> dict[str, Any]:
+        group = self.param_groups[each.group]  # another dictionary after a state is loaded
+        return {name: value for name, value in group.items() if name not in _OF_PARAMETERS}
 
 
 @dataclass
 class _Round:
-    """Parameters of a group, of all owners, that are updated and sent together."""
+    """Parameters of one group, by its number, and of all owners, that are updated and sent together."""
 
-    group: dict[str, Any]
+    group: int
     parameters: list[Tensor]
 
 
-def _rounds(group: dict[str, Any], owners: Sequence[int], world_size: int) -> list[_Round]:
+def _in_rounds(parameters: Sequence[Tensor], owners: Sequence[int], world_size: int) -> list[list[Tensor]]:
     """At least one; in each, a rank has up to `_ROUND_BYTES`, or one larger parameter."""
-    rounds = [_Round(group, [])]
+    rounds: list[list[Tensor]] = [[]]
     number, num_bytes = [0] * world_size, [0] * world_size  # of each rank's last round, and in it
-    for parameter, owner in zip(group["params"], owners, strict=True):
+    for parameter, owner in zip(parameters, owners, strict=True):
         size = parameter.numel() * parameter.element_size()
         if num_bytes[owner] and num_bytes[owner] + size > _ROUND_BYTES:
             number[owner], num_bytes[owner] = number[owner] + 1, 0
         num_bytes[owner] += size
         if number[owner] == len(rounds):
-            rounds.append(_Round(group, []))
-        rounds[number[owner]].parameters.append(parameter)
+            rounds.append([])
+        rounds[number[owner]].append(parameter)
     return rounds
 
 
