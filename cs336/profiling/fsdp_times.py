@@ -6,9 +6,8 @@ Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`D
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from timeit import default_timer
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.accounting import fsdp_messages, held_bytes, weights_of, whole_weights_bytes
 from cs336.parallel.ddp import DDP
 from cs336.parallel.fsdp import FSDP
-from cs336.parallel.fsdp_units import Unit
 from cs336.parallel.process_group import Rank
 from cs336.profiling import timelines
 from cs336.profiling.ddp_times import sizes_of
+from cs336.profiling.gathers import watch_gathers
 from cs336.profiling.parallel_config import ParallelConfig, StepSetting
 from cs336.profiling.rank_cells import (
     Rows,
@@ -30,7 +29,6 @@ from cs336.profiling.rank_cells import (
     over_ranks,
     peak_and_held,
     require_gpus,
-    synchronize,
     time_steps,
 )
 from cs336.profiling.rank_steps import (
@@ -48,7 +46,6 @@ from cs336.train.optimizer import AdamW
 WHOLE, AHEAD, IN_TURN, PEER = "whole (DDP)", "ours, prefetch", "ours, no prefetch", "PyTorch's fully_shard"
 FORMS = (WHOLE, AHEAD, IN_TURN, PEER)
 PRECISIONS = ("float32", "bfloat16")
-_ALREADY = 1e-5  # seconds that waiting for nothing takes on a CPU
 
 
 def _nothing() -> None:
@@ -171,85 +168,6 @@ def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> di
     }
 
 
-# ---- whether gathers finish in time
-
-
-@dataclass
-class _Gather:
-    """Events of one gather: when it had finished, and when its unit came to need it."""
-
-    name: str
-    forward: bool
-    finished: Any = None
-    needed: Any = None
-    waited: float = field(default=0.0)
-
-
-def watch_gathers(fsdp: FSDP, step: Callable[[], object]) -> list[dict[str, Any]]:
-    """Run a step and say of each gather how much too late, or in time, it finished.
-
-    On a GPU a stream of its own waits for each gather and records an event, and the computation's stream records one
-    when it comes to need the weights. On a CPU only the wait itself can be seen.
-
-    Returns:
-        For each gather its unit's `name`, `forward` or not, and `slack_ms`: positive where it had finished before
-        it was needed (0 on a CPU), else minus what was waited.
-    """
-    device = next(fsdp.parameters()).device
-    on_gpu = device.type == "cuda"
-    side = torch.cuda.Stream(device) if on_gpu else None
-    seen: list[_Gather] = []
-    open_gathers: dict[Unit, _Gather] = {}
-
-    def watched(unit: Unit) -> tuple[Callable[[], None], Callable[[], None]]:
-        start_gather, wait = unit.start_gather, unit.wait
-
-        def start() -> None:
-            before = unit.is_whole
-            start_gather()
-            if before:
-                return
-            gather = _Gather(unit.name, forward=fsdp._in_forward)
-            if side is not None:
-                with torch.cuda.stream(side):
-                    for work in unit.pending.works:
-                        work.wait()
-                    gather.finished = torch.cuda.Event(enable_timing=True)
-                    gather.finished.record()
-            seen.append(gather)
-            open_gathers[unit] = gather
-
-        def wait_for_it() -> None:
-            gather = open_gathers.pop(unit, None)
-            if gather is not None and on_gpu:
-                gather.needed = torch.cuda.Event(enable_timing=True)
-                gather.needed.record()
-            begin = default_timer()
-            wait()
-            if gather is not None:
-                gather.waited = default_timer() - begin
-
-        return start, wait_for_it
-
-    for unit in fsdp.units:
-        unit.start_gather, unit.wait = watched(unit)  # type: ignore[method-assign]
-    try:
-        step()
-        synchronize(device)
-    finally:
-        for unit in fsdp.units:
-            del unit.__dict__["start_gather"], unit.__dict__["wait"]
-    return [{"name": gather.name, "forward": gather.forward, "slack_ms": _slack_ms(gather, on_gpu)} for gather in seen]
-
-
-def _slack_ms(gather: _Gather, on_gpu: bool) -> float:
-    if on_gpu:
-        if gather.finished is None or gather.needed is None:
-            return 0.0
-        return gather.finished.elapsed_time(gather.needed)
-    return -1e3 * gather.waited if gather.waited > _ALREADY else 0.0
-
-
 # ---- what the figures say
 
 _COLUMNS = {
@@ -299,7 +217,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             " fp32; of the fullest rank, peaks of whole steps.",
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
-            _messages(cell),
+            _messages(rows, size),
             _gathers(rows, size),
             _speeds(rows, size),
         ]
@@ -338,15 +256,19 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
     return " ".join(said)
 
 
-def _messages(cell: dict[str, Any]) -> str:
-    """How many messages a step of ours sends, and how many it would send weight by weight."""
-    weights = weights_of(TransformerLM(ModelConfig(**cell["model"]), device="meta"))
-    units = fsdp_messages(weights)
+def _messages(rows: Sequence[dict[str, Any]], size: str) -> str:
+    """How many messages a step of ours has sent, beside the closed form."""
+    row = next((row for row in rows if row["cell"].get("size") == size and any(row.get("gathers") or ())), None)
+    if row is None:
+        return ""
+    weights = weights_of(TransformerLM(ModelConfig(**row["cell"]["model"]), device="meta"))
+    expected = fsdp_messages(weights)
     num_sharded = sum(bool(weight.gathered_for) for weight in weights)
     return (
-        f"**Messages.** A step of ours without recomputation gathers {units['all_gather']} times and reduce-scatters"
-        f" {units['reduce_scatter']} times, a block or a layer outside the blocks at once, for {num_sharded} sharded"
-        f" weights; and sums all gradients of what stays whole in {units['all_reduce']}."
+        f"**Messages.** For {num_sharded} sharded weights, which travel by blocks, a step of ours gathered"
+        f" {len(row['gathers'][0])} times; by the closed form, without recomputation, it gathers"
+        f" {expected['all_gather']} times, reduce-scatters {expected['reduce_scatter']} times, and sums the gradients"
+        f" of all that stays whole in {expected['all_reduce']}."
     )
 
 
