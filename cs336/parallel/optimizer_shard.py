@@ -23,8 +23,9 @@ from torch import Tensor
 from cs336.parallel.collectives import start_broadcasts
 from cs336.parallel.process_group import rank, world_size
 
-# Of one rank's parameters in a round. Updating so much takes a GPU 1.5 ms and sending it about as long, much longer
-# than starting either; and it is all of the sending that hides behind no update.
+# Of one rank's parameters in a round. AdamW updates so much in about 1.5 ms on an H200 (46 ms for half of xl), and it
+# travels about as long (200 GB/s, seen of all-reduces): much longer than starting either takes, and short beside a
+# step, of whose sending the last round's alone hides behind no update.
 _ROUND_BYTES = 256_000_000
 
 

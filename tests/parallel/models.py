@@ -58,6 +58,18 @@ class Block(nn.Module):
         return x + h, total + h
 
 
+class Feed(nn.Module):
+    """A block whose second weight may have a dtype of its own."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.norm(x)).to(self.down.weight.dtype)).to(x.dtype)
+
+
 class Blocks(nn.Module):
     """Blocks of which one is frozen, two share a weight, and one runs twice."""
 

@@ -14,7 +14,7 @@ from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import run_ranks
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
-from tests.parallel.models import VOCAB, batches, loss_of, made, names_for, reference, slice_of
+from tests.parallel.models import VOCAB, Feed, batches, loss_of, made, names_for, reference, slice_of
 
 NUM_STEPS = 3
 
@@ -310,6 +310,28 @@ def check_ranks_use_different_layers_of_a_block(place):
         torch.testing.assert_close(ours.grad, gradient if gradient.ndim < 2 else gradient[mine])
 
 
+def check_a_block_of_two_dtypes(place):
+    """Its weights travel apart, each in its own dtype, and the slices keep theirs if they shall."""
+    torch.manual_seed(1)
+    net = nn.ModuleList([Feed(torch.bfloat16) for _ in range(2)])
+    for keep_dtype in (False, True):
+        fsdp = FSDP(copy.deepcopy(net), keep_dtype=keep_dtype)
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(2))
+        net.zero_grad()
+        for first, second, leave in (*net, contextlib.nullcontext()), (*fsdp.module, fsdp.forward_pass()):
+            with leave:
+                loss = second(first(x)).square().sum()
+            loss.backward()
+        fsdp.finish_gradient_synchronization()
+        for name, parameter in net.named_parameters():
+            ours = fsdp.module.get_parameter(name)
+            low = (keep_dtype and parameter.dtype == torch.bfloat16) or ours.ndim == 1
+            assert ours.dtype == ours.grad.dtype == (parameter.dtype if low else torch.float32)
+            rows = len(parameter) // place.world_size
+            mine = slice(place.rank * rows, (place.rank + 1) * rows) if ours.ndim == 2 else slice(None)
+            torch.testing.assert_close(ours.grad.float(), parameter.grad[mine].float(), rtol=1e-2, atol=1e-6)
+
+
 def check_layers_of_a_block_run_within_it(place):
     for dtype in (None, torch.bfloat16):
         fsdp = FSDP(made("transformer"), dtype)
@@ -376,6 +398,7 @@ def all_checks(place):
     check_gradients_of_a_block_leave_together(place)
     check_a_block_waits_for_its_frozen_weights(place)
     check_ranks_use_different_layers_of_a_block(place)
+    check_a_block_of_two_dtypes(place)
     check_layers_of_a_block_run_within_it(place)
     check_without_reduce_scatter(place)
     check_mixed_precision(place)
