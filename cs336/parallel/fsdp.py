@@ -190,7 +190,11 @@ class FSDP(nn.Module):
         return hook
 
     def _watch_backward(self, unit: Unit, call: Call, results: list[Tensor], values: list[Tensor]) -> None:
+        # A frozen weight has no gradient of its own to say that it has served.
+        uses_frozen = any(not weight.shard.requires_grad for weight in call.used)
+
         def begin(gradient: Tensor) -> None:
+            call.awaits_inputs = uses_frozen
             unit.in_backward.add(call)
             self._gather_in_backward(unit)
 
@@ -200,9 +204,7 @@ class FSDP(nn.Module):
 
         for result in results:
             result.register_hook(begin)
-        # A frozen weight has no gradient of its own to say that it has served.
-        call.awaits_inputs = any(not weight.shard.requires_grad for weight in call.used)
-        watched = [value for value in values if value.requires_grad] if call.awaits_inputs else []
+        watched = [value for value in values if value.requires_grad] if uses_frozen else []
         if len(watched) == 1:
             watched[0].register_hook(inputs_done)
         elif watched:

@@ -274,6 +274,22 @@ def check_a_block_waits_for_its_frozen_weights(place):
             torch.testing.assert_close(full[n], state[n], rtol=2**-23, atol=1e-7)
 
 
+def check_two_backward_passes_over_one_graph(place):
+    """Gradients add up, and frozen weights are waited for both times."""
+    alone, fsdp = made("blocks"), FSDP(made("blocks"))
+    batch = batches(1)[0]
+    (2 * loss_of(alone, batch)).backward()
+    loss = loss_of(fsdp, slice_of(batch, place.rank, place.world_size))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    fsdp.finish_gradient_synchronization()
+    cuts = fsdp.cuts()
+    for ours, theirs in zip(fsdp.module.parameters(), alone.parameters(), strict=True):
+        if theirs.grad is not None:
+            gradient = cuts[ours].gathered(ours.grad) if ours in cuts else ours.grad
+            torch.testing.assert_close(gradient, theirs.grad, rtol=1e-5, atol=1e-7)
+
+
 def check_ranks_use_different_layers_of_a_block(place):
     """As experts do; the gradients of a layer that is used elsewhere are the mean over all ranks."""
 
@@ -397,6 +413,7 @@ def all_checks(place):
     check_prefetch_rule(place)
     check_gradients_of_a_block_leave_together(place)
     check_a_block_waits_for_its_frozen_weights(place)
+    check_two_backward_passes_over_one_graph(place)
     check_ranks_use_different_layers_of_a_block(place)
     check_a_block_of_two_dtypes(place)
     check_layers_of_a_block_run_within_it(place)
