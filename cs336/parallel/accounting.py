@@ -13,7 +13,7 @@ from math import ceil, prod
 
 from torch import nn
 
-from cs336.parallel.fsdp import layer_kind, sharded_layers
+from cs336.parallel.fsdp_units import unit_plans
 from cs336.parallel.optimizer_shard import assign_owners
 
 FORMS = ("ddp", "zero1", "fsdp")
@@ -27,13 +27,15 @@ class Weight:
 
     Attributes:
         shape: of the whole.
-        layers: kinds of the layers that use it if FSDP shards it, "Linear" or "Embedding" each; empty if
+        gathered_for: kinds of the modules for which FSDP gathers it, "block", "Linear" or "Embedding" each; empty if
             it stays whole.
+        unit: number of the unit with which it travels.
         trainable: has a gradient.
     """
 
     shape: tuple[int, ...]
-    layers: tuple[str, ...] = ()
+    gathered_for: tuple[str, ...] = ()
+    unit: int = -1
     trainable: bool = True
 
     @property
@@ -43,7 +45,7 @@ class Weight:
 
     def padded_elements(self, world_size: int) -> int:
         """Of the whole as FSDP sends it, its rows filled up to a multiple of the ranks."""
-        if not self.layers:
+        if not self.gathered_for:
             return self.num_elements
         return ceil(self.shape[0] / world_size) * world_size * prod(self.shape[1:])
 
@@ -87,11 +89,13 @@ class Held:
 
 def weights_of(module: nn.Module) -> list[Weight]:
     """The distinct parameters of a module that is not wrapped yet, in the order of `parameters()`."""
-    sharded = sharded_layers(module)
+    plans = unit_plans(module)
+    unit_of = {parameter: number for number, plan in enumerate(plans) for parameter in plan.weights}
     return [
         Weight(
             shape=tuple(parameter.shape),
-            layers=tuple(layer_kind(layer) or "" for layer in sharded.get(parameter, [])),
+            gathered_for=tuple(plans[unit_of[parameter]].kinds) if parameter in unit_of else (),
+            unit=unit_of.get(parameter, -1),
             trainable=parameter.requires_grad,
         )
         for parameter in module.parameters()
@@ -105,7 +109,7 @@ def step_traffic(form: str, weights: Sequence[Weight], world_size: int, *, compu
         form: "ddp", the same however gradients are bundled; "zero1", that with a `ShardedOptimizer`; "fsdp".
         compute_bytes: of an element in FSDP's compute dtype.
 
-    FSDP gathers a weight for each layer that uses it forward, and once for the backward pass unless only
+    FSDP gathers a weight for each block or layer that uses it forward, and once for the backward pass unless only
     embeddings use it; layers that share a weight must not run one right after the other.
 
     Raises:
@@ -122,9 +126,9 @@ def step_traffic(form: str, weights: Sequence[Weight], world_size: int, *, compu
             all_reduce=_FP32_BYTES * (num_elements + counts),
             broadcast=_FP32_BYTES * num_elements if form == "zero1" else 0,
         )
-    whole = sum(weight.num_elements for weight in trainable if not weight.layers)
+    whole = sum(weight.num_elements for weight in trainable if not weight.gathered_for)
     gathered = sum(_num_gathers(weight) * weight.padded_elements(world_size) for weight in weights)
-    reduced = sum(weight.padded_elements(world_size) for weight in trainable if weight.layers)
+    reduced = sum(weight.padded_elements(world_size) for weight in trainable if weight.gathered_for)
     return Traffic(
         all_reduce=_FP32_BYTES * whole, all_gather=compute_bytes * gathered, reduce_scatter=compute_bytes * reduced
     )
@@ -135,7 +139,7 @@ def held_bytes(form: str, weights: Sequence[Weight], world_size: int) -> Held:
     _check(form)
     trainable = [weight for weight in weights if weight.trainable]
     if form == "fsdp":
-        here = [weight.padded_elements(world_size) // (world_size if weight.layers else 1) for weight in weights]
+        here = [weight.padded_elements(world_size) // (world_size if weight.gathered_for else 1) for weight in weights]
         trained = sum(size for size, weight in zip(here, weights, strict=True) if weight.trainable)
         return Held(_FP32_BYTES * sum(here), _FP32_BYTES * trained, _FP32_BYTES * _ADAMW_STATES * trained)
     num_elements = sum(weight.num_elements for weight in trainable)
@@ -154,14 +158,35 @@ def held_bytes(form: str, weights: Sequence[Weight], world_size: int) -> Held:
     )
 
 
+def fsdp_messages(weights: Sequence[Weight]) -> dict[str, int]:
+    """How many messages FSDP sends in such a step, by collective: units send all their weights in one.
+
+    Parameters that stay whole are summed in one, if they are of one dtype.
+    """
+    units = {weight.unit: weight for weight in weights if weight.gathered_for}
+    return {
+        "all_gather": sum(_num_gathers(weight) for weight in units.values()),
+        "reduce_scatter": len({weight.unit for weight in weights if weight.gathered_for and weight.trainable}),
+        "all_reduce": int(any(weight.trainable and not weight.gathered_for for weight in weights)),
+    }
+
+
 def whole_weights_bytes(weights: Sequence[Weight], world_size: int, *, compute_bytes: int = _FP32_BYTES) -> int:
-    """The most that FSDP's forward holds in whole weights at once: the largest two."""
-    sizes = sorted((weight.padded_elements(world_size) for weight in weights if weight.layers), reverse=True)
-    return compute_bytes * sum(sizes[:2])
+    """The most that FSDP's forward holds in whole weights at once: the largest two units."""
+    return compute_bytes * sum(sorted(unit_elements(weights, world_size).values())[-2:])
+
+
+def unit_elements(weights: Sequence[Weight], world_size: int) -> dict[int, int]:
+    """Elements of each of FSDP's units when it is whole, by its number."""
+    sizes: dict[int, int] = {}
+    for weight in weights:
+        if weight.gathered_for:
+            sizes[weight.unit] = sizes.get(weight.unit, 0) + weight.padded_elements(world_size)
+    return sizes
 
 
 def _num_gathers(weight: Weight) -> int:
-    return len(weight.layers) + any(kind != "Embedding" for kind in weight.layers)
+    return len(weight.gathered_for) + any(kind != "Embedding" for kind in weight.gathered_for)
 
 
 def _check(form: str) -> None:

@@ -1,8 +1,8 @@
 """PyTorch's own fully sharded data parallelism behind the interface of ours.
 
-`fully_shard` gathers and frees whole blocks of layers, ours single layers: fewer and larger messages for more
-memory. It keeps its slices as distributed tensors; optimizers here see the plain tensors within, whose arithmetic
-is cheaper to start and is that of one process.
+`fully_shard` gathers and frees whole blocks, as ours does, through one array that it copies in and out of; and its
+blocks may be compiled. It keeps its slices as distributed tensors; optimizers here see the plain tensors within, whose
+arithmetic is cheaper to start and is that of one process.
 
 Source: Liang et al. 2024, arXiv:2410.06511, section 2.1.
 """

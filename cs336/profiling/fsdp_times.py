@@ -1,4 +1,4 @@
-"""What sharding parameters saves in memory and costs in time, and whether weights arrive before they are needed.
+"""What sharding parameters saves in memory and costs in time, and whether gathers finish before they are needed.
 
 Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`DDP`) and PyTorch's `fully_shard`.
 """
@@ -6,21 +6,21 @@ Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`D
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from timeit import default_timer
 from typing import Any
 
 import torch
 from torch import nn
 
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.parallel.accounting import held_bytes, weights_of, whole_weights_bytes
+from cs336.parallel.accounting import fsdp_messages, held_bytes, weights_of, whole_weights_bytes
 from cs336.parallel.ddp import DDP
 from cs336.parallel.fsdp import FSDP
 from cs336.parallel.process_group import Rank
 from cs336.profiling import timelines
 from cs336.profiling.ddp_times import sizes_of
+from cs336.profiling.gathers import watch_gathers
 from cs336.profiling.parallel_config import ParallelConfig, StepSetting
 from cs336.profiling.rank_cells import (
     Rows,
@@ -29,7 +29,6 @@ from cs336.profiling.rank_cells import (
     over_ranks,
     peak_and_held,
     require_gpus,
-    synchronize,
     time_steps,
 )
 from cs336.profiling.rank_steps import (
@@ -47,7 +46,6 @@ from cs336.train.optimizer import AdamW
 WHOLE, AHEAD, IN_TURN, PEER = "whole (DDP)", "ours, prefetch", "ours, no prefetch", "PyTorch's fully_shard"
 FORMS = (WHOLE, AHEAD, IN_TURN, PEER)
 PRECISIONS = ("float32", "bfloat16")
-_ALREADY = 1e-5  # seconds that waiting for nothing takes on a CPU
 
 
 def _nothing() -> None:
@@ -170,85 +168,6 @@ def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> di
     }
 
 
-# ---- whether gathers finish in time
-
-
-@dataclass
-class _Gather:
-    """Events of one gather: when it had finished, and when a layer came to need it."""
-
-    name: str
-    forward: bool
-    finished: Any = None
-    needed: Any = None
-    waited: float = field(default=0.0)
-
-
-def watch_gathers(fsdp: FSDP, step: Callable[[], object]) -> list[dict[str, Any]]:
-    """Run a step and say of each gather how much too late, or in time, it finished.
-
-    On a GPU a stream of its own waits for each gather and records an event, and the computation's stream records one
-    when it comes to need the weight. On a CPU only the wait itself can be seen.
-
-    Returns:
-        For each gather its weight's `name`, `forward` or not, and `slack_ms`: positive where it had finished before
-        it was needed (0 on a CPU), else minus what was waited.
-    """
-    device = next(fsdp.parameters()).device
-    on_gpu = device.type == "cuda"
-    side = torch.cuda.Stream(device) if on_gpu else None
-    names = {id(parameter): name for name, parameter in fsdp.module.named_parameters()}
-    seen: list[_Gather] = []
-    open_gathers: dict[Any, _Gather] = {}
-
-    def watched(weight: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-        start_gather, wait = weight.start_gather, weight.wait
-
-        def start() -> None:
-            before = weight.is_whole
-            start_gather()
-            if before:
-                return
-            gather = _Gather(names[id(weight.shard)], forward=fsdp._in_forward)
-            if side is not None and weight._pending._work is not None:
-                with torch.cuda.stream(side):
-                    weight._pending._work.wait()
-                    gather.finished = torch.cuda.Event(enable_timing=True)
-                    gather.finished.record()
-            seen.append(gather)
-            open_gathers[weight] = gather
-
-        def wait_for_it() -> None:
-            gather = open_gathers.pop(weight, None)
-            if gather is not None and on_gpu:
-                gather.needed = torch.cuda.Event(enable_timing=True)
-                gather.needed.record()
-            begin = default_timer()
-            wait()
-            if gather is not None:
-                gather.waited = default_timer() - begin
-
-        return start, wait_for_it
-
-    for weight in fsdp._weights:
-        weight.start_gather, weight.wait = watched(weight)  # type: ignore[method-assign]
-    try:
-        step()
-        synchronize(device)
-    finally:
-        for weight in fsdp._weights:
-            del weight.__dict__["start_gather"], weight.__dict__["wait"]
-    return [{"name": gather.name, "forward": gather.forward, "slack_ms": _slack_ms(gather, on_gpu)} for gather in seen]
-
-
-def _slack_ms(gather: _Gather, on_gpu: bool) -> float:
-    if on_gpu:
-        if gather.finished is None or gather.needed is None:
-            return 0.0
-        return gather.finished.elapsed_time(gather.needed)
-    return -1e3 * gather.waited if gather.waited > _ALREADY else 0.0
-
-
 # ---- what the figures say
 
 _COLUMNS = {
@@ -298,6 +217,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             " fp32; of the fullest rank, peaks of whole steps.",
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
+            _messages(rows, size),
             _gathers(rows, size),
             _speeds(rows, size),
         ]
@@ -326,7 +246,7 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
         expected = expected_saving(found[AHEAD]["cell"], compute_bytes)
         line = (
             f"{precision}: weights, gradients and states take {expected['whole'] / _GIB:.3g} GiB whole and"
-            f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest weights, gathered,"
+            f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest units, gathered,"
             f" {expected['gathered'] / _GIB:.2g}: expected saving {expected['saved'] / _GIB:.3g} GiB"
         )
         if WHOLE in found and found[WHOLE]["memory"] and found[AHEAD]["memory"]:
@@ -334,6 +254,22 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
             line += f"; measured, of the peaks, {peaks[0] - peaks[1]:.3g} ({peaks[0]:.3g} to {peaks[1]:.3g})"
         said.append(f"{line}.")
     return " ".join(said)
+
+
+def _messages(rows: Sequence[dict[str, Any]], size: str) -> str:
+    """How many messages a step of ours has sent, beside the closed form."""
+    row = next((row for row in rows if row["cell"].get("size") == size and any(row.get("gathers") or ())), None)
+    if row is None:
+        return ""
+    weights = weights_of(TransformerLM(ModelConfig(**row["cell"]["model"]), device="meta"))
+    expected = fsdp_messages(weights)
+    num_sharded = sum(bool(weight.gathered_for) for weight in weights)
+    return (
+        f"**Messages.** For {num_sharded} sharded weights, which travel by blocks, a step of ours gathered"
+        f" {len(row['gathers'][0])} times; by the closed form, without recomputation, it gathers"
+        f" {expected['all_gather']} times, reduce-scatters {expected['reduce_scatter']} times, and sums the gradients"
+        f" of all that stays whole in {expected['all_reduce']}."
+    )
 
 
 def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
@@ -346,7 +282,7 @@ def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
         late = sorted((each for each in ahead if each["slack_ms"] < 0), key=lambda each: each["slack_ms"])
         waited = -sum(each["slack_ms"] for each in late)
         line = (
-            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} weights were there in time"
+            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} gathers were there in time"
         )
         if late:
             line += f"; the others kept the forward waiting {waited:,.3g} ms in all, longest {late[0]['name']}"
@@ -388,7 +324,7 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     for name, gathers in lines.items():
         axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set(xlabel="weight, in the order of the forward pass", ylabel="finished before needed, ms")
+    axes.set(xlabel="gather, in the order of the forward pass", ylabel="finished before needed, ms")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if lines:

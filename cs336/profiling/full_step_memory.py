@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import ceil
 
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.parallel.accounting import weights_of
+from cs336.parallel.accounting import unit_elements, weights_of
 
 _FP32 = 4
 _STATES = 2  # AdamW's moments
 _LOGIT_COPIES = 13  # bytes of each logit of a chunk: fp32 values, a mask as bool and in fp32, and their difference
-_SENT_AT_ONCE = 3  # whole gradients: two on their way, one being made
+_UNITS_AT_ONCE = 2  # whole weights: in use and gathered ahead; whole gradients: being made and on their way
 
 
 def block_residual_bytes(config: ModelConfig, *, num_tokens: int, num_sequences: int, element_bytes: int) -> int:
@@ -59,10 +59,9 @@ def memory_plan(
     """
     weights = weights_of(TransformerLM(config, device="meta"))
     b, d, vocab = element_bytes, config.d_model, config.vocab_size
-    held = b * sum(w.padded_elements(world_size) // (world_size if w.layers else 1) for w in weights)
-    largest_in_layers = max(
-        (w.padded_elements(world_size) for w in weights if w.layers and vocab not in w.shape), default=0
-    )
+    held = b * sum(w.padded_elements(world_size) // (world_size if w.gathered_for else 1) for w in weights)
+    units = unit_elements(weights, world_size)
+    block_weights = max((units[w.unit] for w in weights if "block" in w.gathered_for), default=0)
     segments = ceil(config.num_layers / layers_per_segment) if layers_per_segment else 0
     kept = layers_per_segment or config.num_layers
     block = block_residual_bytes(
@@ -81,7 +80,7 @@ def memory_plan(
         "checkpoints": segments * b * d * num_tokens + attention,
         "residuals": kept * block,
         "head": final_norm + b * vocab * d + head_gradients + _LOGIT_COPIES * chunk * vocab,
-        "backward": 4 * b * config.hidden_width * num_tokens + b * (2 + _SENT_AT_ONCE) * largest_in_layers,
+        "backward": 4 * b * config.hidden_width * num_tokens + 2 * b * _UNITS_AT_ONCE * block_weights,
         "update": held,
     }
     resting = plan["parameters"] + plan["states"]

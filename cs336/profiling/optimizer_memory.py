@@ -213,7 +213,7 @@ def _memory_comment(rows: Sequence[dict[str, Any]], size: str) -> str:
     if "gpu_peak" in after[WHOLE]:
         said += (
             f" The peak of the update falls from {after[WHOLE]['gpu_peak']:.3g} to {after[SHARDED]['gpu_peak']:.3g}"
-            " GiB: what an update needs for itself, the roots of the second moments, is halved too."
+            " GiB: what an update needs for itself, the roots of the second moments, is there for a round at a time."
         )
     return said
 

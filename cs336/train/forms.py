@@ -3,8 +3,8 @@
     one    a single process
     ddp    each rank holds all; gradients are averaged in buckets while the backward pass goes on
     zero1  the same, with the optimizer's state split over the ranks
-    fsdp   weights, gradients and states split over the ranks, gathered a layer at a time
-    fsdp2  the same by PyTorch's `fully_shard`, gathered a block at a time
+    fsdp   weights, gradients and states split over the ranks, gathered a block at a time
+    fsdp2  the same by PyTorch's `fully_shard`
 
 A form is a property of the run on its machine: checkpoints are those that one process would write, so a run may go
 on in any form on any number of processes. Every method is called by all ranks at the same point.

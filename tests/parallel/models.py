@@ -39,6 +39,55 @@ class Mixed(nn.Module):
         return self.head(self.last(self.frozen(x)) * self.scale + self.shift[0])
 
 
+class Block(nn.Module):
+    """Takes and returns two tensors; has frozen weights and an unused one, and rows that no world size divides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)  # its backward comes after all gradients
+        self.norm = nn.LayerNorm(6)
+        self.up = nn.Linear(6, 7)
+        self.frozen = nn.Linear(7, 5, bias=False)
+        for frozen in (self.first, self.frozen):
+            frozen.weight.requires_grad_(False)
+        self.down = nn.Linear(5, 6, bias=False)
+        self.unused = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, *, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.down(self.frozen(torch.tanh(self.up(self.norm(self.first(x))))))
+        return x + h, total + h
+
+
+class Feed(nn.Module):
+    """A block whose second weight may have a dtype of its own."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.norm(x)).to(self.down.weight.dtype)).to(x.dtype)
+
+
+class Blocks(nn.Module):
+    """Blocks of which one is frozen, two share a weight, and one runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, 6)
+        self.layers = nn.ModuleList(Block() for _ in range(3))
+        self.layers[1].requires_grad_(False)
+        self.layers[2].down.weight = self.layers[0].down.weight
+        self.head = nn.Linear(6, VOCAB)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = total = self.embed(ids)
+        for layer in (*self.layers, self.layers[0]):
+            x, total = layer(x, total=total)
+        return self.head(x + total)
+
+
 def transformer(*, tied: bool = False) -> TransformerLM:
     """Ours, of 2 layers."""
     return TransformerLM(
@@ -49,6 +98,7 @@ def transformer(*, tied: bool = False) -> TransformerLM:
 MODELS = {
     "mixed": lambda: Mixed(),
     "mixed, tied": lambda: Mixed(tied=True),
+    "blocks": lambda: Blocks(),
     "transformer": lambda: transformer(),
     "transformer, tied": lambda: transformer(tied=True),
 }
@@ -56,7 +106,7 @@ MODELS = {
 
 def names_for(world_size: int) -> list[str]:
     """All models on two ranks; on more, one of each kind, of which one is tied."""
-    return list(MODELS) if world_size == 2 else ["mixed", "transformer, tied"]
+    return list(MODELS) if world_size == 2 else ["mixed", "blocks", "transformer, tied"]
 
 
 def made(name: str, seed: int = 0) -> nn.Module:

@@ -14,7 +14,7 @@ from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import run_ranks
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
-from tests.parallel.models import VOCAB, batches, loss_of, made, names_for, reference, slice_of
+from tests.parallel.models import VOCAB, Feed, batches, loss_of, made, names_for, reference, slice_of
 
 NUM_STEPS = 3
 
@@ -52,7 +52,8 @@ def check_equal_to_one_process(place):
                 assert list(full) == both
                 for n in full:
                     torch.testing.assert_close(full[n], state[n], rtol=2**-23, atol=1e-7)
-                assert fsdp.max_whole_weights <= 2
+                # Two blocks share a weight, which is then a unit within a unit.
+                assert fsdp.max_whole_units <= (3 if name == "blocks" else 2)
 
 
 def check_slices(place):
@@ -69,8 +70,7 @@ def check_slices(place):
         assert fsdp.module.unused.weight.grad is not None and not fsdp.module.unused.weight.grad.any()
         assert fsdp.module.frozen.weight.grad is None
         assert torch.equal(full["frozen.weight"], model.frozen.weight)
-        whole = [weight._padded.untyped_storage().nbytes() for weight in fsdp._weights]
-        assert not any(whole), "whole weights outlive the step"
+        assert not any(unit._storage.nbytes() for unit in fsdp.units), "whole weights outlive the step"
 
 
 def check_replicated_gradients_are_bit_identical(place):
@@ -115,7 +115,7 @@ def cast_reference(name, dtype):
 def check_mixed_precision(place):
     """Near one process that casts the same weights; tied weights add up larger gradients, with larger roundings."""
     for dtype, tolerance in ((torch.float16, 1e-4), (torch.bfloat16, 1e-3)):
-        for name in ("transformer", "mixed", "transformer, tied"):
+        for name in ("transformer", "mixed", "blocks", "transformer, tied"):
             tolerance *= 5 if "tied" in name else 1
             steps = train(place, made(name), sgd, compute_dtype=dtype)
             seen = []
@@ -130,7 +130,7 @@ def check_mixed_precision(place):
 
 
 def check_recomputation(place):
-    """Layers that run again in the backward pass: the same weights, gathered three times, few whole at once."""
+    """Blocks that run again in the backward pass: the same weights, few gathers, few whole at once."""
     for name, layers_per_segment in itertools.product(("transformer", "transformer, tied"), (1, 2)):
         model = made(name).recompute_in_segments(layers_per_segment)
         fsdp, learned = FSDP(model), False
@@ -140,17 +140,16 @@ def check_recomputation(place):
             optimizer.zero_grad()
             watched.forget()
             loss_of(fsdp, slice_of(batch, place.rank, place.world_size)).backward()
-            assert not any(weight.is_whole or weight._padded.untyped_storage().nbytes() for weight in fsdp._weights)
+            assert not any(unit.is_whole or unit._storage.nbytes() for unit in fsdp.units)
             fsdp.finish_gradient_synchronization()
             optimizer.step()
             full = gather_full_params(fsdp)
             for n in full:
                 torch.testing.assert_close(full[n], state[n], rtol=2**-23, atol=1e-7)
-            # The blocks' matrices thrice, the embedding once, the head twice. A segment runs again when the backward
-            # pass asks for what its last layer has saved, whose weight is whole then, and stays so; as do tied ends.
-            in_blocks = sum(parameter.ndim == 2 for parameter in model.layers.parameters())
-            assert watched.num_gathers == 3 * in_blocks + 3 - 2 // layers_per_segment
-            assert watched.most_whole == (3 if "tied" in name else 2) + learned  # and what is gathered ahead
+            # Two blocks thrice, the embedding once, the head twice. A segment runs again when the backward pass asks
+            # for what its last block has saved, which is whole then, and stays so; as do tied ends.
+            assert watched.num_gathers == 3 * 2 + 3 - 2 // layers_per_segment
+            assert watched.most_whole == max(layers_per_segment, 1 + learned) + ("tied" in name)
             assert not learned or watched.num_late == 1  # that of the head, with which the backward pass begins
             learned = True
 
@@ -160,19 +159,19 @@ class _Watched:
 
     def __init__(self, fsdp):
         self.forget()
-        for weight in fsdp._weights:
+        for unit in fsdp.units:
 
-            def start(weight=weight, plain=weight.start_gather):
-                self.num_gathers += not weight.is_whole
+            def start(unit=unit, plain=unit.start_gather):
+                self.num_gathers += not unit.is_whole
                 plain()
-                self.most_whole = max(self.most_whole, sum(weight.is_whole for weight in fsdp._weights))
+                self.most_whole = max(self.most_whole, sum(unit.is_whole for unit in fsdp.units))
 
-            weight.start_gather = start
+            unit.start_gather = start
         plain = fsdp._gather_in_backward
 
-        def gather_in_backward(weight):
-            self.num_late += not weight.is_whole
-            plain(weight)
+        def gather_in_backward(unit):
+            self.num_late += not unit.is_whole
+            plain(unit)
 
         fsdp._gather_in_backward = gather_in_backward
 
@@ -214,34 +213,146 @@ def check_without_reduce_scatter(place):
 
 
 def check_prefetch_rule(place):
-    """The gather for layer i starts once layer i - 2 is done, never sooner."""
+    """The gather for unit i starts once unit i - 2 is done, never sooner."""
     fsdp = FSDP(made("transformer"))
     batch = slice_of(batches(1)[0], place.rank, place.world_size)
     fsdp(batch[0])  # learns the order
     events = []
-    for number, weight in enumerate(fsdp._order):
-        start = weight.start_gather
+    model = fsdp.module
+    entries = [model.token_embeddings, *model.layers, model.lm_head]
+    assert [unit.entries for unit in fsdp._forward_order.last] == [[entry] for entry in entries]
+    for number, unit in enumerate(fsdp._forward_order.last):
 
-        def started(start=start, weight=weight, number=number):
-            if not weight.is_whole:
+        def started(start=unit.start_gather, unit=unit, number=number):
+            if not unit.is_whole:
                 events.append(("gather", number))
             start()
 
-        weight.start_gather = started
-    layers = [layer for layer in fsdp.module.modules() if "weight" in layer._parameters and layer.weight.ndim == 2]
-    number_of = {id(weight.shard): number for number, weight in enumerate(fsdp._order)}
-    for layer in layers:
-        layer.register_forward_hook(
-            lambda layer, *_: events.append(("done", number_of[id(layer._parameters["weight"])]))
-        )
+        unit.start_gather = started
+        entries[number].register_forward_hook(lambda *_, number=number: events.append(("done", number)))
     with torch.no_grad():
         fsdp(batch[0])
-    num_layers = len(fsdp._order)
-    assert sorted(number for what, number in events if what == "gather") == list(range(num_layers))
-    for number in range(num_layers):
-        place_of = events.index(("gather", number))
-        if number >= 2:
-            assert events.index(("done", number - 2)) - 1 <= place_of < events.index(("done", number - 1))
+    gather, done = ([(what, number) for number in range(4)] for what in ("gather", "done"))
+    # "Done" is noted after our own hook, which has then gathered.
+    assert events == [*gather[:3], done[0], gather[3], *done[1:]]
+
+
+def check_gradients_of_a_block_leave_together(place):
+    """Once the block's last one is made; what it has not used travels as zeros; two blocks' gradients at most exist."""
+    fsdp = FSDP(made("blocks"))
+    of_layers = [[unit for unit in fsdp.units if layer in unit.entries] for layer in fsdp.module.layers]
+    assert [len(units) for units in of_layers] == [1, 1, 1]
+    assert [len(units[0].trainable) for units in of_layers] == [2, 0, 2]  # the shared weight is a unit by itself
+    sent = []
+    collectives._has_reduce_scatter()  # tries one, once
+    plain = collectives._reduce_scatter
+
+    def counted(shards, full):
+        sent.append([tuple(shard.shape) for shard in shards])
+        whole = [weight for unit in fsdp.units for weight in unit.weights if weight.whole.grad is not None]
+        assert not {id(weight) for weight in whole} & {id(weight) for units in of_layers for weight in units[0].weights}
+        return plain(shards, full)
+
+    collectives._reduce_scatter = counted
+    try:
+        loss_of(fsdp, slice_of(batches(1)[0], place.rank, place.world_size)).backward()
+        fsdp.finish_gradient_synchronization()
+    finally:
+        collectives._reduce_scatter = plain
+    rows = {n: -(-n // place.world_size) for n in (2, 6, 7, VOCAB)}
+    block = [(rows[7], 6), (rows[2], 3)]
+    assert sent == [[(rows[VOCAB], 6)], block, [(rows[6], 5)], block, [(rows[VOCAB], 6)]]
+
+
+def check_a_block_waits_for_its_frozen_weights(place):
+    """Also where nothing that comes in has a gradient, whose arrival would say that they have served."""
+    model = made("blocks")
+    model.embed.weight.requires_grad_(False)
+    expected = reference(model, sgd, NUM_STEPS)
+    for (_, full), state in zip(train(place, model, sgd), expected, strict=True):
+        for n in full:
+            torch.testing.assert_close(full[n], state[n], rtol=2**-23, atol=1e-7)
+
+
+def check_two_backward_passes_over_one_graph(place):
+    """Gradients add up, and frozen weights are waited for both times."""
+    alone, fsdp = made("blocks"), FSDP(made("blocks"))
+    batch = batches(1)[0]
+    (2 * loss_of(alone, batch)).backward()
+    loss = loss_of(fsdp, slice_of(batch, place.rank, place.world_size))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    fsdp.finish_gradient_synchronization()
+    cuts = fsdp.cuts()
+    for ours, theirs in zip(fsdp.module.parameters(), alone.parameters(), strict=True):
+        if theirs.grad is not None:
+            gradient = cuts[ours].gathered(ours.grad) if ours in cuts else ours.grad
+            torch.testing.assert_close(gradient, theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+def check_ranks_use_different_layers_of_a_block(place):
+    """As experts do; the gradients of a layer that is used elsewhere are the mean over all ranks."""
+
+    class Choice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x, chosen):
+            return x + self.experts[chosen](x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Choice() for _ in range(2))
+
+        def forward(self, x, rank):
+            for number, layer in enumerate(self.layers):
+                x = layer(x, (rank + number) % 2)
+            return x.square().sum()
+
+    torch.manual_seed(1)
+    net = Net()
+    fsdp = FSDP(copy.deepcopy(net))
+    for _ in range(2):  # the second adds
+        fsdp(torch.ones(2, 4), place.rank).backward()
+    fsdp.finish_gradient_synchronization()
+    for rank in range(place.world_size):
+        (2 * net(torch.ones(2, 4), rank) / place.world_size).backward()
+    rows = 4 // place.world_size
+    mine = slice(place.rank * rows, (place.rank + 1) * rows)
+    for ours, theirs in zip(fsdp.module.parameters(), net.parameters(), strict=True):
+        gradient = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        torch.testing.assert_close(ours.grad, gradient if gradient.ndim < 2 else gradient[mine])
+
+
+def check_a_block_of_two_dtypes(place):
+    """Its weights travel apart, each in its own dtype, and the slices keep theirs if they shall."""
+    torch.manual_seed(1)
+    net = nn.ModuleList([Feed(torch.bfloat16) for _ in range(2)])
+    for keep_dtype in (False, True):
+        fsdp = FSDP(copy.deepcopy(net), keep_dtype=keep_dtype)
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(2))
+        net.zero_grad()
+        for first, second, leave in (*net, contextlib.nullcontext()), (*fsdp.module, fsdp.forward_pass()):
+            with leave:
+                loss = second(first(x)).square().sum()
+            loss.backward()
+        fsdp.finish_gradient_synchronization()
+        for name, parameter in net.named_parameters():
+            ours = fsdp.module.get_parameter(name)
+            low = (keep_dtype and parameter.dtype == torch.bfloat16) or ours.ndim == 1
+            assert ours.dtype == ours.grad.dtype == (parameter.dtype if low else torch.float32)
+            rows = len(parameter) // place.world_size
+            mine = slice(place.rank * rows, (place.rank + 1) * rows) if ours.ndim == 2 else slice(None)
+            torch.testing.assert_close(ours.grad.float(), parameter.grad[mine].float(), rtol=1e-2, atol=1e-6)
+
+
+def check_layers_of_a_block_run_within_it(place):
+    for dtype in (None, torch.bfloat16):
+        fsdp = FSDP(made("transformer"), dtype)
+        with pytest.raises(RuntimeError, match="outside the block's own forward"):
+            fsdp.module.layers[0].attn(torch.zeros(1, 8, 16))
 
 
 def check_a_loss_that_takes_the_heads_weight(place):
@@ -300,6 +411,12 @@ def all_checks(place):
     check_recomputation(place)
     check_accumulation(place)
     check_prefetch_rule(place)
+    check_gradients_of_a_block_leave_together(place)
+    check_a_block_waits_for_its_frozen_weights(place)
+    check_two_backward_passes_over_one_graph(place)
+    check_ranks_use_different_layers_of_a_block(place)
+    check_a_block_of_two_dtypes(place)
+    check_layers_of_a_block_run_within_it(place)
     check_without_reduce_scatter(place)
     check_mixed_precision(place)
     check_a_loss_that_takes_the_heads_weight(place)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cs336.parallel import optimizer_shard
 from cs336.parallel.ddp import DDP
 from cs336.parallel.optimizer_shard import ShardedOptimizer
 from cs336.parallel.process_group import run_ranks
@@ -149,15 +150,52 @@ def check_checkpoints(place):
             again.load_state_dict(weights)
             optimizer = make(_groups(again), **SETTINGS)
             optimizer.load_state_dict(copy.deepcopy(ours))
+            optimizer.param_groups[0]["lr"] = 0.003  # as a schedule does
             train(again, optimizer, rest)
             resumed.append(again)
+        sharded.param_groups[0]["lr"] = 0.003
         train(model, sharded, rest)
         assert_same(resumed[0], model.state_dict())
         assert_same(resumed[1], model.state_dict())
 
 
-def all_checks(place):
+def check_rounds(place):
+    """Small rounds: all are sent, the owned part of a round is updated before it travels and no other."""
+    model = made("transformer")
+    optimizer = ShardedOptimizer(model.parameters(), torch.optim.SGD, lr=1.0)
+    assert len(optimizer._rounds) > 2
+    held = [sum(p.numel() * 4 for p in r.parameters if optimizer.owner(p) == place.rank) for r in optimizer._rounds]
+    largest = max(p.numel() * 4 for p in model.parameters())
+    assert max(held) <= max(optimizer_shard._ROUND_BYTES, largest)
+    assert {id(p) for r in optimizer._rounds for p in r.parameters} == {id(p) for p in model.parameters()}
+    before = copy.deepcopy(model.state_dict())
+    sent = []
+    plain = optimizer_shard.start_broadcasts
+
+    def watched(tensors):
+        tensors = list(tensors)
+        sent.extend(parameter for parameter, _ in tensors)
+        for name, parameter in model.named_parameters():
+            if optimizer.owner(parameter) == place.rank:
+                assert torch.equal(parameter, before[name]) != any(parameter is each for each in sent), name
+        return plain(tensors)
+
+    optimizer_shard.start_broadcasts = watched
+    try:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    finally:
+        optimizer_shard.start_broadcasts = plain
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] - 1)
+
+
+def all_checks(place, round_bytes):
     warnings.simplefilter("error")
+    optimizer_shard._ROUND_BYTES = round_bytes
+    if round_bytes < 10_000:
+        check_rounds(place)
     check_equal_to_the_unsharded_optimizer(place)
     check_with_ddp(place)
     check_groups(place)
@@ -166,6 +204,8 @@ def all_checks(place):
     check_checkpoints(place)
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_sharded_state_gives_the_unsharded_weights(world_size):
-    run_ranks(all_checks, world_size, start_method="forkserver")
+@pytest.mark.parametrize(("world_size", "round_bytes"), [
+    (2, optimizer_shard._ROUND_BYTES), (2, 2_000), pytest.param(4, 1_000, marks=pytest.mark.slow),
+])
+def test_sharded_state_gives_the_unsharded_weights(world_size, round_bytes):
+    run_ranks(all_checks, world_size, round_bytes, start_method="forkserver")

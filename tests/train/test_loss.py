@@ -92,6 +92,35 @@ def test_in_place_gradients_of_a_16_bit_head_are_those_in_fp32(chunk_tokens):
         torch.testing.assert_close(ours, theirs, atol=4e-3, rtol=3e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 1 / 3, -700.0, 0.0])
+def test_the_gradient_from_above_scales_in_fp32_and_is_rounded_once(dtype, factor):
+    hidden, weight, targets = _example(dtype=dtype)
+    once = _gradients(linear_cross_entropy(hidden, weight, targets, chunk_tokens=4).total, hidden, weight)
+    scaled = _gradients(factor * linear_cross_entropy(hidden, weight, targets, chunk_tokens=4).total, hidden, weight)
+    for ours, theirs in zip(scaled, once, strict=True):
+        assert ours.dtype == dtype and torch.equal(ours, (factor * theirs.float()).to(dtype))
+
+
+def test_the_backward_pass_works_in_place_and_so_only_once():
+    class Products(TorchDispatchMode):
+        found = ()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape == (VOCAB, 8):
+                self.found += (str(function),)
+            return out
+
+    hidden, weight, targets = _example()
+    loss = linear_cross_entropy(hidden, weight, targets).total
+    with Products() as products:
+        gradients = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    assert gradients[1].abs().sum() > 0 and not any("mul" in name for name in products.found)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, (hidden, weight))
+
+
 class _Largest(TorchDispatchMode):
     numel = 0
 
