@@ -201,7 +201,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _scaled(values: Tensor, factor: Tensor) -> Tensor:
     """`values`, which may be overwritten, times an fp32 scalar on their device; rounded once."""
-    if torch.compiler.is_compiling() or values.device.type not in ("cpu", "cuda"):
+    known = values.device.type == "cpu" or (values.device.type == "cuda" and values.dtype != torch.bfloat16)
+    if torch.compiler.is_compiling() or not known:
         return factor * values
     # A plain product with a scalar in a GPU's memory runs at a fifth of that memory's speed: operands of two shapes
     # are not read in vectors. The gradient scaler's operator does, and knows no more of its scalar on the CPU.
