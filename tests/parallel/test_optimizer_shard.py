@@ -204,8 +204,13 @@ def all_checks(place, round_bytes):
     check_checkpoints(place)
 
 
-@pytest.mark.parametrize(("world_size", "round_bytes"), [
-    (2, optimizer_shard._ROUND_BYTES), (2, 2_000), pytest.param(4, 1_000, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("world_size", "round_bytes"),
+    [
+        (2, optimizer_shard._ROUND_BYTES),
+        (2, 2_000),
+        pytest.param(4, 1_000, marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_state_gives_the_unsharded_weights(world_size, round_bytes):
     run_ranks(all_checks, world_size, round_bytes, start_method="forkserver")
