@@ -1,11 +1,14 @@
 """The contest of 2026: one whole training step of an 8B model on two GPUs, by the rules of `do_bench`.
 
   NCCL_NVLS_ENABLE=0 python -m benchmarks full_step                            as the rules say: rep 30 s, warm-up 10 s
+  python -m benchmarks full_step --fp32-masters                                the second row: weights, moments in fp32
   python -m benchmarks full_step --layers 4 --context-length 4096 --rep 2000   less of everything
   python -m benchmarks full_step --device cpu --tiny --check                   equal to the plain model?
 
-Rows are appended to results/full_step.jsonl. `--check` times nothing: it trains the sharded and the plain model side by
-side and prints the largest differences; give it few layers and a short context.
+Rows are appended to results/full_step.jsonl; the table has all of this machine's, each by its name: ranked, fp32
+masters, or other. The second row nearly fills GPUs of 80 GB: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True spares it
+what fragments take. `--check` times nothing: it trains the sharded and the plain model side by side and prints the
+largest differences; give it few layers and a short context.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=int, default=rules.num_sequences, help="of the whole batch (default 2)")
     parser.add_argument("--processes", type=int, default=rules.world_size)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=rules.dtype)
+    parser.add_argument(
+        "--fp32-masters", action="store_true", help="slices, gradients and moments in fp32, all else as is"
+    )
     parser.add_argument("--recompute", type=int, default=rules.layers_per_segment, metavar="LAYERS")
     parser.add_argument("--chunk-tokens", type=int, default=rules.chunk_tokens, help="whose logits are held at once")
     parser.add_argument(
@@ -58,6 +64,7 @@ def instead_of_cases(options: argparse.Namespace) -> int:
         world_size=options.processes,
         num_sequences=options.sequences,
         dtype=options.dtype,
+        fp32_masters=options.fp32_masters,
         layers_per_segment=options.recompute,
         chunk_tokens=options.chunk_tokens,
         attention=options.attention or (FullStepConfig.attention if on_gpu else "fused"),
@@ -79,5 +86,6 @@ def instead_of_cases(options: argparse.Namespace) -> int:
         )
         print(", ".join(f"{name} {value}" for name, value in found.items()))
         return int("failure" in found)
-    row = full_step.measure_full_step(config, open_rows("full_step", options), say)
-    return finish("full_step", options, [row], full_step.page([row]), {})
+    rows = open_rows("full_step", options)
+    row = full_step.measure_full_step(config, rows, say)
+    return finish("full_step", options, [row], full_step.page(rows.latest()), {})

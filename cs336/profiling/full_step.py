@@ -1,7 +1,8 @@
 """The handout's contest: one training step of an 8B model on two GPUs, one sequence of 32,768 tokens on each.
 
 Work timed: zero_grad, forward, cross-entropy, backward, AdamW. Weights, gradients and AdamW's states are in bf16 and
-sharded over the ranks by our FSDP; layers are run again in the backward pass, and logits are never held whole.
+sharded over the ranks by our FSDP; layers are run again in the backward pass, and logits are never held whole. A second
+row keeps fp32 masters: the slices are in fp32, and FSDP gathers, computes and reduces in bf16 as in the ranked row.
 
 Source: CS336 2026, assignment 2, leaderboard: 8.13 B parameters, batch 2, bf16, causal.
 """
@@ -9,6 +10,7 @@ Source: CS336 2026, assignment 2, leaderboard: 8.13 B parameters, batch 2, bf16,
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +28,14 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.fsdp import FSDP, gather_full_params
 from cs336.parallel.process_group import Rank
 from cs336.profiling.full_step_memory import memory_plan
-from cs336.profiling.parallel_config import FullStepConfig
+from cs336.profiling.parallel_config import FULL_STEP_WITH_MASTERS, FullStepConfig
 from cs336.profiling.rank_cells import Rows, Say, over_ranks, peak_and_held, require_gpus, run_cell, start_together
 from cs336.profiling.rank_steps import fullest, held_by_kind
 from cs336.profiling.tables import markdown_table
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
 
+LEARNING_RATE = 1e-4
 _ESTIMATE_STEPS = 5  # as `triton.testing.do_bench` takes them
 _CACHE_BYTES = 256 * 2**20  # zeroed before each step, as there: more than any GPU's second-level cache
 
@@ -90,15 +93,15 @@ def build(config: FullStepConfig, place: Rank) -> FullStep:
     """The step with random weights and tokens; the same weights on all ranks."""
     model = _model(config, place.device)
     inputs, targets = (part.chunk(place.world_size)[place.rank] for part in _batch(config, place.device))
-    fsdp = FSDP(model, keep_dtype=True)
-    optimizer = AdamW(model.parameters(), lr=1e-4, fused=config.fused)
+    fsdp = FSDP(model, getattr(torch, config.dtype) if config.fp32_masters else None, keep_dtype=True)
+    optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, fused=config.fused)
     return FullStep(model, fsdp, optimizer, inputs, targets, config.chunk_tokens, config.fused)
 
 
 def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    model = TransformerLM(config.model, device=device, dtype=getattr(torch, config.dtype)).train()
+    model = TransformerLM(config.model, device=device, dtype=getattr(torch, config.slice_dtype)).train()
     if config.compiled:  # what holds no sharded weight: around those, hooks change what a compiled graph would keep
         for module in model.modules():
             if isinstance(module, RMSNorm | RotaryPositionalEmbedding):
@@ -142,9 +145,11 @@ def time_full_step(place: Rank, config: FullStepConfig) -> dict[str, Any]:
             num_tokens=config.tokens_per_rank,
             num_sequences=config.num_sequences // config.world_size,
             element_bytes=getattr(torch, config.dtype).itemsize,
+            slice_bytes=getattr(torch, config.slice_dtype).itemsize,
             layers_per_segment=config.layers_per_segment,
             keep_attention=config.keep_attention,
             chunk_tokens=config.chunk_tokens,
+            fused_update=config.fused,
         ),
         "losses": [over_ranks(first_loss), over_ranks(last_loss)],
         "peak_flops_per_second": peak_flops_per_second(place.device, config.dtype),
@@ -191,14 +196,21 @@ def bench(place: Rank, step: Callable[[], object], *, warmup_ms: float, rep_ms: 
 def compare_with_plain(place: Rank, config: FullStepConfig, num_steps: int = 3) -> dict[str, float]:
     """Largest differences from the plain model that one process trains on the whole batch; every rank calls it.
 
+    With fp32 masters the plain model's matrices are copies of its masters in `dtype`, made anew after each update.
+
     Returns:
-        `output`, `loss` and `weights`, each the largest over steps and ranks, and the largest weight, `scale`.
+        `output`, `loss` and `weights`, each the largest over steps and ranks; `gradients`, the largest distance of all
+        gradients in parts of their length; and the largest weight, `scale`.
     """
     step = build(config, place)
     plain = _model(replace(config, attention="fused", fused=False, compiled=False), place.device)
-    optimizer = AdamW(plain.parameters(), lr=1e-4)
+    masters = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
+    for parameter in plain.parameters():
+        if parameter.ndim == 2:  # norms stay in the masters' dtype, as no layer of FSDP's holds them
+            parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    optimizer = AdamW(masters.values(), lr=LEARNING_RATE)
     inputs, targets = _batch(config, place.device)
-    largest = dict.fromkeys(("output", "loss", "weights"), 0.0)
+    largest = dict.fromkeys(("output", "loss", "weights", "gradients"), 0.0)
 
     def note(name: str, ours: Tensor, theirs: Tensor) -> None:
         largest[name] = max(largest[name], (ours.float() - theirs.float()).abs().max().item())
@@ -208,22 +220,43 @@ def compare_with_plain(place: Rank, config: FullStepConfig, num_steps: int = 3) 
             note("output", step.fsdp(step.inputs), plain(inputs).chunk(place.world_size)[place.rank])
         loss = step()
         dist.all_reduce(loss)
-        optimizer.zero_grad(set_to_none=True)
+        plain.zero_grad(set_to_none=True)
         theirs = torch.nn.functional.cross_entropy(plain(inputs).flatten(0, 1).float(), targets.flatten())
         theirs.backward()
+        for name, parameter in plain.named_parameters():
+            assert parameter.grad is not None
+            masters[name].grad = parameter.grad.to(masters[name].dtype)
         optimizer.step()
+        with torch.no_grad():
+            for name, parameter in plain.named_parameters():
+                parameter.copy_(masters[name])
         note("loss", loss / place.world_size, theirs.detach())
         full = gather_full_params(step.fsdp)
-        for name, parameter in plain.named_parameters():
-            note("weights", full[name], parameter.detach())
-    scale = max(parameter.detach().abs().max().item() for parameter in plain.parameters())
+        for name, master in masters.items():
+            note("weights", full[name], master)
+        largest["gradients"] = max(largest["gradients"], _gradients_apart(step.fsdp, masters))
+    scale = max(master.abs().max().item() for master in masters.values())
     everyones = over_ranks(copy.copy(largest))
     return {name: max(each[name] for each in everyones) for name in largest} | {"scale": scale}
+
+
+def _gradients_apart(fsdp: FSDP, masters: dict[str, Tensor]) -> float:
+    """Distance of the ranks' mean gradients from those of the masters, in parts of the latter's length."""
+    cuts = fsdp.cuts()
+    apart, length = 0.0, 0.0
+    for name, parameter in fsdp.named_shards():
+        ours, theirs = parameter.grad, masters[name].grad
+        assert ours is not None and theirs is not None
+        whole = cuts[parameter].gathered(ours) if parameter in cuts else ours
+        apart += (whole.float() - theirs.float()).square().sum().item()
+        length += theirs.float().square().sum().item()
+    return math.sqrt(apart / length)
 
 
 # ---- what the figures say
 
 _COLUMNS = {
+    "row": "row",
     "model": "model",
     "tokens": "tokens a step",
     "dtype": "dtype",
@@ -247,6 +280,15 @@ def step_flops(model: ModelConfig, num_tokens: int) -> float:
     return 3 * causal * num_tokens / model.context_length
 
 
+def row_name(cell: dict[str, Any]) -> str:
+    """Which of the leaderboard's rows a cell is: "ranked", if it is what the rules say, "fp32 masters", or "other"."""
+    if cell["work"] == FULL_STEP_WITH_MASTERS:
+        return "fp32 masters"
+    rules = FullStepConfig()
+    as_ruled = all(cell[name] == getattr(rules, name) for name in ("world_size", "num_sequences", "dtype"))
+    return "ranked" if as_ruled and ModelConfig(**cell["model"]) == rules.model else "other"
+
+
 def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each row."""
     table = []
@@ -255,6 +297,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         model = ModelConfig(**cell["model"])
         num_tokens = cell["num_sequences"] * model.context_length
         line = {
+            "row": row_name(cell),
             "model": f"{count_parameters(model).total / 1e9:.3g} B, {model.num_layers} layers",
             "tokens": num_tokens,
             "dtype": cell["dtype"],
@@ -276,7 +319,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """The table, and the memory plan beside what was counted and measured."""
+    """The table, and each row's memory plan beside what was counted and measured."""
     parts = [markdown_table(table_of(rows), _COLUMNS)]
     for row in rows:
         if "plan" not in row:
@@ -287,7 +330,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             {"what": name, "planned": value / 2**30, "counted": counted[name] / 2**30 if name in counted else None}
             for name, value in plan.items()
         ]
-        parts.append(markdown_table(lines, {"what": "GiB of a rank", "planned": "planned", "counted": "counted"}))
+        title = f"GiB of a rank, {row_name(row['cell'])}"
+        parts.append(markdown_table(lines, {"what": title, "planned": "planned", "counted": "counted"}))
         if row["memory"]:
             peak = max(row["memory"]["peak"])
             parts.append(

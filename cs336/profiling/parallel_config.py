@@ -8,6 +8,8 @@ from typing import Any
 from cs336.model.sizes import CONTEXT_LENGTH, SIZES, find_size
 from cs336.model.transformer import ModelConfig
 
+FULL_STEP, FULL_STEP_WITH_MASTERS = "full step", "full step, fp32 masters"  # a row's `work`
+
 
 @dataclass(frozen=True)
 class StepSetting:
@@ -109,13 +111,14 @@ class FullStepConfig:
     Attributes:
         device: "cuda" for NCCL on GPUs, "cpu" for Gloo.
         num_sequences: of the whole batch; each rank has an equal part.
-        dtype: of weights, gradients and states.
+        dtype: of all that is computed and sent; of weights, gradients and states too, unless there are fp32 masters.
+        fp32_masters: what the optimizer sees, slices of weights, gradients and moments, is in fp32.
         layers_per_segment: activation checkpointing; 0 keeps all.
         chunk_tokens: whose logits are held at once.
         attention: kernel, see `CausalMultiHeadSelfAttention.use_kernel`.
         keep_attention: do not run attention again, and keep its outputs.
-        fused: norms, rotations, gates, the loss and AdamW by our Triton kernels, of which the memory plan does not
-            know that they keep less.
+        fused: norms, rotations, gates, the loss and AdamW by our Triton kernels; of all but AdamW's the memory plan
+            does not know that they keep less.
         compiled: norms and rotations by `torch.compile`, which keeps less of them than the memory plan says.
         warmup_ms, rep_ms: of the timing, as `triton.testing.do_bench` takes them.
     """
@@ -125,6 +128,7 @@ class FullStepConfig:
     world_size: int = 2
     num_sequences: int = 2
     dtype: str = "bfloat16"
+    fp32_masters: bool = False
     layers_per_segment: int = 1
     chunk_tokens: int = 2_048
     attention: str = "flash"
@@ -138,11 +142,19 @@ class FullStepConfig:
     def __post_init__(self) -> None:
         if self.num_sequences % self.world_size:
             raise ValueError(f"{self.num_sequences} sequences do not divide over {self.world_size} ranks")
+        if self.fp32_masters and self.dtype == "float32":
+            raise ValueError("fp32 masters stand beside a narrower dtype; float32 has its weights in fp32 already")
 
     def described(self) -> dict[str, Any]:
         """What a row says of it."""
-        left_out = ("timeout_seconds",)
-        return {"work": "full step"} | {key: value for key, value in asdict(self).items() if key not in left_out}
+        left_out = ("timeout_seconds", "fp32_masters")
+        work = FULL_STEP_WITH_MASTERS if self.fp32_masters else FULL_STEP
+        return {"work": work} | {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    @property
+    def slice_dtype(self) -> str:
+        """Of a rank's slices of weights, gradients and states."""
+        return "float32" if self.fp32_masters else self.dtype
 
     @property
     def tokens_per_rank(self) -> int:

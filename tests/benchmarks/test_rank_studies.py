@@ -31,6 +31,22 @@ def test_the_contests_step_is_compared_with_the_plain_model(capsys):
     assert float(found["weights"]) < 1e-6 and float(found["output"]) < 1e-5 and float(found["scale"]) > 0.5
 
 
+def test_fp32_masters_are_compared_with_the_plain_models(capsys):
+    assert main(["full_step", "--device", "cpu", "--tiny", "--check", "--fp32-masters"]) == 0
+    found = dict(part.split(" ") for part in capsys.readouterr().out.strip().split(", "))
+    # bf16 rounds by up to 2^-8: a gradient three times; bf16 masters would be off by that of a weight, 1e-2.
+    assert 0 < float(found["gradients"]) < 4 * 2**-8 and float(found["weights"]) < 6e-4 and float(found["scale"]) > 0.5
+
+
+def test_the_contests_step_has_a_row_for_fp32_masters_beside_the_other(tmp_path, capsys):
+    common = ["full_step", "--device", "cpu", "--tiny", "--warmup", "1", "--rep", "1", "--results", str(tmp_path)]
+    assert main(common) == 0 == main([*common, "--fp32-masters"])
+    rows = list(read_jsonl(tmp_path / "full_step.jsonl"))
+    assert [row["cell"]["work"] for row in rows] == ["full step", "full step, fp32 masters"]
+    table = (tmp_path / "full_step.md").read_text().split("\n\n")[0].splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["other", "fp32 masters"]
+
+
 def test_without_gpus_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     for subject in ("collectives", "ddp", "optimizer_shard", "fsdp", "full_step"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cs336.parallel.process_group import run_ranks
 from cs336.profiling import collective_times, ddp_times, fsdp_times, full_step, optimizer_memory
 from cs336.profiling.rank_cells import Rows
 from tests.profiling.shapes import CONFIG, FULL_STEP
@@ -58,7 +59,24 @@ def test_sharded_parameters(tmp_path):
     assert "gathers were there in time" in fsdp_times.page(rows)
 
 
-def test_the_contests_step(tmp_path):
-    config = replace(FULL_STEP, device="cuda", dtype="bfloat16", layers_per_segment=1)
+@pytest.mark.parametrize("fp32_masters", [False, True])
+def test_the_contests_step(tmp_path, fp32_masters):
+    config = replace(FULL_STEP, device="cuda", dtype="bfloat16", fp32_masters=fp32_masters, layers_per_segment=1)
     row = full_step.measure_full_step(config, rows_in(tmp_path), quiet)
     assert row["ms"] > 0 and min(row["memory"]["peak"]) > row["plan"]["parameters"]
+
+
+def test_fp32_masters_follow_those_of_the_plain_model_with_our_kernels():
+    config = replace(
+        FULL_STEP,
+        device="cuda",
+        model=replace(FULL_STEP.model, d_model=128, context_length=128),
+        dtype="bfloat16",
+        fp32_masters=True,
+        layers_per_segment=1,
+        attention="flash",
+        keep_attention=True,
+        fused=True,
+    )
+    found = run_ranks(full_step.compare_with_plain, 2, config, device="cuda", start_method="forkserver")[0]
+    assert 0 < found["gradients"] < 4 * 2**-7 and found["weights"] <= 3 * 2 * full_step.LEARNING_RATE, found
