@@ -71,6 +71,7 @@ def test_output_loss_and_weights_are_the_plain_models():
         # In bf16, a gradient is rounded once for each rank before it is averaged: a unit in the last place of a weight.
         bound = 2**-7 * found["scale"] if name == "bf16" else 2e-6
         assert all(found[key] <= bound for key in ("loss", "weights", "output")), (name, found)
+        assert found["gradients"] <= (4 * 2**-8 if name == "bf16" else 1e-5), (name, found)
         assert found["scale"] > 0.5
 
 
