@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cs336.generate.backend import Generation, Prompt, Sample, SamplingParams, numbers_of
-from cs336.generate.sampling import uniforms_of
+from cs336.generate.sampling import in_usual_forms, uniforms_of
 from cs336.generate.slots import Look, Prefixes, Slots, StepSettings, bytes_of_slot, read_prompts, width_of_step
 from cs336.generate.text import TextStream
 from cs336.model.huggingface import load_huggingface_weights
@@ -102,7 +102,7 @@ class Engine:
         ]
         if rows:
             try:
-                with torch.inference_mode(), _on_its_device(self.model), _evaluating(self.model):
+                with torch.inference_mode(), in_usual_forms(), _on_its_device(self.model), _evaluating(self.model):
                     self._run(rows, params, iter(progress(range(len(rows)), unit="samples", label="generate")))
             except BaseException:
                 self._slots = None  # after damaged weights they hold NaN, which no mask hides

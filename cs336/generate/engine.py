@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cs336.generate.cache import Columns, PreallocatedCache
-from cs336.generate.sampling import Sampling, sample, uniforms_of
+from cs336.generate.sampling import Sampling, in_usual_forms, sample, uniforms_of
 from cs336.generate.text import TextStream
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
@@ -355,6 +355,7 @@ class _Batch:
         self._columns = Columns(capacity, torch.arange(0, device=self.device), 0)
         self._caches = [PreallocatedCache(self._columns) for _ in model.layers]
 
+    @in_usual_forms()
     def write_token(self) -> None:
         """Choose the next token of every row, those that have ended included; nobody reads theirs."""
         if self._overflow == "crop" and self._width - self._least_padding > self._model.config.context_length:
