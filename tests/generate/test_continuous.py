@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from cs336.generate import continuous, slots
 from cs336.generate.backend import HuggingFaceCodec, SamplingParams
 from cs336.generate.continuous import Engine
 from cs336.generate.sampling import next_token_probabilities, uniforms_of
+from cs336.generate.sampling import sample as draw
 from cs336.generate.weight_sync import check_logprobs, sync_weights
 from cs336.model.huggingface import huggingface_weights, load_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM
@@ -176,7 +178,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling, fused):
     """By recorded steps; with our attention where heads are wide enough, and without.
 
-    With seed 2 one token's nucleus ends within 1e-7 of `top_p`, which rounding decides.
+    A sample may part from the CPU's where its place on the line, or the nucleus' end, is within rounding of a token's.
     """
     model, codec = (letters_model(d_model=64, num_kv_heads=2), Characters()) if fused else (bytes_model, Pieces())
     stop = ("ab", "c") if fused else ("gfe", "dd")
@@ -185,10 +187,29 @@ def test_a_gpu_writes_what_a_cpu_does(bytes_model, sampling, fused):
     expected = Engine(model, codec).generate(prompts, params)
     on_gpu = Engine(copy.deepcopy(model).to("cuda").fuse(fused), codec, num_slots=16)
     for _ in range(2):  # recorded, and played again
-        for mine, theirs in zip(on_gpu.generate(prompts, params), expected, strict=True):
-            for sample, other in zip(mine.samples, theirs.samples, strict=True):
-                assert (sample.text, sample.token_ids) == (other.text, other.token_ids)
-                assert sample.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+        num_parted = 0
+        for number, (mine, theirs) in enumerate(zip(on_gpu.generate(prompts, params), expected, strict=True)):
+            for sample_number, (sample, other) in enumerate(zip(mine.samples, theirs.samples, strict=True)):
+                pairs = enumerate(zip(sample.token_ids, other.token_ids, strict=False))
+                shared = next((place for place, (one, two) in pairs if one != two), None)
+                if shared is None:
+                    assert (sample.text, sample.token_ids) == (other.text, other.token_ids)
+                else:
+                    num_parted += 1
+                    uniform = uniforms_of(params.seed, number, shared + 1, sample_number=sample_number)[-1]
+                    ids = mine.prompt_ids + other.token_ids[:shared]
+                    assert sample.token_ids[shared] in within_rounding(model, ids, uniform, params.sampling)
+                assert sample.logprobs[:shared] == pytest.approx(other.logprobs[:shared], abs=1e-3)
+        assert num_parted <= 2  # of 72
+
+
+def within_rounding(model, ids, uniform, sampling):
+    """What is drawn next if the random number or the nucleus is off by what fp32 leaves uncertain."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[:, -1]
+    nuclei = {sampling.top_p} if sampling.top_p == 1 else {sampling.top_p + off for off in (-1e-6, 0, 1e-6)}
+    places = [torch.tensor([min(max(uniform + off, 0), 1 - 1e-9)], dtype=torch.float64) for off in (-1e-6, 0, 1e-6)]
+    return {int(draw(logits, place, replace(sampling, top_p=top_p))) for place in places for top_p in nuclei}
 
 
 @pytest.mark.gpu
