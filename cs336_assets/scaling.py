@@ -69,8 +69,8 @@ def train_cell(step: Step, token_shards: list[Path], tokenizer: Path, cell: Cell
 def isoflop_profiles(step: Step, isoflop_runs: list[Path]) -> Metadata:
     """The rows of all runs in one file, as fitters and service read it, and each profile's lowest run.
 
-    A profile is all sizes of one budget and batch size, at the learning rate that most of them were trained with. One
-    whose lowest run is its smallest or largest size has no minimum to fit.
+    A profile is all sizes of one budget and batch size at the best recipe that enough of them were trained with, of one
+    learning rate or one over the width. One whose lowest run is its smallest or largest size has no minimum to fit.
     """
     runs = [read_runs(folder / ROWS_FILE)[-1] for folder in isoflop_runs]
     for run in runs:
@@ -116,7 +116,7 @@ def _profiles(runs: list[Run]) -> list[dict[str, Any]]:
             "num_sizes": len(profile.losses),
             "best_parameters": profile.best_size,
             "final_loss": round(profile.losses[profile.best_size], 4),
-            "learning_rate": profile.learning_rate,
+            "learning_rate": str(profile.rates),
             "bracketed": profile.bracketed,
         }
         for (budget, batch_size), some in found.items()

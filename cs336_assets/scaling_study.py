@@ -41,7 +41,7 @@ _MIN_SEEDS = 3  # of the shape that a prediction names
 def scaling_fits(step: Step, isoflop_profiles: Path, prediction: PredictionConfig, seed: int) -> Metadata:
     """Power laws of the grid's best sizes, by every approach beside each other, with intervals.
 
-    Fitted is at each budget the recipe that most sizes were trained with, up to the preset's largest two-sided budget,
+    Fitted is at each budget the best recipe of five sizes or more, up to the preset's largest two-sided budget,
     and once more without the largest: the error there is reported. An approach that the rows do not allow says why.
     """
     rows = read_runs(isoflop_profiles / ROWS_FILE)

@@ -13,8 +13,9 @@
     batch_sizes = [128]
     learning_rates = [1e-3]
 
-All runs of one budget, batch size, learning rate and seed are a profile. The grid's first learning rate is its main
-one: with it, and the first seed, every profile needs at least five sizes, some on either side of the expected minimum.
+All runs of one budget, batch size, seed and learning rate, or rate over the width (`rates_per_width`), are a profile.
+The grid's first rule is its main one: with it, and the first seed, every profile needs at least five sizes, some on
+either side of the expected minimum.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 
 from cs336.files import UserError
 from cs336.scaling.cell import Cell, parse_shape
+from cs336.scaling.rates import Rates
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 GRIDS = Path(__file__).parent / "grids"
@@ -72,6 +74,8 @@ class Group:
 
     Attributes:
         shapes: such as "512x8x8": width, layers, heads.
+        learning_rates: of all shapes; 1e-3 where there are no `rates_per_width` either.
+        rates_per_width: 2 gives each shape the learning rate 2 / d_model, to three digits.
         probe: off the ladder on purpose: shapes may have any aspect ratio and head size, and form no profile.
         one_sided: why a profile has no sizes on one side of its minimum, or few; "" where it must have them.
     """
@@ -79,10 +83,17 @@ class Group:
     budgets: tuple[float, ...]
     shapes: tuple[str, ...]
     batch_sizes: tuple[int, ...] = (128,)
-    learning_rates: tuple[float, ...] = (1e-3,)
+    learning_rates: tuple[float, ...] = ()
+    rates_per_width: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0,)
     probe: bool = False
     one_sided: str = ""
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        """Of learning rates, the rules in the order of the file."""
+        constant = self.learning_rates or (() if self.rates_per_width else (1e-3,))
+        return *(Rates(constant=rate) for rate in constant), *(Rates(per_width=rate) for rate in self.rates_per_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +135,8 @@ class Grid:
     def cells_by_group(self) -> Iterator[tuple[Group, Cell]]:
         """Cells with the group that asks for them."""
         for group in self.groups:
-            for budget, shape, batch_size, rate, seed in product(
-                group.budgets, group.shapes, group.batch_sizes, group.learning_rates, group.seeds
+            for budget, shape, batch_size, rates, seed in product(
+                group.budgets, group.shapes, group.batch_sizes, group.rates, group.seeds
             ):
                 d_model, num_layers, num_heads = parse_shape(shape)
                 yield (
@@ -135,7 +146,7 @@ class Grid:
                         num_layers=num_layers,
                         num_heads=num_heads,
                         batch_size=batch_size,
-                        learning_rate=rate,
+                        learning_rate=rates.at(d_model),
                         compute_budget=budget,
                         seed=seed,
                         vocab_size=self.vocab_size,
@@ -240,15 +251,15 @@ def _profile_problems(grid: Grid) -> Iterator[str]:
 
 
 def profiles(grid: Grid) -> Mapping[tuple[float, int], list[Cell]]:
-    """Cells at the main learning rate and seed by budget and batch size; no probes, no one-sided profiles."""
-    rate, seed = grid.groups[0].learning_rates[0], grid.groups[0].seeds[0]
+    """Cells at the main learning rates and seed by budget and batch size; no probes, no one-sided profiles."""
+    rates, seed = grid.groups[0].rates[0], grid.groups[0].seeds[0]
     found: dict[tuple[float, int], list[Cell]] = defaultdict(list)
     excused = set()
     for group, cell in grid.cells_by_group():
         key = (cell.compute_budget, cell.batch_size)
         if group.one_sided:
             excused.add(key)
-        if not group.probe and (cell.learning_rate, cell.seed) == (rate, seed):
+        if not group.probe and (cell.learning_rate, cell.seed) == (rates.at(cell.d_model), seed):
             found[key].append(cell)
     return {key: cells for key, cells in sorted(found.items()) if key not in excused}
 
@@ -258,6 +269,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "shapes": str,
     "batch_sizes": int,
     "learning_rates": (int, float),
+    "rates_per_width": (int, float),
     "seeds": int,
     "expected_optimum": (int, float),
     "groups": Group,

@@ -24,12 +24,12 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
 
   cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
 
-Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the recipe that most sizes were trained
-with, by the mean of a shape's seeds. The prediction is by parabolas; that by the lowest runs stands beside it.
-Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at the target, the one nearest to the
-predicted size is named. Runs of few steps are near the loss of an untrained model, which no law knows of: --min-budget
-leaves their budgets out; go by the error at the largest budget, left out, which is printed. Commit the file, put the
-shape into the grid, train it, then `cs336 scaling check`."""
+Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the best recipe (batch size and learning
+rate, or rate over the width) of five sizes or more, by the mean of a shape's seeds. The prediction is by parabolas;
+that by the lowest runs stands beside it. Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at
+the target, the one nearest to the predicted size is named. Runs of few steps are near the loss of an untrained model,
+which no law knows of: --min-budget leaves their budgets out; go by the error at the largest budget, left out, which
+is printed. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
 
 _CHECK = """Compare a prediction with the rows that were trained at its target after it was made.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cs336.scaling.grid import MIN_SIZES
 from cs336.scaling.plots import short_budget
 from cs336.scaling.profiles import on_ladder
+from cs336.scaling.rates import Rates
 from cs336.scaling.runs import Run, finished_runs
 
 PROFILES, BATCHES, RATES, SEEDS, SHAPES, START, CHECK = (
@@ -39,10 +41,16 @@ class Main:
     batch_size: int
     learning_rate: float
     seed: int
+    rate_per_width: float = 0.0  # of profiles whose rates go as one over the width; 0 if there are none
+
+    def has_rate(self, run: Run) -> bool:
+        """Whether a run's learning rate is one that profiles were trained with."""
+        constant, by_width = Rates.of(run)
+        return constant.constant == self.learning_rate or by_width.per_width == self.rate_per_width
 
 
 def main_recipe(runs: Iterable[Run]) -> Main:
-    """The batch size, learning rate and seed of most runs.
+    """The batch size, learning rate and seed of most runs, and the rate over the width that five widths share.
 
     Raises:
         ValueError: there are no runs.
@@ -54,7 +62,16 @@ def main_recipe(runs: Iterable[Run]) -> Main:
     def most(value: Callable[[Run], Any]) -> Any:
         return Counter(map(value, runs)).most_common(1)[0][0]
 
-    return Main(most(lambda run: run.batch_size), most(lambda run: run.learning_rate), most(lambda run: run.seed))
+    widths: dict[float, set[int]] = defaultdict(set)
+    for run in runs:
+        widths[Rates.of(run)[1].per_width].add(run.d_model)
+    per_width = max(widths, key=lambda each: (len(widths[each]), -each))
+    return Main(
+        batch_size=most(lambda run: run.batch_size),
+        learning_rate=most(lambda run: run.learning_rate),
+        seed=most(lambda run: run.seed),
+        rate_per_width=per_width if len(widths[per_width]) >= MIN_SIZES else 0.0,
+    )
 
 
 def phase_of(run: Run, main: Main, prediction: Mapping[str, Any] | None = None) -> str:
@@ -71,7 +88,7 @@ def phase_of(run: Run, main: Main, prediction: Mapping[str, Any] | None = None) 
         return SHAPES
     if run.seed != main.seed:
         return SEEDS
-    if run.learning_rate != main.learning_rate:
+    if not main.has_rate(run):
         return RATES
     return PROFILES if run.batch_size == main.batch_size else BATCHES
 

@@ -22,13 +22,14 @@ from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs, parabola_m
 from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.power_law import Frontier
 from cs336.scaling.profiles import fitted_profiles, points
+from cs336.scaling.rates import Rates
 from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
 from cs336.scaling.uncertainty import below_held_out, bootstrap_weights, held_out, interval
 
 LEVEL = 0.95  # share of the draws in an interval
 NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
 METHOD = (
-    "at each budget the recipe that most sizes were trained with; its best size is {}; power laws of size and tokens by"
+    "at each budget the best recipe of five sizes or more; its best size is {}; power laws of size and tokens by"
     " least squares in log-log space, a power law with a floor of the loss; intervals hold"
     f" {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
 )
@@ -118,7 +119,8 @@ def predict(
             "shape": "x".join(map(str, shape)),
             "parameters": parameters,
             "batch_size": recipe.batch_size,  # what was fitted at the largest budget
-            "learning_rate": recipe.learning_rate,
+            "learning_rate": recipe.rates.at(shape[0]),
+            "rate_per_width": recipe.rates.per_width,  # 0 where all sizes had the same
             "epochs": round(num_tokens(target, parameters) / unique_tokens, 3),
         },
         "num_points": len(fitted.losses),
@@ -163,11 +165,14 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
         )
     if {run.data for run in measured} - set(prediction["data"]):
         raise UserError("the check's text is not the prediction's; train both on the same tokens")
-    named_recipe = prediction["check"]["batch_size"], prediction["check"]["learning_rate"]
-    alike = [run for run in measured if (run.batch_size, run.learning_rate) == named_recipe]
+    named = prediction["check"]
+    per_width = named.get("rate_per_width", 0.0)
+    rates = Rates(per_width=per_width) if per_width else Rates(constant=named["learning_rate"])
+    batch_size = named["batch_size"]
+    alike = [run for run in measured if (run.batch_size, run.learning_rate) == (batch_size, rates.at(run.d_model))]
     if not alike:
         raise UserError(
-            f"no finished run at {target:.0e} has batch {named_recipe[0]} and learning rate {named_recipe[1]:g}, which"
+            f"no finished run at {target:.0e} has batch {batch_size} and learning rate {rates}, which"
             " the prediction is for; train it so"
         )
     sizes: dict[int, list[float]] = defaultdict(list)
@@ -175,7 +180,7 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
         sizes[run.parameters].append(run.final_loss)
     means = {size: statistics.fmean(losses) for size, losses in sorted(sizes.items())}
     best = min(means, key=lambda size: means[size])
-    named = sizes.get(prediction["check"]["parameters"], [])
+    at_named = sizes.get(named["parameters"], [])
     predicted = prediction["predictions"][prediction["approach"]]
     return {
         "prediction_made": prediction["made"],
@@ -187,8 +192,8 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
         "best_at_edge": best in (min(means), max(means)),
         "best_loss": round(means[best], _DECIMALS),
         "vertex": _vertex(target, means),
-        "seed_spread": round(statistics.stdev(named), _DECIMALS) if len(named) > 1 else None,
-        "loss_at_predicted_shape": round(statistics.fmean(named), _DECIMALS) if named else None,
+        "seed_spread": round(statistics.stdev(at_named), _DECIMALS) if len(at_named) > 1 else None,
+        "loss_at_predicted_shape": round(statistics.fmean(at_named), _DECIMALS) if at_named else None,
         "predicted": predicted,
         "loss_error": round(predicted["loss"]["estimate"] - means[best], _DECIMALS),
         "parameters_error": round(predicted["parameters"]["estimate"] / best - 1, _DECIMALS),

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cs336.files import UserError
-from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES
+from cs336.scaling.grid import ASPECT_RATIOS, HEAD_SIZES, MIN_SIZES
 from cs336.scaling.measurements import Measurements, measurements
+from cs336.scaling.rates import Rates
 from cs336.scaling.runs import Run, finished_runs
 
 
@@ -18,13 +19,14 @@ class Profile:
     """Sizes at one budget, all else equal.
 
     Attributes:
+        rates: the learning rate of each.
         losses: by size, ascending, in nats: the mean over a shape's seeds, so that a lucky seed wins nothing; of
             several shapes of one size the lowest.
     """
 
     compute_budget: float
     batch_size: int
-    learning_rate: float
+    rates: Rates
     losses: dict[int, float]
 
     @property
@@ -39,33 +41,39 @@ class Profile:
 
 
 def profiles(runs: Iterable[Run]) -> list[Profile]:
-    """A profile for each budget, batch size and learning rate, in this order.
+    """A profile for each budget, batch size and rule of learning rates, in this order.
 
-    Runs without a step, and shapes off the ladder, are in none.
+    A run is in two: of those with its rate, and of those whose rate is as much over their width; of one size alone,
+    the second is left out. Runs without a step, and shapes off the ladder, are in none.
     """
-    shapes: dict[tuple[float, int, float], dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
+    shapes: dict[tuple[float, int, Rates], dict[tuple[int, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in finished_runs(runs):
         if run.steps and on_ladder(run):
-            recipe = run.compute_budget, run.batch_size, run.learning_rate
-            shapes[recipe][run.parameters, run.d_model, run.num_layers, run.num_heads].append(run.final_loss)
+            for rates in Rates.of(run):
+                recipe = run.compute_budget, run.batch_size, rates
+                shapes[recipe][run.parameters, run.d_model, run.num_layers, run.num_heads].append(run.final_loss)
     found = []
-    for (compute_budget, batch_size, learning_rate), by_shape in sorted(shapes.items()):
+    for (compute_budget, batch_size, rates), by_shape in sorted(shapes.items()):
         sizes: dict[int, list[float]] = defaultdict(list)
         for (parameters, *_), losses in sorted(by_shape.items()):
             sizes[parameters].append(statistics.fmean(losses))
         lowest = {parameters: min(means) for parameters, means in sizes.items()}
-        found.append(
-            Profile(compute_budget=compute_budget, batch_size=batch_size, learning_rate=learning_rate, losses=lowest)
-        )
+        if rates.constant or len({d_model for _, d_model, *_ in by_shape}) > 1:
+            found.append(Profile(compute_budget=compute_budget, batch_size=batch_size, rates=rates, losses=lowest))
     return found
 
 
 def fullest(some: Iterable[Profile]) -> Profile:
-    """The profile of most sizes; of equals the one of lowest loss.
+    """Of the profiles of five sizes or more the one of lowest loss; if there are none, of those of most sizes.
 
     Recipes are not mixed: one that is better, but was tried at some sizes only, would put the minimum among those.
     """
-    return min(some, key=lambda profile: (-len(profile.losses), min(profile.losses.values())))
+    some = list(some)
+    enough = min(MIN_SIZES, max(len(profile.losses) for profile in some))
+    return min(
+        (profile for profile in some if len(profile.losses) >= enough),
+        key=lambda profile: (min(profile.losses.values()), -len(profile.losses), profile.rates),
+    )
 
 
 def fitted_profiles(runs: Iterable[Run], *, min_budget: float = 0.0, max_budget: float) -> list[Profile]:

@@ -101,7 +101,8 @@ def _runs_section(study: Study, folder: Path) -> str:
     report_plots.costs(costs[:-1], folder / "costs.png")
     main = study.main
     phases = "\n".join(f"- **{row['phase']}**: {ledger.REASONS[row['phase']]}" for row in costs[:-1])
-    recipe = f"batch {main.batch_size}, learning rate {main.learning_rate:g}, seed {main.seed}"
+    by_width = f" or {main.rate_per_width:g} over the width" if main.rate_per_width else ""
+    recipe = f"batch {main.batch_size}, learning rate {main.learning_rate:g}{by_width}, seed {main.seed}"
     parts = [
         "## Which runs, and what they cost",
         f"Most runs have {recipe}; the others vary that.\n\n{phases}",

@@ -22,9 +22,9 @@ from cs336.scaling.summary import TARGETS, count, page, summarize
 from cs336.scaling.surrogate import fit_surrogate
 
 _METHOD = (
-    "Fitted is at each budget the recipe that most sizes were trained with, or of equals the better one: with all of"
-    " them, the sizes at which more recipes were tried would win. A shape counts by the mean of its seeds; none off"
-    " the ladder does."
+    "Fitted is at each budget the best recipe that five sizes or more were trained with, of one learning rate or one"
+    " over the width: with all recipes, the sizes at which more of them were tried would win. A shape counts by the"
+    " mean of its seeds; none off the ladder does."
     " Each budget's best size is its lowest run, the vertex of a parabola in log N, or read from the envelope of all;"
     " power laws go through them by least squares in log-log space, the loss by a power law with a floor. The"
     " parametric law is fitted to all of these runs by Huber loss on log-losses. Ranges are of bootstrap draws within"
@@ -40,8 +40,8 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     plots.draw_profiles(study.everything, minima, folder / "profiles.png")
     profiles = [
         "## Profiles",
-        "At each budget the recipe that most sizes were trained with. A minimum at the edge of its profile may be no"
-        " minimum: it is called one-sided, and no law goes through it.",
+        "At each budget the best recipe that five sizes or more were trained with. A minimum at the edge of its profile"
+        " may be no minimum: it is called one-sided, and no law goes through it.",
         _minima_table(study.everything),
         "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
     ]

@@ -15,6 +15,7 @@ from cs336.scaling.fits import PARABOLA, PARAMETRIC
 from cs336.scaling.plan import Rate
 from cs336.scaling.plots import short_budget
 from cs336.scaling.predict import LEVEL
+from cs336.scaling.profiles import fitted_profiles
 from cs336.scaling.recipe import DROPOUT, FINAL_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, real_flops
 from cs336.scaling.runs import finished_runs
 from cs336.scaling.study import API_TARGET, Study
@@ -136,15 +137,13 @@ def cell_near(study: Study, size: float) -> Cell:
         range(max(1, heads - 1), heads + 2),
         key=lambda each: abs(math.log(num_parameters(each, MIDDLE * each) / size)),
     )
-    started = [run for run in finished_runs(study.runs) if run.steps]
-    largest = max(run.compute_budget for run in started if run.compute_budget <= study.fits_up_to)
-    best = min((run for run in started if run.compute_budget == largest), key=lambda run: run.final_loss)
+    recipe = fitted_profiles(study.runs, max_budget=study.fits_up_to)[-1]
     return Cell(
         d_model=MIDDLE * near,
         num_layers=near,
         num_heads=near,
-        batch_size=best.batch_size,
-        learning_rate=best.learning_rate,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.rates.at(MIDDLE * near),
         compute_budget=API_TARGET,
     )
 

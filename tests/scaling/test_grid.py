@@ -42,14 +42,17 @@ def test_the_grid_for_one_gpu_is_what_was_asked_for():
     assert max(cell.tokens for cell in cells) <= 4 * grid.unique_tokens
     complete = profiles(grid)
     for budget in (1e13, 3e13, 6e13, 1e14, 3e14, 6e14, 1e15):
+        assert len({cell.parameters for cell in complete[budget, 128]}) >= 5
+        assert all(cell.learning_rate == float(f"{2 / cell.d_model:.3g}") for cell in complete[budget, 128])
         for batch_size in (128, 256):
-            assert len({cell.parameters for cell in complete[budget, batch_size]}) >= 5
+            alike = [cell for cell in cells if (cell.batch_size, cell.learning_rate) == (batch_size, 1e-3)]
+            assert len({cell.parameters for cell in alike if cell.compute_budget == budget}) >= 5
     for budget in (3e15, 6e15):
         assert (budget, 128) not in complete, "marked as one-sided"
         assert len({cell.parameters for cell in cells if cell.compute_budget == budget}) >= 5
     for budget in (1e13, 3e13, 6e13, 1e14, 3e14):
         assert len({cell.learning_rate for cell in cells if cell.compute_budget == budget}) >= 3
-    assert Rate().elapsed(cells, packed=3) < 25 * 60
+    assert Rate().elapsed(cells, packed=3) < 36 * 60
     assert any(not cell.steps for cell in cells) and any(cell.seed for cell in cells)
 
 
@@ -176,3 +179,12 @@ def test_a_path_that_is_not_here_is_looked_for_beside_the_packages(tmp_path, mon
     (tmp_path / "tests" / "scaling" / "micro.toml").write_text("name = 3")
     with pytest.raises(UserError):  # what is here comes first
         find_grid("tests/scaling/micro.toml")
+
+
+def test_rates_over_the_width_stand_in_place_of_the_default_and_beside_named_ones(tmp_path):
+    by_width = GRID.replace("[[groups]]", "[[groups]]\nrates_per_width = [2.0, 1.0]")
+    names = list(read_grid(written(tmp_path, by_width)).cells())
+    assert names[:4] == [f"1e14-{each}" for each in ("128x2x2-b128-lr0.0156", "128x2x2-b128-lr0.00781")] + names[2:4]
+    assert problems(read_grid(written(tmp_path, by_width))) == []
+    both = by_width.replace("rates_per_width = [2.0, 1.0]", "learning_rates = [1e-3]\nrates_per_width = [2.0]")
+    assert {cell.learning_rate for cell in read_grid(written(tmp_path, both)).cells().values()} > {1e-3, 0.0156}

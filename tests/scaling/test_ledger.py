@@ -40,6 +40,18 @@ def test_the_main_recipe_is_what_most_runs_have_each_for_itself():
         main_recipe([])
 
 
+def test_profiles_may_have_one_rate_or_one_over_the_width():
+    by_width = [
+        made_run(d_model=64 * each, num_layers=each, num_heads=each, learning_rate=float(f"{2 / (64 * each):.3g}"))
+        for each in range(1, 6)
+    ]
+    main = main_recipe([made_run(), *by_width, *[made_run()] * 5])
+    assert main == Main(128, 1e-3, 0, rate_per_width=2.0)
+    assert {phase_of(run, main) for run in by_width} == {"profiles"} == {phase_of(made_run(), main)}
+    assert phase_of(made_run(learning_rate=2e-3), main) == "learning rates"
+    assert main_recipe([made_run(), *by_width[:4]]).rate_per_width == 0.0
+
+
 def test_every_run_is_in_the_ledger_once_and_the_sums_are_those_of_the_rows():
     runs = [
         made_run(),

@@ -26,8 +26,12 @@ SHAPES = [(width, layers, width // 32) for width, layers in ((64, 2), (128, 2), 
 LAW = ParametricLaw(1.7, 400, 800, 0.34, 0.34)
 
 
-def law(parameters, compute):
-    return LAW(parameters, compute / (6 * parameters))
+# With minima where our grid's profiles are.
+GRID_LAW = ParametricLaw(3.0, 14, 15_200, 0.2, 0.6)
+
+
+def law(parameters, compute, of=LAW):
+    return of(parameters, compute / (6 * parameters))
 
 
 def made_rows(budgets=BUDGETS, **changes):
@@ -141,17 +145,19 @@ def test_the_grids_own_cells_predict_the_law_that_they_follow():
     rows = []
     for cell in find_grid("h100").cells().values():
         loss = (
-            law(cell.parameters, cell.compute_budget) + 0.4 * (1e-3 / cell.learning_rate - 1) + noise.normal(0, 0.005)
-        )  # 2e-3, tried at few sizes, would be the best rate by far
+            law(cell.parameters, cell.compute_budget, GRID_LAW)
+            + 0.2 * abs(np.log(cell.learning_rate * cell.d_model / 2))
+            + noise.normal(0, 0.005)
+        )
         shape = {name: getattr(cell, name) for name in ("d_model", "num_layers", "num_heads", "parameters", "steps")}
         recipe = {name: getattr(cell, name) for name in ("batch_size", "learning_rate", "seed", "compute_budget")}
         rows.append(made_run(final_loss=loss, config_hash=cell.name, **shape, **recipe))
     predicted = made_prediction(rows, fitters=FITTERS)["predictions"]
     assert list(predicted) == ["parabola", "lowest run"]
     size, loss = predicted["parabola"]["parameters"], predicted["parabola"]["loss"]
-    frontier = LAW.frontier()
-    assert size["estimate"] == pytest.approx(frontier.parameters(1e16), rel=0.05)
-    assert size["low"] < frontier.parameters(1e16) < size["high"] < 1.2 * size["low"]
+    frontier = GRID_LAW.frontier()
+    assert size["estimate"] == pytest.approx(frontier.parameters(1e16), rel=0.12), "its profiles are no parabolas"
+    assert size["low"] < frontier.parameters(1e16) < size["high"] < 1.5 * size["low"]
     assert loss["estimate"] == pytest.approx(frontier.loss(1e16), abs=0.05)
     assert loss["low"] < frontier.loss(1e16) < loss["high"] < loss["low"] + 0.2
     assert loss["num_draws"] > 900
@@ -195,6 +201,22 @@ def test_runs_of_another_recipe_than_the_predictions_check_nothing():
     others = [replace(run, batch_size=256, final_loss=run.final_loss - 1) for run in later]
     assert check(prediction, [*later, *others]) == check(prediction, later)
     with pytest.raises(UserError, match=r"has batch 128 and learning rate 0\.001, which the prediction is for"):
+        check(prediction, others)
+
+
+def test_a_prediction_from_rates_over_the_width_is_checked_by_such_rates():
+    def with_rates(rows):
+        return [replace(run, learning_rate=float(f"{2 / run.d_model:.3g}")) for run in rows]
+
+    prediction = made_prediction(with_rates(made_rows()))
+    d_model = int(prediction["check"]["shape"].split("x")[0])
+    assert prediction["check"]["rate_per_width"] == 2.0
+    assert prediction["check"]["learning_rate"] == float(f"{2 / d_model:.3g}")
+    later = with_rates(made_rows((1e16,), date="2999-01-01T00:00:00+00:00"))
+    others = [replace(run, learning_rate=1e-3, final_loss=run.final_loss - 1) for run in later]
+    assert check(prediction, [*later, *others]) == check(prediction, later)
+    assert len(check(prediction, later)["losses"]) == len({run.parameters for run in later}) > 1
+    with pytest.raises(UserError, match="learning rate 2/width, which the prediction is for"):
         check(prediction, others)
 
 
