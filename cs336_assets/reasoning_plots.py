@@ -20,6 +20,8 @@ LABELS = {
     "mean_length": "tokens per response",
     "grad_norm": "gradient norm",
     "clip_fraction": "share of clipped tokens",
+    "would_clip_fraction": "share of tokens that clipping would stop",
+    "ratio_max": "greatest ratio of an update",
     "valid_length": "tokens per response, held out",
 }
 _PANELS_IN_A_ROW = 4

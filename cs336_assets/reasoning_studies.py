@@ -92,7 +92,8 @@ def grpo_study(step: Step, grpo_model: list[Path], reasoning_scores: list[Path])
     with and without clipping, prompt. One table and one figure: accuracy, entropy, length and gradient norm by step,
     and accuracy by the clock.
     """
-    columns = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm", "clip_fraction")
+    shared = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm")
+    columns = (*shared, "clip_fraction", "would_clip_fraction", "ratio_max")
     return _compare(step, grpo_model, reasoning_scores, columns)
 
 

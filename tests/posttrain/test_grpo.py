@@ -44,7 +44,10 @@ def test_the_clipped_loss_by_hand():
     torch.testing.assert_close(metadata["ratio"], ratios)
     loss, metadata = compute_grpo_no_clip_loss(advantages, old + ratios.log(), old)
     torch.testing.assert_close(loss, torch.tensor([[-6.0, -1.5, -3.0], [6.0, 1.5, 3.0]]))
-    assert "clipped" not in metadata
+    assert metadata.keys() == {"ratio"}
+    alike, metadata = compute_grpo_no_clip_loss(advantages, old + ratios.log(), old, 0.2)
+    assert torch.equal(alike, loss) and "clipped" not in metadata
+    assert metadata["would_clip"].tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_clipped_tokens_get_no_gradient_and_the_old_policy_never_does():
@@ -205,6 +208,7 @@ def test_the_defaults_are_the_handouts():
         ({"loss_type": "grpo_no_clip"}, "ratio of 1 everywhere"),
         ({"loss_type": "ppo"}, "loss_type is one of"),
         ({"loss_type": "grpo_clip", "epochs_per_rollout_batch": 2, "cliprange": 0.0}, "cliprange is above 0"),
+        ({"loss_type": "grpo_no_clip", "epochs_per_rollout_batch": 2, "cliprange": 0.0}, "cliprange is above 0"),
         ({"group_size": 1}, "group_size must be at least 2"),
         ({"n_grpo_steps": 0}, "n_grpo_steps must be at least 1"),
         ({"sampling_min_tokens": 0}, "sampling_min_tokens must be at least 1"),
