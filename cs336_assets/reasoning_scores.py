@@ -10,7 +10,7 @@ from typing import Any
 from cs336 import catalog
 from cs336.evals.competition_math import read_math
 from cs336.evals.gsm8k import gsm8k_questions
-from cs336.evals.reasoning import rows_of_category
+from cs336.evals.reasoning import draw_of_category
 from cs336.evals.report import ScoreRow, markdown_table, score_rows, wilson_interval
 from cs336.evals.task import read_sample, sample_path
 from cs336.files import read_json, write_json, write_jsonl
@@ -27,7 +27,6 @@ from cs336_assets.reasoning import of_chain
 
 STUDY_FILE = "study.json"
 _FILE_TASKS = ("gsm8k", "math")  # whose questions are the same with every seed
-_WRITTEN = 10  # answers of each failing category that are shown, as the handout asks
 
 
 # ---- scores
@@ -70,8 +69,8 @@ def reasoning_scores(
 ) -> Metadata:
     """One model's sampled answers to one set of questions: the held-out problems, GSM8K, or MATH where it is found.
 
-    The handout's zero-shot evaluation: accuracy with its interval, answers counted by format and answer, and some of
-    each failing kind to be read. The start policy's score is the baseline of all others.
+    The handout's zero-shot evaluation: accuracy with its interval, answers counted by format and answer, and ten of
+    each failing kind at random to be read. The start policy's score is the baseline of all others.
     """
     models = (start_policy, sft_model, longer_sft_model, expert_iteration_model, grpo_model)
     (model,) = [each for each in models if each is not None]
@@ -131,7 +130,7 @@ def _categories(metrics: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> M
         levels = [[level, each["num_examples"], f"{each['accuracy']:.1%}"] for level, each in by_level]
         shown["levels"] = table(["level", "questions", "accuracy"], levels)
     for name, pair in (("wrong_answers", (1, 0)), ("not_formatted", (0, 0))):
-        failing = rows_of_category(rows, *pair)[:_WRITTEN]
+        failing = draw_of_category(rows, *pair)
         asked = [each["example"] for each in failing]
         read = [
             [example["question"][:200], each["output"][:400], example["answer"]]
