@@ -26,6 +26,7 @@ from cs336_assets.crawl import table
 from cs336_assets.reasoning import of_chain
 
 STUDY_FILE = "study.json"
+GENERATIONS_FILE = "generations.jsonl"
 _FILE_TASKS = ("gsm8k", "math")  # whose questions are the same with every seed
 
 
@@ -89,7 +90,7 @@ def reasoning_scores(
         progress=step.progress,
     )
     result = score_policy(cell, examples, site)
-    write_jsonl(step.folder / "generations.jsonl", result.rows)
+    write_jsonl(step.folder / GENERATIONS_FILE, result.rows)
     rows = [
         row
         for row in score_rows(result.metrics, preset=step.preset, model=cell.model, task=cell.task, set_name=set_name)

@@ -207,6 +207,27 @@ def test_the_log_of_rollouts_can_be_read(made):
     assert first["response"] in page and f"right answer `{first['ground_truth']}`" in page
 
 
+def test_written_items_are_filled_from_the_chain(made):
+    """Every model's answers are counted before and after training; what the preset has no run for says so."""
+    reasons = read_json(made.store.path("zero_shot_analysis") / "reasons.json")
+    tuned = {"sft_model", "longer_sft_model", "expert_iteration_model", "grpo_model"}
+    assert reasons.keys() == {"start_policy"} | tuned
+    right = sum(row["correct"] for row in read_jsonl(_answers_of(made, "start_policy")))
+    assert sum(reasons["start_policy"].values()) == 12 - right
+
+    def page(asset):
+        return (made.store.path(asset) / "page.md").read_text()
+
+    assert "Round by round" in page("expert_iteration_comparison")
+    assert "| `off-policy-1x2` | 2 |" in page("off_policy_reasoning")
+    assert "differs from its GRPO in the normalisation alone" in page("length_normalization")
+    assert "has not GRPO with both prompts" in page("prompt_ablation")
+
+
+def _answers_of(made, model):
+    return made.store.path("reasoning_scores", f"{model}-x-reasoning") / "generations.jsonl"
+
+
 def test_folders_of_runs_hold_what_is_needed_and_no_checkpoints(made):
     for asset in ("sft_model", "expert_iteration_model", "grpo_model", "longer_sft_model"):
         folder = _chain_weights(made, asset)
