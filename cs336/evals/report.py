@@ -146,20 +146,25 @@ def score_rows(
 def format_score(metric: str, value: float, *, low: float | None = None, high: float | None = None) -> str:
     """A score as people read it: `26.7% (17.1–39.0%)`, `1.234`."""
     interval = _format_interval(metric, low, high)
-    return _format_value(metric, value) + (f" ({interval})" if interval else "")
+    return format_value(metric, value) + (f" ({interval})" if interval else "")
 
 
 def text_table(rows: Sequence[ScoreRow]) -> str:
     """The score table for a terminal, columns lined up; one line when there are no scores."""
     if not rows:
         return "no scores yet"
-    lines = [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *map(_cells, rows)]
-    widths = {column: max(len(line[column]) for line in lines) for column in _COLUMNS}
-    lines.insert(1, {column: "-" * widths[column] for column in _COLUMNS})
+    return lined_up([_cells(row) for row in rows], _COLUMNS, right_aligned=_RIGHT_ALIGNED)
+
+
+def lined_up(cells: Sequence[Mapping[str, str]], columns: Sequence[str], *, right_aligned: Sequence[str]) -> str:
+    """A table for a terminal, a line a row below the columns' names."""
+    lines = [dict(zip(columns, columns, strict=True)), *cells]
+    widths = {column: max(len(line[column]) for line in lines) for column in columns}
+    lines.insert(1, {column: "-" * widths[column] for column in columns})
     return "\n".join(
         "  ".join(
-            line[column].rjust(widths[column]) if column in _RIGHT_ALIGNED else line[column].ljust(widths[column])
-            for column in _COLUMNS
+            line[column].rjust(widths[column]) if column in right_aligned else line[column].ljust(widths[column])
+            for column in columns
         ).rstrip()
         for line in lines
     )
@@ -185,7 +190,7 @@ def _cells(row: ScoreRow) -> dict[str, str]:
         row["task"],
         row["set_name"],
         METRIC_NAMES.get(metric, metric),
-        _format_value(metric, row["value"]),
+        format_value(metric, row["value"]),
         _format_interval(metric, row["low"], row["high"]),
         f"{row['num_examples']:,}",
         row["measured"],
@@ -196,10 +201,11 @@ def _cells(row: ScoreRow) -> dict[str, str]:
 def _format_interval(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
-    return f"{_format_value(metric, low).removesuffix('%')}–{_format_value(metric, high)}"
+    return f"{format_value(metric, low).removesuffix('%')}–{format_value(metric, high)}"
 
 
-def _format_value(metric: str, value: float) -> str:
+def format_value(metric: str, value: float) -> str:
+    """A number of a metric as people read it."""
     if metric in _PERCENTAGES:
         return f"{100 * value:.1f}%"
     return f"{value:,.2f}" if metric == "perplexity" else f"{value:.3f}"
