@@ -146,7 +146,7 @@ def score_rows(
 def format_score(metric: str, value: float, *, low: float | None = None, high: float | None = None) -> str:
     """A score as people read it: `26.7% (17.1–39.0%)`, `1.234`."""
     interval = _format_interval(metric, low, high)
-    return format_value(metric, value) + (f" ({interval})" if interval else "")
+    return _format_value(metric, value) + (f" ({interval})" if interval else "")
 
 
 def text_table(rows: Sequence[ScoreRow]) -> str:
@@ -190,7 +190,7 @@ def _cells(row: ScoreRow) -> dict[str, str]:
         row["task"],
         row["set_name"],
         METRIC_NAMES.get(metric, metric),
-        format_value(metric, row["value"]),
+        _format_value(metric, row["value"]),
         _format_interval(metric, row["low"], row["high"]),
         f"{row['num_examples']:,}",
         row["measured"],
@@ -201,11 +201,10 @@ def _cells(row: ScoreRow) -> dict[str, str]:
 def _format_interval(metric: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
-    return f"{format_value(metric, low).removesuffix('%')}–{format_value(metric, high)}"
+    return f"{_format_value(metric, low).removesuffix('%')}–{_format_value(metric, high)}"
 
 
-def format_value(metric: str, value: float) -> str:
-    """A number of a metric as people read it."""
+def _format_value(metric: str, value: float) -> str:
     if metric in _PERCENTAGES:
         return f"{100 * value:.1f}%"
     return f"{value:,.2f}" if metric == "perplexity" else f"{value:.3f}"

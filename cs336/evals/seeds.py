@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
-from cs336.evals.report import METRIC_NAMES, ScoreRow, format_value, lined_up
+from cs336.evals.report import METRIC_NAMES, ScoreRow, format_score, lined_up
 
 _SEED = re.compile(r"_seed_(\d+)$")  # as `cs336.presets.find_preset` names a preset with another seed
 _COLUMNS = (
@@ -100,7 +100,7 @@ def seeds_table(rows: Sequence[SeedsRow]) -> str:
 
 def _cells(row: SeedsRow) -> Mapping[str, str]:
     def shown(value: float | None) -> str:
-        return "" if value is None else format_value(row["metric"], value)
+        return "" if value is None else format_score(row["metric"], value)
 
     numbers = (shown(row["mean"]), shown(row["spread"]), shown(row["lowest"]), shown(row["highest"]))
     metric = METRIC_NAMES.get(row["metric"], row["metric"])

@@ -109,7 +109,7 @@ class GrpoConfig:
                 f"{self.loss_type} with one update a rollout batch has a ratio of 1 everywhere; take"
                 " reinforce_with_baseline, or a smaller train_batch_size or more epochs_per_rollout_batch"
             )
-        if self.loss_type in OFF_POLICY_LOSS_TYPES and self.cliprange <= 0:
+        if self.loss_type == "grpo_clip" and self.cliprange <= 0:
             raise ValueError(f"cliprange is above 0, got {self.cliprange}; grpo_no_clip turns clipping off")
         if self.normalize_constant is not None and self.normalize_constant <= 0:
             raise ValueError(f"normalize_constant is above 0, got {self.normalize_constant}")
