@@ -6,30 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
-from typing import Any, NamedTuple
 
-from cs336.evals.report import Share, difference
 from cs336.posttrain.config import GrpoRun, ReasoningConfig, grpo_runs
-from cs336.posttrain.curves import Moved, Rows, by_update, mean_of, moved, reached
+from cs336.posttrain.curves import by_update, mean_of, moved, reached
 from cs336.posttrain.length_normalization import ARGUMENT, LENGTHS, example
 from cs336.posttrain.problems import ProblemsConfig
-from cs336.train.metrics import METRICS_FILE, read_rows
-from cs336_assets import reasoning_plots
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
 from cs336_assets.reasoning_failures import READINGS
-from cs336_assets.reasoning_studies import accuracies_of, model_of
+from cs336_assets.reasoning_runs import Run, draw, number, on_scores, pair_of, runs_of, side_by_side
 
 _written = asset(group="reasoning", kinds={"matplotlib"}, owner="team:posttrain", watches=READINGS.version)
-_NO_SCORE = "-"
-
-
-class _Run(NamedTuple):
-    """A run with its rows and, where it was scored, its accuracy on the held-out problems."""
-
-    name: str
-    rows: Rows
-    score: Share | None
 
 
 # ---- length normalisation
@@ -49,23 +36,27 @@ def length_normalization(
     """
     ways = {"own length (`masked_mean`)": example(None), "constant 7 (`masked_normalize`)": example(7.0)}
     columns = ["divided by", *(f"loss of {length} tokens" for length in LENGTHS)]
-    columns += [f"gradient of each of {length}" for length in LENGTHS]
+    columns += [f"gradient of one of {length} tokens" for length in LENGTHS]
     numbers = [[name, *(f"{each:.3f}" for each in (*way.losses, *way.token_gradients))] for name, way in ways.items()]
-    page = [ARGUMENT, "**In numbers**, by the step that trains (advantage 2, ratio 1):", page_table(columns, numbers)]
-    runs, settings = _runs(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
-    pair = _pair(runs, settings, "normalize_constant") if runs else None
+    page = [
+        ARGUMENT.strip(),
+        "**In numbers**, by the step that trains (advantage 2, ratio 1):",
+        page_table(columns, numbers),
+    ]
+    runs, settings = runs_of(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
+    pair = pair_of(runs, settings, "normalize_constant") if runs else None
     if pair is None:
         page.append("**In our runs.** No run of this preset differs from its GRPO in the normalisation alone.")
         return READINGS.finish(step, "length", page, read=numbers)
     own, constant = sorted(pair, key=lambda run: settings[run.name].config.normalize_constant is not None)
     page += [
         "**In our runs**",
-        _side_by_side([own, constant]),
+        side_by_side([own, constant]),
         *_on_lengths(own, constant, settings[constant.name].config.normalize_constant or 1.0),
         _on_clipped_norms([own, constant], settings[own.name].config.max_grad_norm),
-        _on_scores(constant, own),
+        on_scores(constant, own),
     ]
-    drawn = _draw(step, [own, constant], "valid_accuracy", "grad_norm", "mean_length_correct", "mean_length_incorrect")
+    drawn = draw(step, [own, constant], "valid_accuracy", "grad_norm", "mean_length_correct", "mean_length_incorrect")
     return READINGS.finish(step, "length", page, read=page) | drawn
 
 
@@ -79,7 +70,7 @@ def the_example_is_the_handouts(length_normalization: Path) -> tuple[bool, Metad
     return worst < 1e-5, {"largest_error": worst}
 
 
-def _on_lengths(own: _Run, constant: _Run, normalize_constant: float) -> list[str]:
+def _on_lengths(own: Run, constant: Run, normalize_constant: float) -> list[str]:
     """What the argument expects of gradients and lengths, and what came."""
     length = mean_of(own.rows, "mean_length") or 0.0
     norms = [mean_of(run.rows, "grad_norm") or 0.0 for run in (own, constant)]
@@ -111,12 +102,12 @@ def _on_lengths(own: _Run, constant: _Run, normalize_constant: float) -> list[st
     return lines
 
 
-def _variation(run: _Run) -> float:
+def _variation(run: Run) -> float:
     norms = [row["grad_norm"] for row in run.rows if row.get("grad_norm") is not None]
     return stdev(norms) / (sum(norms) / len(norms)) if len(norms) > 1 and any(norms) else 0.0
 
 
-def _on_clipped_norms(runs: Sequence[_Run], limit: float) -> str:
+def _on_clipped_norms(runs: Sequence[Run], limit: float) -> str:
     shares = []
     for run in runs:
         norms = [row["grad_norm"] for row in run.rows if row.get("grad_norm") is not None]
@@ -138,7 +129,7 @@ def expert_iteration_comparison(
 ) -> Metadata:
     """Expert Iteration beside SFT: accuracy, entropy and length, and how these move from round to round."""
     sft, longer, expert = (
-        _runs(folders, reasoning_scores) for folders in (sft_model, longer_sft_model, expert_iteration_model)
+        runs_of(folders, reasoning_scores) for folders in (sft_model, longer_sft_model, expert_iteration_model)
     )
     page = [
         "**Expected.** SFT imitates traces that another wrote; Expert Iteration imitates the policy's own responses"
@@ -154,41 +145,48 @@ def expert_iteration_comparison(
     started = {"": "the start policy", "sft": "SFT"}[reasoning.expert_iteration_from]
     page += [
         "**In our runs**",
-        _side_by_side(shown),
-        f"`{first.name}` starts from {started}.",
-        *(_on_scores(first, other) for other in shown if other.name not in expert),
+        side_by_side(shown),
+        f"`{first.name}` starts from {started}. Entropy is that of the tokens trained on: of SFT the traces', of Expert"
+        " Iteration the policy's own, so that rounds compare with one another and not with SFT.",
+        *(on_scores(first, other) for other in shown if other.name not in expert),
         "**Round by round**",
         _rounds(first),
         _on_rounds(first),
     ]
-    drawn = _draw(step, list(expert.values()), "valid_accuracy", "reward", "token_entropy", "mean_length")
+    drawn = draw(step, list(expert.values()), "valid_accuracy", "reward", "token_entropy", "mean_length")
     return READINGS.finish(step, "expert_iteration", page, read=page) | drawn
 
 
-def _rounds(run: _Run) -> str:
+def _rounds(run: Run) -> str:
     columns = ["step", "num_sampled", "num_kept", "num_solved", "valid_accuracy", "token_entropy"]
     columns += ["mean_length", "mean_length_correct", "mean_length_incorrect"]
-    return page_table(columns, [[_number(row.get(column)) for column in columns] for row in run.rows])
+    return page_table(columns, [[number(row.get(column)) for column in columns] for row in run.rows])
 
 
-def _on_rounds(run: _Run) -> str:
+def _on_rounds(run: Run) -> str:
     rounds = [row for row in run.rows if row["step"]]
-    kept = [row["num_kept"] / row["num_sampled"] for row in rounds]
+    right = [row["answer_reward"] for row in rounds]
     before, after = run.rows[0]["valid_accuracy"], run.rows[-1]["valid_accuracy"]
-    sentence = (
-        f"Over {len(rounds)} rounds the share of right responses, which are kept, went from {kept[0]:.1%} to"
-        f" {kept[-1]:.1%}, accuracy on validation from {before:.1%} to {after:.1%}"
+    when = (
+        "in its only round"
+        if len(rounds) == 1
+        else f"in the first of {len(rounds)} rounds, {right[-1]:.1%} in the last"
     )
-    entropy = [row["token_entropy"] for row in rounds if row.get("token_entropy") is not None]
-    if len(entropy) > 1:
-        sentence += f", entropy from {entropy[0]:.4f} to {entropy[-1]:.4f} nats a token"
-    right, wrong = (rounds[0].get(f"mean_length_{name}") for name in ("correct", "incorrect"))
-    if right is None or wrong is None:
-        return f"{sentence}."
-    longer = "longer" if right > wrong else "shorter"
-    return f"{sentence}. In the first round right responses had {right:.0f} tokens, wrong ones {wrong:.0f}: what is" + (
-        f" kept is the {longer} kind."
-    )
+    sentences = [
+        f"Of the responses {right[0]:.1%} were right {when}; accuracy on validation went from {before:.1%} to"
+        f" {after:.1%}."
+    ]
+    entropy = moved(rounds, "token_entropy")
+    if entropy is not None and len(rounds) > 1:
+        sentences.append(f"Entropy went from {entropy.first:.4f} to {entropy.last:.4f} nats a token.")
+    length, of_wrong = (rounds[0].get(f"mean_length_{name}") for name in ("correct", "incorrect"))
+    if length is not None and of_wrong is not None:
+        kind = "longer" if length > of_wrong else "shorter"
+        sentences.append(
+            f"In the first round right responses had {length:.0f} tokens, wrong ones {of_wrong:.0f}: what is kept is"
+            f" the {kind} kind."
+        )
+    return " ".join(sentences)
 
 
 # ---- off-policy
@@ -206,7 +204,7 @@ def off_policy_reasoning(
 
     Compared with on-policy GRPO by rollout batches and by the clock.
     """
-    runs, settings = _runs(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
+    runs, settings = runs_of(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
     off = {name: run for name, run in runs.items() if settings[name].config.off_policy}
     page = [
         "**Expected.** Sampling takes most of a step, so several updates on each rollout batch use it better. From the"
@@ -223,7 +221,7 @@ def off_policy_reasoning(
     shown = [*([on] if on else []), *off.values()]
     page += [
         "**In our runs**",
-        _side_by_side(shown),
+        side_by_side(shown),
         "**By update of a batch**, means over all batches",
         _by_update(list(off.values()), settings),
         *(_on_ratios(run, settings[run.name]) for run in off.values()),
@@ -231,7 +229,7 @@ def off_policy_reasoning(
         *_on_clipping(off, settings),
     ]
     columns = ("valid_accuracy", "token_entropy", "mean_length", "grad_norm")
-    drawn = _draw(step, shown, *columns, "clip_fraction", "would_clip_fraction", "ratio_max")
+    drawn = draw(step, shown, *columns, "clip_fraction", "would_clip_fraction", "ratio_max")
     return READINGS.finish(step, "off_policy", page, read=page) | drawn
 
 
@@ -239,18 +237,18 @@ def _share_column(settings: GrpoRun) -> str:
     return "clip_fraction" if settings.config.loss_type == "grpo_clip" else "would_clip_fraction"
 
 
-def _by_update(runs: Sequence[_Run], settings: Mapping[str, GrpoRun]) -> str:
+def _by_update(runs: Sequence[Run], settings: Mapping[str, GrpoRun]) -> str:
     table = []
     for run in runs:
         share = by_update(run.rows, _share_column(settings[run.name]))
         means, maxima = by_update(run.rows, "ratio_mean"), by_update(run.rows, "ratio_max")
         for place in range(max(map(len, (share, means, maxima)))):
             told = [values[place] if values else None for values in (means, maxima, share)]
-            table.append([f"`{run.name}`", place + 1, *map(_number, told)])
+            table.append([f"`{run.name}`", place + 1, *map(number, told)])
     return page_table(["run", "update", "ratio, mean", "ratio, greatest", "share clipped (or would be)"], table)
 
 
-def _on_ratios(run: _Run, settings: GrpoRun) -> str:
+def _on_ratios(run: Run, settings: GrpoRun) -> str:
     column = _share_column(settings)
     share, places = moved(run.rows, column), by_update(run.rows, column)
     if share is None or not places:
@@ -264,7 +262,7 @@ def _on_ratios(run: _Run, settings: GrpoRun) -> str:
     return sentence + (f" The greatest ratio of any token was {max(greatest):.3g}." if greatest else "")
 
 
-def _on_speed(run: _Run, on: _Run) -> str:
+def _on_speed(run: Run, on: Run) -> str:
     """By rollout batches and by the clock, to the on-policy run's best validation."""
     best = max(row["valid_accuracy"] for row in on.rows if "valid_accuracy" in row)
     theirs, ours = reached(on.rows, best), reached(run.rows, best)
@@ -275,14 +273,14 @@ def _on_speed(run: _Run, on: _Run) -> str:
     return f"`{run.name}` reached {there}, after {ours.steps} batches and {ours.seconds:.0f} s."
 
 
-def _on_clipping(off: Mapping[str, _Run], settings: Mapping[str, GrpoRun]) -> list[str]:
+def _on_clipping(off: Mapping[str, Run], settings: Mapping[str, GrpoRun]) -> list[str]:
     """Each run without clipping beside the one that is the same with it."""
     lines = []
     for name, run in off.items():
         clipped = replace(settings[name].config, loss_type="grpo_clip")
         twin = next((other for other in off if settings[other].config == clipped), name)
         if twin != name:
-            lines.append(f"Clipping alone, {_on_scores(run, off[twin])}")
+            lines.append(f"Clipping alone, {on_scores(run, off[twin])}")
     return lines or ["Clipping alone: this preset has no run that differs from another in the clipping alone."]
 
 
@@ -298,7 +296,7 @@ def prompt_ablation(
     problems: ProblemsConfig,
 ) -> Metadata:
     """GRPO with the prompt that asks for tags beside GRPO on the bare question, in training and in validation."""
-    runs, settings = _runs(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
+    runs, settings = runs_of(grpo_model, reasoning_scores), grpo_runs(reasoning, problems)
     page = [
         "**Expected.** A prompt like the text that a model was trained on gets more of what it can: Qwen's maths models"
         " have read questions with boxed answers, and answer the bare question about as well as the tagged prompt after"
@@ -311,74 +309,15 @@ def prompt_ablation(
         page.append("**In our runs.** This preset has not GRPO with both prompts.")
         return READINGS.finish(step, "prompt", page, read=page)
     shown = [tagged[0], alone[0]]
-    page += ["**In our runs**", _side_by_side(shown), *map(_on_form, shown), _on_scores(alone[0], tagged[0])]
-    drawn = _draw(step, shown, "valid_accuracy", "format_reward", "token_entropy", "mean_length", "grad_norm")
+    page += ["**In our runs**", side_by_side(shown), *map(_on_form, shown), on_scores(alone[0], tagged[0])]
+    drawn = draw(step, shown, "valid_accuracy", "format_reward", "token_entropy", "mean_length", "grad_norm")
     return READINGS.finish(step, "prompt", page, read=page) | drawn
 
 
-def _on_form(run: _Run) -> str:
+def _on_form(run: Run) -> str:
     form, alike = moved(run.rows, "format_reward"), moved(run.rows, "share_of_groups_alike")
     assert form is not None and alike is not None
     return (
         f"`{run.name}`: the share of well-formed responses went from {form.first:.1%} to {form.last:.1%}, that of"
         f" groups whose responses all earn the same and teach nothing from {alike.first:.1%} to {alike.last:.1%}."
     )
-
-
-# ---- runs on a page
-
-
-def _runs(folders: Sequence[Path], scores: Sequence[Path]) -> dict[str, _Run]:
-    accuracies = accuracies_of(scores)
-    runs = {}
-    for folder in folders:
-        found = accuracies.get(model_of(folder, folders, accuracies))
-        score = Share(found["value"], found["low"], found["high"]) if found else None
-        runs[folder.name] = _Run(folder.name, list(read_rows(folder / METRICS_FILE)), score)
-    return runs
-
-
-def _pair(runs: Mapping[str, _Run], settings: Mapping[str, GrpoRun], field: str) -> tuple[_Run, _Run] | None:
-    """The preset's own run, its first, and another that differs from it in one setting alone."""
-    own, *others = runs
-    same: dict[str, Any] = {field: getattr(settings[own].config, field)}
-    for name in others:
-        if replace(settings[name], config=replace(settings[name].config, **same)) == settings[own]:
-            return runs[own], runs[name]
-    return None
-
-
-def _side_by_side(runs: Sequence[_Run]) -> str:
-    header = ["run", "accuracy, held out", "validation, best", "gradient norm", "entropy", "tokens", "updates", "s"]
-    table = []
-    for run in runs:
-        best = max(row["valid_accuracy"] for row in run.rows if "valid_accuracy" in row)
-        entropy, length = (moved(run.rows, column) for column in ("token_entropy", "mean_length"))
-        norm, last = mean_of(run.rows, "grad_norm"), run.rows[-1]
-        cells = [run.score or _NO_SCORE, f"{best:.1%}", _number(norm), _arrow(entropy, 4), _arrow(length, 0)]
-        table.append([f"`{run.name}`", *cells, last["step"], round(last["seconds"])])
-    return page_table(header, table)
-
-
-def _on_scores(run: _Run, other: _Run) -> str:
-    if run.score is None or other.score is None:
-        return f"`{run.name}` and `{other.name}` were not both scored on the held-out problems."
-    gain = difference(run.score, other.score)
-    told = "told from chance" if gain.low > 0 or gain.high < 0 else "not told from chance"
-    return (
-        f"`{run.name}` less `{other.name}` on the held-out problems: {100 * gain.value:+.1f} points"
-        f" ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}), {told}."
-    )
-
-
-def _draw(step: Step, runs: Sequence[_Run], *columns: str) -> Metadata:
-    reasoning_plots.run_panels({run.name: run.rows for run in runs}, columns, step.folder / "curves.png")
-    return {"curves": {"image": "curves.png"}}
-
-
-def _arrow(column: Moved | None, digits: int) -> str:
-    return "-" if column is None else f"{column.first:.{digits}f} → {column.last:.{digits}f}"
-
-
-def _number(value: Any) -> Any:
-    return "-" if value is None else round(value, 4) if isinstance(value, float) else value

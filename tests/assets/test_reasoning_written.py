@@ -122,15 +122,18 @@ def test_expert_iteration_stands_beside_both_kinds_of_sft(project):
     project.add("sft_model", "128", _rows(tuned), 0.9)
     project.add("longer_sft_model", "as-long-as-grpo", _rows(tuned), 0.41)
     sampled = {"num_sampled": 100, "token_entropy": 0.2, "mean_length_correct": 90.0, "mean_length_incorrect": 30.0}
-    rounds = [sampled | {"num_kept": 40}, sampled | {"num_kept": 70, "token_entropy": 0.1}]
+    rounds = [sampled | {"answer_reward": 0.4}, sampled | {"answer_reward": 0.7, "token_entropy": 0.1}]
     project.add("expert_iteration_model", "expert-iteration", _rows(*rounds, valid=(0.36, 0.72)), 0.70)
     runs = [project.runs[name] for name in ("sft_model", "longer_sft_model", "expert_iteration_model")]
     _, page = project.page(expert_iteration_comparison, *runs, project.scores, reasoning=REASONER.reasoning)
     assert "`expert-iteration` starts from SFT." in page and "`128`" not in page
     assert "`expert-iteration` less `full` on the held-out problems: +30.0 points (+25.8 to +34.1), told from" in page
     assert "`expert-iteration` less `as-long-as-grpo` on the held-out problems: +29.0 points" in page
-    assert "Over 2 rounds the share of right responses, which are kept, went from 40.0% to 70.0%" in page
-    assert "accuracy on validation from 36.0% to 72.0%, entropy from 0.2000 to 0.1000 nats a token" in page
+    assert (
+        "40.0% were right in the first of 2 rounds, 70.0% in the last; accuracy on validation went from 36.0% to"
+        in page
+    )
+    assert "Entropy went from 0.2000 to 0.1000 nats a token." in page
     assert "right responses had 90 tokens, wrong ones 30: what is kept is the longer kind." in page
 
 
