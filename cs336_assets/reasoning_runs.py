@@ -14,6 +14,7 @@ from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import reasoning_plots
 from cs336_assets.asset import Metadata, Step
 from cs336_assets.crawl import page_table
+from cs336_assets.experiments import number_shown
 from cs336_assets.reasoning_studies import accuracies_of, model_of
 
 
@@ -54,7 +55,7 @@ def side_by_side(runs: Sequence[Run]) -> str:
         best = max(row["valid_accuracy"] for row in run.rows if "valid_accuracy" in row)
         entropy, length = (moved(run.rows, column) for column in ("token_entropy", "mean_length"))
         norm, last = mean_of(run.rows, "grad_norm"), run.rows[-1]
-        cells = [run.score or "-", f"{best:.1%}", number(norm), _arrow(entropy, 4), _arrow(length, 0)]
+        cells = [run.score or "-", f"{best:.1%}", number_shown(norm), _arrow(entropy, 4), _arrow(length, 0)]
         table.append([f"`{run.name}`", *cells, last["step"], round(last["seconds"])])
     return page_table(header, table)
 
@@ -79,8 +80,3 @@ def draw(step: Step, runs: Sequence[Run], *columns: str) -> Metadata:
 
 def _arrow(column: Moved | None, digits: int) -> str:
     return "-" if column is None else f"{column.first:.{digits}f} → {column.last:.{digits}f}"
-
-
-def number(value: Any) -> Any:
-    """A cell of a table."""
-    return "-" if value is None else round(value, 4) if isinstance(value, float) else value

@@ -13,8 +13,9 @@ from cs336.posttrain.length_normalization import ARGUMENT, LENGTHS, example
 from cs336.posttrain.problems import ProblemsConfig
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import page_table
+from cs336_assets.experiments import number_shown
 from cs336_assets.reasoning_failures import READINGS
-from cs336_assets.reasoning_runs import Run, draw, number, on_scores, pair_of, runs_of, side_by_side
+from cs336_assets.reasoning_runs import Run, draw, on_scores, pair_of, runs_of, side_by_side
 
 _written = asset(group="reasoning", kinds={"matplotlib"}, owner="team:posttrain", watches=READINGS.version)
 
@@ -160,7 +161,7 @@ def expert_iteration_comparison(
 def _rounds(run: Run) -> str:
     columns = ["step", "num_sampled", "num_kept", "num_solved", "valid_accuracy", "token_entropy"]
     columns += ["mean_length", "mean_length_correct", "mean_length_incorrect"]
-    return page_table(columns, [[number(row.get(column)) for column in columns] for row in run.rows])
+    return page_table(columns, [[number_shown(row.get(column)) for column in columns] for row in run.rows])
 
 
 def _on_rounds(run: Run) -> str:
@@ -244,7 +245,7 @@ def _by_update(runs: Sequence[Run], settings: Mapping[str, GrpoRun]) -> str:
         means, maxima = by_update(run.rows, "ratio_mean"), by_update(run.rows, "ratio_max")
         for place in range(max(map(len, (share, means, maxima)))):
             told = [values[place] if values else None for values in (means, maxima, share)]
-            table.append([f"`{run.name}`", place + 1, *map(number, told)])
+            table.append([f"`{run.name}`", place + 1, *map(number_shown, told)])
     return page_table(["run", "update", "ratio, mean", "ratio, greatest", "share clipped (or would be)"], table)
 
 
