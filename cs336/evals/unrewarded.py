@@ -25,17 +25,19 @@ EMPTY = "an empty answer"
 AMONG_WORDS = "the right answer among other words"
 NO_NUMBER = "no number where one is right"
 MISCALCULATED = "a calculation is wrong"
-MISUNDERSTOOD = "right calculations, a wrong answer"
+NOT_THE_RESULT = "another answer than its calculations end in"
+MISUNDERSTOOD = "right calculations for another question"
 UNWORKED = "a wrong answer without a calculation"
 WRONG = "a wrong answer"
 REASONS = (
     *(LOST, NOTHING, STILL_THINKING, NO_THINK_END, NO_ANSWER_TAG, NOT_ONE_BLANK, ANSWER_OPEN),
     *(CUT_BEFORE_BOX, NO_BOX, BROKEN_BOX),
-    *(EMPTY, AMONG_WORDS, NO_NUMBER, MISCALCULATED, MISUNDERSTOOD, UNWORKED, WRONG),
+    *(EMPTY, AMONG_WORDS, NO_NUMBER, MISCALCULATED, NOT_THE_RESULT, MISUNDERSTOOD, UNWORKED, WRONG),
 )
 
 # Whole numbers alone, as in 34+58=92, 3+5+1=9 or 73/2=36 r 1: what is quoted of fractions or algebra is not judged.
 _CALCULATION = re.compile(r"(?<![\w.)/*+-])(\d+(?:[-+*/]\d+)+) ?= ?(\d+)(?: r (\d+))?(?!\d|\.\d|[-+*/]\d)")
+_ANSWER_BEGINS = re.compile(r"</think>|\\boxed")
 _END_CHARACTERS = 200  # of an output, in which an answer that is no number is looked for
 
 
@@ -63,7 +65,10 @@ def why_unrewarded(row: Mapping[str, Any]) -> str:
     calculations = calculations_of(row["output"])
     if not calculations:
         return UNWORKED
-    return MISUNDERSTOOD if all(right for _, right in calculations) else MISCALCULATED
+    if not all(right for _, right in calculations):
+        return MISCALCULATED
+    result = last_number(_ANSWER_BEGINS.split(row["output"])[0])
+    return MISUNDERSTOOD if result is not None and numbers_equal(result, number) else NOT_THE_RESULT
 
 
 def _unformatted(output: str, *, thinks: bool, finish: str) -> str:

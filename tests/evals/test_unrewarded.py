@@ -41,7 +41,10 @@ CASES = [
     (_row(" </think> <answer>x = \\pi or so</answer>", answer="\\pi"), "the right answer among other words"),
     (_thought("20+20=40", "forty"), "no number where one is right"),
     (_thought("20+20=41. 41-1=40.", "41"), "a calculation is wrong"),
-    (_thought("20+30=50.", "50"), "right calculations, a wrong answer"),
+    (_thought("20+20=40.", "41"), "another answer than its calculations end in"),
+    (_thought("20+30=50.", "50"), "right calculations for another question"),
+    (_thought("20+30: 0+0=0, 2+3=5, so 50.", "50"), "right calculations for another question"),
+    (_row("20+30=50, so \\boxed{50}", **BARE), "right calculations for another question"),
     (_thought("Clearly", "50"), "a wrong answer without a calculation"),
     (_row(" </think> <answer>e</answer>", answer="\\pi"), "a wrong answer"),
 ]
