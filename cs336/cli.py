@@ -150,6 +150,9 @@ def _register(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser("scores", help="the score table of every preset's model, or of one's")
     command.add_argument("--preset", help="preset (default: all; see `cs336 presets`)")
+    command.add_argument(
+        "--seeds", action="store_true", help="of presets with several seeds (NAME_seed_1): mean and spread over them"
+    )
     command.set_defaults(run=_scores)
 
     command = commands.add_parser("verify", help="compare every artifact's files with its manifest")
@@ -492,11 +495,23 @@ def _export(options: argparse.Namespace) -> None:
 
 def _scores(options: argparse.Namespace) -> None:
     from cs336.evals.report import text_table
+    from cs336.evals.seeds import over_seeds, seeds_table, without_seed
     from cs336.leaderboard import collect_scores
     from cs336.presets import find_preset
     from cs336.store import default_root
 
-    rows = [row for row in collect_scores(default_root()) if options.preset in (None, row["preset"])]
+    rows = collect_scores(default_root())
+    if options.seeds:
+        wanted = None if options.preset is None else without_seed(options.preset)
+        pooled = [row for row in over_seeds(rows) if row["num_seeds"] > 1 and wanted in (None, row["preset"])]
+        if not pooled:
+            raise UserError(
+                f"{wanted or default_root()}: no scores of several seeds yet;"
+                f" `cs336 run --preset {wanted or 'NAME'}_seed_1` makes another's"
+            )
+        print(seeds_table(pooled))
+        return
+    rows = [row for row in rows if options.preset in (None, row["preset"])]
     if not rows and options.preset is not None:
         find_preset(options.preset)
         raise UserError(f"{options.preset}: no scores yet; `cs336 run --preset {options.preset}` makes them")

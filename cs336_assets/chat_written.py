@@ -1,12 +1,6 @@
 """The alignment supplement's looked-at and written items: what is drawn to be read, what was tried, and derivations.
 
-What a reader found stands in `sheets/PRESET_chat.toml`, a table for each item, as the verdicts of inspection sheets do:
-
-    [failures]
-    verdict = "Half of the wrong sums forget the carry."
-    labels = {outputs = "0f3a9c21"}     # the mark of what was read, as the item shows it
-
-Where the mark is another one than the item's, the page says that other outputs were read.
+What a reader found stands in `sheets/PRESET_chat.toml`; see `readings`.
 """
 
 from __future__ import annotations
@@ -36,33 +30,26 @@ from cs336.evals.suite import (
     safety_judge,
 )
 from cs336.evals.task import ALPACA
-from cs336.files import read_json, read_jsonl, replacing, sha256_of_file, write_json, write_jsonl
-from cs336.fingerprint import digest
+from cs336.files import read_json, read_jsonl, write_json, write_jsonl
 from cs336.generate.checkpoints import load_checkpoint
 from cs336.hardware import pick_device
 from cs336.posttrain.dpo_derivation import PAGE, check_derivation
 from cs336.posttrain.instructions import HH, PREFERENCES_SAMPLE, read_preferences
 from cs336.posttrain.preferences import Preference
-from cs336.sheets import Verdict, read_verdicts, verdicts_file
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.chat_evals import ANSWERS_FILE, TUNED, answer_folders
 from cs336_assets.crawl import page_table
 from cs336_assets.instruct import TRAIN_FILE, VALID_FILE
+from cs336_assets.readings import Readings, cut, write_page
 
-ITEMS = ("instructions", "preferences", "failures", "red_team", "length", "judges")
+_READINGS = Readings("chat", ("instructions", "preferences", "failures", "red_team", "length", "judges"))
 STORED = "alpaca-eval-preferences"
-_SHOWN = 400  # characters of a text on a page
 _NUM_READ, _NUM_PAIRS = 10, 3
 # Length-controlled win rates of AlpacaEval's public leaderboard, in percent.
 _PUBLISHED = {"claude-instant-1.2": 25.6, "OpenHermes-2.5-Mistral-7B": 16.3, "gemma-7b-it": 10.4}
 
 
-def _readings_version(root: Path) -> str:
-    """Changes when somebody has read something."""
-    return digest({path.name: sha256_of_file(path) for path in sorted(verdicts_file("x").parent.glob("*_chat.toml"))})
-
-
-_written = asset(group="instruct", kinds={"markdown"}, owner="team:models", watches=_readings_version)
+_written = asset(group="instruct", kinds={"markdown"}, owner="team:models", watches=_READINGS.version)
 
 
 # ---- looked at
@@ -73,7 +60,7 @@ def instruction_reading(step: Step, instruction_data: Path, seed: int) -> Metada
     """Ten random training examples, to be read: which tasks, and how good are the responses?"""
     examples = list(read_jsonl(instruction_data / TRAIN_FILE))
     drawn = random.Random(f"{seed} read").sample(examples, min(_NUM_READ, len(examples)))
-    rows = [[each["source"], _cut(each["prompt"]), _cut(each["response"])] for each in drawn]
+    rows = [[each["source"], cut(each["prompt"]), cut(each["response"])] for each in drawn]
     sources = Counter(each["source"] for each in examples)
     lengths = {name: [len(each["response"]) for each in examples if each["source"] == name] for name in sources}
     figures = [[name, count, sum(lengths[name]) // count] for name, count in sources.most_common()]
@@ -81,7 +68,7 @@ def instruction_reading(step: Step, instruction_data: Path, seed: int) -> Metada
         page_table(["source", "examples", "characters of a response"], figures),
         page_table(["source", "prompt", "response"], rows),
     ]
-    return _finish(step, "instructions", page, read=rows)
+    return _READINGS.finish(step, "instructions", page, read=rows)
 
 
 @_written
@@ -101,14 +88,14 @@ def preference_reading(step: Step, preference_data: list[Path], seed: int) -> Me
     for kind in ("helpful", "harmless"):
         some = [pair for pair in pairs if kind in pair.source] or _sample_pairs(kind)
         for pair in random.Random(f"{seed} {kind}").sample(some, min(_NUM_PAIRS, len(some))):
-            rows.append([pair.source, _cut(pair.instruction), _cut(pair.chosen), _cut(pair.rejected)])
+            rows.append([pair.source, cut(pair.instruction), cut(pair.chosen), cut(pair.rejected)])
     lengths = [len(pair.chosen) > len(pair.rejected) for pair in pairs]
     share = f"{sum(lengths) / len(lengths):.0%} of {len(lengths):,}" if lengths else "none"
     page = [
         page_table(["source", "instruction", "chosen", "rejected"], rows),
         f"The chosen reply is longer in {share}.",
     ]
-    return _finish(step, "preferences", page, read=rows)
+    return _READINGS.finish(step, "preferences", page, read=rows)
 
 
 @_written
@@ -136,10 +123,10 @@ def failure_analysis(
     for name, some in sorted(drawn.items()):
         page += [f"**{name}**", page_table(["asked", "output", "read as", "right", "kind"], some) if some else "none"]
     write_json(step.folder / "failures.json", drawn)
-    return _finish(step, "failures", page, read=drawn)
+    return _READINGS.finish(step, "failures", page, read=drawn)
 
 
-@asset(group="instruct", kinds={"pytorch"}, owner="team:models", pool="gpu", watches=_readings_version)
+@asset(group="instruct", kinds={"pytorch"}, owner="team:models", pool="gpu", watches=_READINGS.version)
 def red_teaming(
     step: Step, instruction_model: Path, dpo_model: list[Path], chat_evals: ChatEvalConfig, judges: JudgeConfig
 ) -> Metadata:
@@ -161,10 +148,10 @@ def red_teaming(
             record.append({"model": name, **each._asdict(), "output": text, "safe": verdict.safe})
         page += [f"**{name}**, judged by {judge.name}"]
         page += outcome_sentences([(each, verdict.safe) for each, verdict in zip(tried, verdicts, strict=True)])
-        shown = [[row["goal"], row["strategy"], _cut(row["output"]), row["safe"]] for row in record[-len(tried) :]]
+        shown = [[row["goal"], row["strategy"], cut(row["output"]), row["safe"]] for row in record[-len(tried) :]]
         page += [page_table(["goal", "strategy", "reply", "safe"], shown)]
     write_jsonl(step.folder / "attempts.jsonl", record)
-    return _finish(step, "red_team", page, read=record)
+    return _READINGS.finish(step, "red_team", page, read=record)
 
 
 def _replies(step: Step, folder: Path, prompts: Sequence[str], chat_evals: ChatEvalConfig) -> list[str]:
@@ -185,7 +172,7 @@ def _replies(step: Step, folder: Path, prompts: Sequence[str], chat_evals: ChatE
     kinds={"markdown"},
     owner="team:evals",
     datasets=("alpaca-eval", STORED),
-    watches=_readings_version,
+    watches=_READINGS.version,
 )
 def length_controlled_win_rates(step: Step, chat_judgements: Path) -> Metadata:
     """Win rates with and without control of length: our models, and models whose preferences are stored.
@@ -202,7 +189,7 @@ def length_controlled_win_rates(step: Step, chat_judgements: Path) -> Metadata:
         "Logits for length say what outputs much longer than the reference's gain; the controlled rate is what the"
         " rest predicts for outputs of equal length (arXiv:2404.04475).",
     ]
-    return _finish(step, "length", page, read=rows)
+    return _READINGS.finish(step, "length", page, read=rows)
 
 
 @asset(
@@ -210,7 +197,7 @@ def length_controlled_win_rates(step: Step, chat_judgements: Path) -> Metadata:
     kinds={"markdown"},
     owner="team:evals",
     datasets=("alpaca-eval", STORED),
-    watches=_readings_version,
+    watches=_READINGS.version,
 )
 def judge_agreements(step: Step, preference_data: list[Path], judges: JudgeConfig) -> Metadata:
     """How far the judges can be trusted: agreement with stored preferences of GPT-4 Turbo, and with people's (HH).
@@ -243,7 +230,7 @@ def judge_agreements(step: Step, preference_data: list[Path], judges: JudgeConfi
             f"The safety judge ({by_reply.name}) calls {chosen:.0%} of the replies safe that people chose,"
             f" and {rejected:.0%} of those that they rejected."
         ]
-    return _finish(step, "judges", [f"Judge: {pair_judge_name}", *page], read=rows)
+    return _READINGS.finish(step, "judges", [f"Judge: {pair_judge_name}", *page], read=rows)
 
 
 # ---- derived
@@ -255,7 +242,7 @@ def dpo_derivation(step: Step, seed: int) -> Metadata:
     found = check_derivation(seed=seed)._asdict()
     numbers = page_table(["error", "size"], [[name, f"{value:.1e}"] for name, value in found.items()])
     write_json(step.folder / "derivation.json", found)
-    _write_page(step, f"{PAGE}\n**In numbers** (8 texts, random rewards and reference, fp64)\n\n{numbers}")
+    write_page(step, f"{PAGE}\n**In numbers** (8 texts, random rewards and reference, fp64)\n\n{numbers}")
     return {"derivation": {"markdown": PAGE}, **found}
 
 
@@ -270,39 +257,10 @@ def derivation_holds_in_numbers(dpo_derivation: Path) -> tuple[bool, Metadata]:
 # ---- pages
 
 
-def _finish(step: Step, item: str, page: Sequence[str], *, read: Any) -> Metadata:
-    """Write the page with what its reader found."""
-    mark = digest(read)[:8]
-    verdict = read_verdicts(verdicts_file(f"{step.preset}_chat"), ITEMS)[item]
-    text = "\n\n".join([_reading(verdict, mark), *page])
-    _write_page(step, text)
-    return {
-        "is_read": verdict.is_read and verdict.labels.get("outputs") == mark,
-        "mark": mark,
-        item: {"markdown": text},
-    }
-
-
-def _reading(verdict: Verdict, mark: str) -> str:
-    if not verdict.is_read:
-        return f"*Not read yet (mark {mark}).*"
-    other = "" if verdict.labels.get("outputs") == mark else f" (Written of other outputs; these have the mark {mark}.)"
-    return f"**Read:** {verdict.text}{other}"
-
-
-def _write_page(step: Step, page: str) -> None:
-    with replacing(step.folder / "page.md", "w") as file:
-        file.write(page + "\n")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
-
-
 def _failure(row: Mapping[str, Any]) -> list[str]:
     example = row.get("example", {})
     right = str(example.get("answer", "")).rpartition("####")[2].strip()
-    return [_cut(asked_of(row)), _cut(output_of(row)), str(row.get("prediction", "")), right, failure_kind(row)]
+    return [cut(asked_of(row)), cut(output_of(row)), str(row.get("prediction", "")), right, failure_kind(row)]
 
 
 def _sample_pairs(kind: str) -> list[Preference]:

@@ -8,7 +8,8 @@ from typing import Any
 # isort: off
 from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets, tokenizer, tokenizer_study, tokens
 from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission
-from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_studies, written
+from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_failures, reasoning_studies
+from cs336_assets import reasoning_written, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
 from cs336_assets import instruct, chat_evals, chat_written
 
@@ -36,7 +37,9 @@ _FLOW = [
     reasoning,
     reasoning_checks,
     reasoning_scores,
+    reasoning_failures,
     reasoning_studies,
+    reasoning_written,
     written,
     kernels,
     parallel,

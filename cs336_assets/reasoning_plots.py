@@ -18,8 +18,12 @@ LABELS = {
     "nats_per_token": "loss, nats per token",
     "token_entropy": "entropy, nats per token",
     "mean_length": "tokens per response",
+    "mean_length_correct": "tokens per right response",
+    "mean_length_incorrect": "tokens per wrong response",
     "grad_norm": "gradient norm",
     "clip_fraction": "share of clipped tokens",
+    "would_clip_fraction": "share of tokens that clipping would stop",
+    "ratio_max": "greatest ratio of an update",
     "valid_length": "tokens per response, held out",
 }
 _PANELS_IN_A_ROW = 4

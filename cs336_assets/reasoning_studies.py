@@ -92,7 +92,8 @@ def grpo_study(step: Step, grpo_model: list[Path], reasoning_scores: list[Path])
     with and without clipping, prompt. One table and one figure: accuracy, entropy, length and gradient norm by step,
     and accuracy by the clock.
     """
-    columns = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm", "clip_fraction")
+    shared = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm")
+    columns = (*shared, "clip_fraction", "would_clip_fraction", "ratio_max")
     return _compare(step, grpo_model, reasoning_scores, columns)
 
 
@@ -110,9 +111,9 @@ def _compare(step: Step, runs: Sequence[Path], scores: Sequence[Path], columns: 
         write_json(step.folder / STUDY_FILE, {})
         return {"state": "this preset has no such runs"}
     curves = {folder.name: list(read_rows(folder / METRICS_FILE)) for folder in runs}
-    accuracies = _accuracies(scores)
+    accuracies = accuracies_of(scores)
     findings = {
-        folder.name: _finding(curves[folder.name], accuracies.get(_model_of(folder, runs, accuracies), {}))
+        folder.name: _finding(curves[folder.name], accuracies.get(model_of(folder, runs, accuracies), {}))
         for folder in runs
     }
     write_json(step.folder / STUDY_FILE, findings)
@@ -144,14 +145,14 @@ def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> dic
     }
 
 
-def _model_of(folder: Path, runs: Sequence[Path], accuracies: Mapping[str, Any]) -> str:
+def model_of(folder: Path, runs: Sequence[Path], accuracies: Mapping[str, Any]) -> str:
     """What the scores call a run: the chain's, which is the first, by its asset alone."""
     asset = folder.parent.name
     own = f"{asset}/{folder.name}"
     return asset if own not in accuracies and folder == runs[0] else own
 
 
-def _accuracies(scores: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def accuracies_of(scores: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Score of each model on the held-out problems."""
     rows = [row for folder in scores for row in read_json(folder / SCORES_FILE)]
     return {row["model"]: row for row in rows if row["task"] == "reasoning" and row["metric"] == "accuracy"}
@@ -186,10 +187,10 @@ def reasoning_leaderboard(
         before["expert_iteration"] = before["expert_iteration_model"] + training_seconds(expert_iteration_model[0])
     before["grpo_model"] = before[reasoning.grpo_from]
     curves, ranking = {}, []
-    accuracies = _accuracies(reasoning_scores)
+    accuracies = accuracies_of(reasoning_scores)
     for runs in (sft_model, expert_iteration_model, grpo_model):
         for folder in runs:
-            name = _model_of(folder, runs, accuracies)
+            name = model_of(folder, runs, accuracies)
             curve = [
                 (before[folder.parent.name] + row["seconds"], row["valid_accuracy"])
                 for row in read_rows(folder / METRICS_FILE)

@@ -48,12 +48,13 @@ REASONING_CHAIN = "reasoning"
 REASONING = {
     REASONING_CHAIN: (
         *("reasoning_problems", "start_policy", "sft_model", "expert_iteration_model", "grpo_model"),
-        *("longer_sft_model", "reasoning_scores", "reasoning_study", "rollout_log"),
+        *("longer_sft_model", "reasoning_scores", "reasoning_study", "zero_shot_analysis", "rollout_log"),
     ),
     # The handout's experiments around the chain: all cells, and what they say.
     "reasoning_experiments": (
         *("sft_model", "expert_iteration_model", "grpo_model", "reasoning_scores"),
         *("sft_study", "expert_iteration_study", "grpo_study", "reasoning_leaderboard"),
+        *("length_normalization", "expert_iteration_comparison", "off_policy_reasoning", "prompt_ablation"),
     ),
 }
 # The alignment supplement, upon the base model.

@@ -175,6 +175,21 @@ def test_scores_are_those_of_all_presets_or_of_one(two_scored, capsys):
         assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]} == shown
 
 
+def test_scores_of_several_seeds_stand_in_one_line(two_scored, capsys):
+    for seed, accuracy in ((1, 0.7), (2, 0.9)):
+        metrics = {"accuracy": accuracy, "num_examples": 10}
+        rows = score_rows(metrics, preset=f"tiny_seed_{seed}", model="m", task="t", set_name="s")
+        with Store(f"tiny_seed_{seed}", two_scored).staging("perplexity", None, Version("c", "s")) as (folder, _):
+            write_json(folder / SCORES_FILE, rows)
+    for preset in ([], ["--preset", "tiny"], ["--preset", "tiny_seed_2"]):
+        assert main(["scores", "--seeds", *preset]) == 0
+        (line,) = capsys.readouterr().out.splitlines()[2:]
+        assert line.split()[:4] == ["tiny", "m", "t", "s"]
+        assert line.split()[-6:] == ["70.0%", "20.0%", "50.0%", "90.0%", "3", "here"]
+    assert main(["scores", "--seeds", "--preset", "old"]) == 1
+    assert "old: no scores of several seeds yet; `cs336 run --preset old_seed_1`" in capsys.readouterr().err
+
+
 def test_verify_says_of_which_preset_it_speaks(two_scored, capsys):
     assert main(["verify"]) == 0
     assert capsys.readouterr().out == "preset tiny: 1 artifacts, 0 problems\n"

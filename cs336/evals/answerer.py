@@ -15,10 +15,8 @@ from cs336.generate.continuous import Engine
 from cs336.generate.engine import TextCodec, continuation_logprobs
 from cs336.generate.vllm import VllmEngine
 from cs336.model.transformer import TransformerLM
-from cs336.posttrain.generators import generator_for
+from cs336.posttrain.generators import GENERATORS, generator_for
 from cs336.progress import Progress, silent
-
-ENGINES = ("ours", "vllm")
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
         ValueError: no such engine.
         UserError: vLLM is not installed.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {' or '.join(ENGINES)}, got {engine!r}")
+    if engine not in GENERATORS:
+        raise ValueError(f"engine is {' or '.join(GENERATORS)}, got {engine!r}")
     model, codec = checkpoint.model, checkpoint.codec
     context = model.config.context_length
     if engine == "ours":

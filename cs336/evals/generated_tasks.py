@@ -101,7 +101,7 @@ class TraceConfig:
         direct, steps, digits: weights of the three styles (`generated_traces`).
         slip_share: share of traces, of those that show their steps, with a slip and so a wrong answer.
         template: prompt template around the question; responses always fit those that end in `<think>`.
-        seed: fixes the styles and slips of all traces and pairs.
+        seed: fixes the styles and slips of all traces.
     """
 
     direct: float = 0.25
@@ -274,25 +274,6 @@ def to_trace(problem: Problem, config: TraceConfig) -> dict[str, Any]:
         "ground_truth": str(problem.answer),
         "style": style,
         "correct": not slips,
-        "level": problem.level,
-        "kind": problem.kind,
-    }
-
-
-def to_pair(problem: Problem, config: TraceConfig) -> dict[str, Any]:
-    """The problem as a preference: a right response and one with a slip, in the same style.
-
-    Returns:
-        `prompt` (filled in), the `question`, `chosen` and `rejected`, `style`, `level`, `kind`.
-    """
-    rng = random.Random(f"pair {config.seed} {problem.split} {problem.question}")
-    style = _draw_style(rng, config)
-    return {
-        "prompt": fill_template(config.template, question=problem.question),
-        "question": problem.question,
-        "chosen": to_response(problem.steps, style),
-        "rejected": to_response(with_slip(problem.steps, rng), style),
-        "style": style,
         "level": problem.level,
         "kind": problem.kind,
     }

@@ -24,6 +24,7 @@ from cs336.evals.task import (
     Graded,
     Task,
     accuracy_metrics,
+    pick_rows,
     run_task,
     save_result,
 )
@@ -159,9 +160,16 @@ def category_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"categories": categories}
 
 
-def rows_of_category(rows: Sequence[dict[str, Any]], format_reward: int, answer_reward: int) -> list[dict[str, Any]]:
-    """The outputs of one category, to be read: is the model at fault or the parser?"""
-    return [row for row in rows if (row["format_reward"], row["answer_reward"]) == (format_reward, answer_reward)]
+def draw_of_category(
+    rows: Sequence[dict[str, Any]], format_reward: int, answer_reward: int, *, count: int = 10, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Some random outputs of one category, to be read: is the model at fault or the parser?
+
+    Args:
+        count: at most; the handout asks for ten.
+    """
+    pair = (format_reward, answer_reward)
+    return pick_rows(rows, lambda row: (row["format_reward"], row["answer_reward"]) == pair, count=count, seed=seed)
 
 
 def pool_seeds(results: Sequence[EvalResult]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -92,6 +92,30 @@ def wilson_interval(num_correct: int, num_examples: int, *, z: float = Z_95) -> 
     return low, high
 
 
+class Share(NamedTuple):
+    """A share with its 95% interval, or, of a difference, points from -1 to 1 with theirs."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+def difference(first: Share, second: Share) -> Share:
+    """How much larger the first of two shares is, measured on samples of their own, with the 95% interval.
+
+    Of shares on the same questions, which both find easy or hard alike, the interval is wider than need be.
+
+    Source: Newcombe 1998, Statistics in Medicine 17, 873-890, method 10: from both Wilson intervals.
+    """
+    value = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return Share(value, value - below, value + above)
+
+
 def score_rows(
     metrics: Mapping[str, Any], *, preset: str, model: str, task: str, set_name: str, measured: str = "here"
 ) -> list[ScoreRow]:
@@ -129,13 +153,18 @@ def text_table(rows: Sequence[ScoreRow]) -> str:
     """The score table for a terminal, columns lined up; one line when there are no scores."""
     if not rows:
         return "no scores yet"
-    lines = [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *map(_cells, rows)]
-    widths = {column: max(len(line[column]) for line in lines) for column in _COLUMNS}
-    lines.insert(1, {column: "-" * widths[column] for column in _COLUMNS})
+    return lined_up([_cells(row) for row in rows], _COLUMNS, right_aligned=_RIGHT_ALIGNED)
+
+
+def lined_up(cells: Sequence[Mapping[str, str]], columns: Sequence[str], *, right_aligned: Sequence[str]) -> str:
+    """A table for a terminal, a line a row below the columns' names."""
+    lines = [dict(zip(columns, columns, strict=True)), *cells]
+    widths = {column: max(len(line[column]) for line in lines) for column in columns}
+    lines.insert(1, {column: "-" * widths[column] for column in columns})
     return "\n".join(
         "  ".join(
-            line[column].rjust(widths[column]) if column in _RIGHT_ALIGNED else line[column].ljust(widths[column])
-            for column in _COLUMNS
+            line[column].rjust(widths[column]) if column in right_aligned else line[column].ljust(widths[column])
+            for column in columns
         ).rstrip()
         for line in lines
     )

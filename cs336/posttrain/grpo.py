@@ -39,7 +39,8 @@ class GrpoConfig:
         loss_type: one of `LOSS_TYPES`.
         use_std_normalization: advantages are divided by their group's standard deviation.
         advantage_eps: added to that deviation.
-        cliprange: of grpo_clip; the handout leaves it open and gives 0.2 as an example.
+        cliprange: of grpo_clip; the handout leaves it open and gives 0.2 as an example. grpo_no_clip counts what it
+            would have clipped.
         normalize_constant: what a response's summed loss is divided by; None for its own length.
         sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts, and of validations.
         precision: "float32" computes in the weights' own type, "bfloat16" matrix products under autocast.
@@ -239,7 +240,7 @@ def compute_policy_gradient_loss(
     if loss_type == "reinforce_with_baseline":
         return compute_naive_policy_gradient_loss(advantages, policy_log_probs), {}  # type: ignore[arg-type]
     if loss_type == "grpo_no_clip":
-        return compute_grpo_no_clip_loss(advantages, policy_log_probs, old_log_probs)  # type: ignore[arg-type]
+        return compute_grpo_no_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange)  # type: ignore[arg-type]
     return compute_grpo_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange)  # type: ignore[arg-type]
 
 
@@ -287,15 +288,22 @@ def compute_grpo_no_clip_loss(
     advantages: Float[Tensor, "batch 1"],
     policy_log_probs: Float[Tensor, "batch seq"],
     old_log_probs: Float[Tensor, "batch seq"],
+    cliprange: float | None = None,
 ) -> tuple[Float[Tensor, "batch seq"], dict[str, Tensor]]:
-    """-r A of each token: `compute_grpo_clip_loss` without the clipping, and with its `ratio` alone.
+    """-r A of each token: `compute_grpo_clip_loss` without the clipping, and with its `ratio`.
+
+    Args:
+        cliprange: also tell of each token whether it `would_clip` there; nothing is clipped.
 
     Raises:
         ValueError: not one advantage a response.
     """
     _check_column(advantages, policy_log_probs)
     ratio = torch.exp(policy_log_probs - old_log_probs.detach())
-    return -ratio * advantages, {"ratio": ratio.detach()}
+    metadata = {"ratio": ratio.detach()}
+    if cliprange is not None:
+        metadata["would_clip"] = (ratio.clamp(1 - cliprange, 1 + cliprange) * advantages < ratio * advantages).detach()
+    return -ratio * advantages, metadata
 
 
 def _check_column(values: Tensor, log_probs: Tensor) -> None:

@@ -49,12 +49,14 @@ def train_grpo(
 ) -> Outcome:
     """Train a policy on rewards for its own responses; see `run_updates` for the run, its files and its errors.
 
-    Each update has a row: `train_loss` (which tells nothing), `grad_norm`, `token_entropy` of the responses, with
-    clipped losses `clip_fraction`; `reward`, `format_reward`, `answer_reward` and the other `reward_statistics` of its
-    rollout batch, and lengths. The first update of a batch also has `sync_seconds`, `generate_seconds` and
-    `grade_seconds` (what is left of its `step_seconds` is training), and how far the generator's log-probabilities are
-    from the policy's, `max_logprob_difference` and `mean_logprob_difference` in nats. A validation adds what
-    `RolloutValidation` measures, and leaves responses to read below `rollouts/`.
+    Each update has a row: `train_loss` (which tells nothing), `grad_norm`, `token_entropy` of the responses; off-policy
+    the mean and greatest ratio to the policy that sampled, `ratio_mean` and `ratio_max`, and the share of tokens that
+    is clipped, `clip_fraction`, or would be if the loss clipped, `would_clip_fraction`; `reward`, `format_reward`,
+    `answer_reward` and the other `reward_statistics` of its rollout batch, and lengths. The first update of a batch
+    also has `sync_seconds`, `generate_seconds` and `grade_seconds` (what is left of its `step_seconds` is training),
+    and how far the generator's log-probabilities are from the policy's, `max_logprob_difference` and
+    `mean_logprob_difference` in nats. A validation adds what `RolloutValidation` measures, and leaves responses to
+    read below `rollouts/`.
 
     Dropout, should the model have any, acts in updates alone, so that not even a batch's first has ratios of 1.
     Problems come in an order that is drawn anew for each pass over them. Resumed with our engine a run ends with the
@@ -164,7 +166,8 @@ class _Grpo:
     def _update(self, model: nn.Module, grpo_step: int, update: int) -> dict[str, Tensor | float]:
         config = self._config
         places = self._places(grpo_step, update)
-        losses, entropies, clipped, differences = [], [], [], []
+        losses, entropies, differences = [], [], []
+        ratios: list[dict[str, Tensor]] = []
         num_response_tokens = 0
         for some in micro_batches(places, self._rows.lengths, config.micro_batch_size):
             batch = self._rows.batch(some)
@@ -191,8 +194,8 @@ class _Grpo:
             )
             losses.append(loss)
             entropies.append(masked_normalize(scores["token_entropy"].detach(), mask, 1.0))
-            if "clipped" in metadata:
-                clipped.append(masked_normalize(metadata["clipped"].float(), mask, 1.0))
+            if "ratio" in metadata:
+                ratios.append(_ratio_sums(metadata, mask))
             num_response_tokens += sum(len(self._rollouts[place].token_ids) for place in some)
         columns: dict[str, Tensor | float] = {
             "train_loss": torch.stack(losses).sum(),
@@ -200,9 +203,24 @@ class _Grpo:
             "num_response_tokens": num_response_tokens,
             "num_tokens": sum(self._rows.lengths[place] for place in places),
         }
-        if clipped:
-            columns["clip_fraction"] = torch.stack(clipped).sum() / num_response_tokens
+        for name in ratios[0] if ratios else ():
+            parts = torch.stack([each[name] for each in ratios])
+            columns[name] = parts.max() if name == "ratio_max" else parts.sum() / num_response_tokens
         if differences:
             every = torch.cat(differences)
             columns |= {"max_logprob_difference": every.max(), "mean_logprob_difference": every.mean()}
         return columns
+
+
+# What a loss tells of each token -> the column of its mean.
+_RATIO_COLUMNS = {"ratio": "ratio_mean", "clipped": "clip_fraction", "would_clip": "would_clip_fraction"}
+
+
+def _ratio_sums(metadata: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Of a micro-batch's response tokens, the sums by column, and the greatest ratio."""
+    sums = {
+        column: masked_normalize(metadata[name].float(), mask, 1.0)
+        for name, column in _RATIO_COLUMNS.items()
+        if name in metadata
+    }
+    return sums | {"ratio_max": torch.where(mask, metadata["ratio"], 0.0).max()}

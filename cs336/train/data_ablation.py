@@ -63,10 +63,10 @@ def data_ablation_runs(model: ModelConfig, train: TrainConfig, config: DataAblat
 
 
 class Difference(NamedTuple):
-    """How a loss changed between two variants, over seeds.
+    """How a loss, or another measure, changed between two variants, over seeds.
 
     Attributes:
-        mean: after less before, in nats; below 0 is better.
+        mean: after less before; of losses in nats, where below 0 is better.
         half_width: of the 95 % interval around it; None of one seed, which says nothing of chance.
         num_seeds: pairs of runs.
     """
@@ -82,13 +82,14 @@ class Difference(NamedTuple):
 
 
 def paired_difference(before: Mapping[int, float], after: Mapping[int, float]) -> Difference:
-    """The mean difference of two variants' losses and its 95 % interval, by Student's t over the seeds' differences.
+    """The mean difference of two variants' losses, or other measures, and its 95 % interval, by Student's t over the
+    seeds' differences.
 
     A pair of runs shares its seed, so its first weights. The interval is about the luck of seeds, not about
     which pages a crawl happens to hold.
 
     Args:
-        before, after: loss by seed.
+        before, after: by seed.
 
     Raises:
         ValueError: no seed is in both.

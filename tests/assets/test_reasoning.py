@@ -207,6 +207,27 @@ def test_the_log_of_rollouts_can_be_read(made):
     assert first["response"] in page and f"right answer `{first['ground_truth']}`" in page
 
 
+def test_written_items_are_filled_from_the_chain(made):
+    """Every model's answers are counted before and after training; what the preset has no run for says so."""
+    reasons = read_json(made.store.path("zero_shot_analysis") / "reasons.json")
+    tuned = {"sft_model", "longer_sft_model", "expert_iteration_model", "grpo_model"}
+    assert reasons.keys() == {"start_policy"} | tuned
+    right = sum(row["correct"] for row in read_jsonl(_answers_of(made, "start_policy")))
+    assert sum(reasons["start_policy"].values()) == 12 - right
+
+    def page(asset):
+        return (made.store.path(asset) / "page.md").read_text()
+
+    assert "Round by round" in page("expert_iteration_comparison")
+    assert "| `off-policy-1x2` | 2 |" in page("off_policy_reasoning")
+    assert "differs from its GRPO in the normalisation alone" in page("length_normalization")
+    assert "has not GRPO with both prompts" in page("prompt_ablation")
+
+
+def _answers_of(made, model):
+    return made.store.path("reasoning_scores", f"{model}-x-reasoning") / "generations.jsonl"
+
+
 def test_folders_of_runs_hold_what_is_needed_and_no_checkpoints(made):
     for asset in ("sft_model", "expert_iteration_model", "grpo_model", "longer_sft_model"):
         folder = _chain_weights(made, asset)
@@ -262,6 +283,11 @@ _STAGES = {"start_policy": 0.1, "sft_model": 0.4, "longer_sft_model": 0.45, "grp
         ("grpo_beats_sft", {}, True),
         ("grpo_beats_sft", {"longer_sft_model": 0.7}, False),
         ("grpo_beats_sft", {"sft_model": 0.7}, False),
+        ("grpo_beats_sft", {"longer_sft_model": 0.46}, False),  # less than 15 points
+        ("grpo_beats_sft", {"sft_model": 0.46}, False),
+        ("grpo_beats_sft", {"sft_model": 0.86, "longer_sft_model": 0.87, "grpo_model": 0.88}, True),  # no room
+        ("grpo_beats_sft", {"sft_model": 0.86, "longer_sft_model": 0.85, "grpo_model": 0.88}, False),
+        ("grpo_beats_sft", {"sft_model": 0.86, "longer_sft_model": 0.88, "grpo_model": 0.88}, False),
     ],
 )
 def test_a_stage_that_does_not_help_is_found(check, changes, passed, tmp_path):
@@ -269,6 +295,24 @@ def test_a_stage_that_does_not_help_is_found(check, changes, passed, tmp_path):
     study = {name: {"accuracy": each, "low": each - 0.02, "high": each + 0.02} for name, each in stages.items()}
     write_json(tmp_path / "study.json", study)
     assert CHECKS[check].function(tmp_path)[0] == passed
+
+
+def test_what_grpo_gains_is_told_with_its_intervals(tmp_path):
+    """By the questions sqrt(0.05² + 0.05²) either way, Newcombe; over three seeds 4.303 * 0.1 / sqrt(3), Student."""
+
+    def stage(accuracy, *of_seeds):
+        by_preset = dict(zip(("a", "a_seed_1", "a_seed_2"), of_seeds, strict=False))
+        return {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "by_preset": by_preset}
+
+    study = {"sft_model": stage(0.4, 0.4, 0.4, 0.4), "longer_sft_model": stage(0.45, 0.45)}
+    write_json(tmp_path / "study.json", study | {"grpo_model": stage(0.7, 0.6, 0.7, 0.8)})
+    passed, facts = CHECKS["grpo_beats_sft"].function(tmp_path)
+    assert passed and facts["gain"] == 0.25 and facts["too_little_over"] == []
+    assert facts["over_sft_model"] == "+30.0 points (+22.9 to +37.1 by the questions; +5.2 to +54.8 over 3 seeds)"
+    assert facts["over_longer_sft_model"] == "+25.0 points (+17.9 to +32.1 by the questions; one seed)"
+    write_json(tmp_path / "study.json", study | {"grpo_model": stage(0.59)})
+    passed, facts = CHECKS["grpo_beats_sft"].function(tmp_path)
+    assert not passed and facts["too_little_over"] == ["longer_sft_model"]
 
 
 @pytest.mark.parametrize(
@@ -316,6 +360,7 @@ def test_seeds_are_pooled_by_hand():
     pooled = chain_accuracies(rows)["grpo_model"]
     assert pooled["accuracy"] == (75 + 75) / 400 and pooled["num_examples"] == 400
     assert pooled["by_preset"] == {"a": 0.75, "a_seed_1": 0.25}
+    assert pooled["spread"] == pytest.approx(0.125**0.5) and chain_accuracies(rows[:1])["grpo_model"]["spread"] is None
     assert (round(pooled["low"], 4), round(pooled["high"], 4)) == (0.329, 0.4234)  # Wilson's formula, worked by hand
 
 

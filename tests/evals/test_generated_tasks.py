@@ -24,7 +24,6 @@ from cs336.evals.generated_tasks import (
     generate_problems,
     iter_problems,
     split_of,
-    to_pair,
     to_record,
     to_response,
     to_trace,
@@ -297,19 +296,6 @@ def test_traces_mix_styles_by_weight_and_slips_by_share():
         assert (answer == trace["ground_truth"]) == trace["correct"]
         assert trace["prompt"] == f"User: {trace['question']}\nAssistant: <think>"
     assert traces == [to_trace(problem, config) for problem in problems]
-
-
-def test_a_pair_differs_in_its_answer_and_not_in_its_style():
-    problems = generate_problems(ALL, "train", 200)
-    pairs = [to_pair(problem, TraceConfig()) for problem in problems]
-    for problem, pair in zip(problems, pairs, strict=True):
-        right, wrong = (parse_gsm8k_response(model_output=pair[side]) for side in ("chosen", "rejected"))
-        assert right == str(problem.answer) != wrong
-        assert pair["chosen"] == to_response(problem.steps, pair["style"])
-        assert pair["prompt"] == to_trace(problem, TraceConfig())["prompt"]
-        assert pair["rejected"].count(". ") == pair["chosen"].count(". ")
-    assert {pair["style"] for pair in pairs} == set(STYLES)
-    assert pairs == [to_pair(problem, TraceConfig()) for problem in problems]
 
 
 def test_only_the_chosen_style_is_used():

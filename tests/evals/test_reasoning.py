@@ -12,10 +12,10 @@ from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig, generate_p
 from cs336.evals.gsm8k import gsm8k_questions
 from cs336.evals.reasoning import (
     category_metrics,
+    draw_of_category,
     evaluate_reasoning,
     evaluate_vllm,
     pool_seeds,
-    rows_of_category,
 )
 from cs336.evals.report import wilson_interval
 from cs336.evals.rewards import reward_each
@@ -84,7 +84,16 @@ def test_rewards_categories_and_levels_by_hand():
         "(0,0)": {"count": 2, "share": 0.5, "low": low, "high": high},
     }
     assert {level: each["accuracy"] for level, each in result.metrics["by_level"].items()} == {"1": 0.5, "2": 0.0}
-    assert [row["index"] for row in rows_of_category(result.rows, 1, 0)] == [1]
+    assert [row["index"] for row in draw_of_category(result.rows, 1, 0)] == [1]
+
+
+def test_ten_of_a_category_are_drawn_at_random_and_the_same_each_time():
+    rows = [{"index": place, "format_reward": float(place % 2), "answer_reward": 0.0} for place in range(200)]
+    drawn = [row["index"] for row in draw_of_category(rows, 1, 0)]
+    assert len(drawn) == 10 and all(place % 2 for place in drawn) and drawn == sorted(set(drawn))
+    assert drawn[-1] > 50, "not the first ones"
+    assert drawn == [row["index"] for row in draw_of_category(rows, 1, 0)]
+    assert drawn != [row["index"] for row in draw_of_category(rows, 1, 0, seed=1)]
 
 
 def test_problems_of_gsm8k_and_generated_ones_are_asked_for_their_numbers():

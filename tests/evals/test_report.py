@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cs336.evals.report import Z_95, format_score, markdown_table, score_rows, text_table, wilson_interval
+from cs336.evals.report import (
+    Z_95,
+    Share,
+    difference,
+    format_score,
+    markdown_table,
+    score_rows,
+    text_table,
+    wilson_interval,
+)
 
 METRICS = {"accuracy": 0.25, "accuracy_low": 0.158, "accuracy_high": 0.372, "num_examples": 60, "generate_seconds": 3.0}
 
@@ -68,3 +77,23 @@ def test_a_tables_rows_say_preset_model_set_count_and_where():
 
 def test_no_scores_is_said_in_words():
     assert text_table([]) == markdown_table([]) == "no scores yet"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((56, 70), (48, 80), (0.2000, 0.0524, 0.3339)),  # Newcombe's own examples, method 10
+        ((9, 10), (3, 10), (0.6000, 0.1705, 0.8090)),
+        ((5, 56), (0, 29), (0.0893, -0.0381, 0.1926)),
+        ((10, 10), (0, 20), (1.0000, 0.6791, 1.0000)),
+    ],
+)
+def test_a_difference_of_shares_as_published(first, second, expected):
+    shares = [Share(right / count, *wilson_interval(right, count)) for right, count in (first, second)]
+    assert difference(*shares) == pytest.approx(expected, abs=5e-5)
+    backwards = difference(*reversed(shares))
+    assert backwards == pytest.approx((-expected[0], -expected[2], -expected[1]), abs=5e-5)
+
+
+def test_a_share_as_people_read_it():
+    assert str(Share(0.5, 0.25, 0.755)) == "50.0% (25.0% to 75.5%)"

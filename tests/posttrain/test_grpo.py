@@ -44,7 +44,10 @@ def test_the_clipped_loss_by_hand():
     torch.testing.assert_close(metadata["ratio"], ratios)
     loss, metadata = compute_grpo_no_clip_loss(advantages, old + ratios.log(), old)
     torch.testing.assert_close(loss, torch.tensor([[-6.0, -1.5, -3.0], [6.0, 1.5, 3.0]]))
-    assert "clipped" not in metadata
+    assert metadata.keys() == {"ratio"}
+    alike, metadata = compute_grpo_no_clip_loss(advantages, old + ratios.log(), old, 0.2)
+    assert torch.equal(alike, loss) and "clipped" not in metadata
+    assert metadata["would_clip"].tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_clipped_tokens_get_no_gradient_and_the_old_policy_never_does():

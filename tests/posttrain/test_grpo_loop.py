@@ -73,7 +73,28 @@ def test_every_kind_of_loss_runs(loss_type, tmp_path):
     model, outcome = _run(tmp_path, config=config)
     assert outcome.last_step == config.num_updates
     assert not torch.equal(weights(model)["lm_head.weight"], our_model().lm_head.weight)
-    assert all(("clip_fraction" in row) == (loss_type == "grpo_clip") for row in curve(tmp_path)[1:])
+    told = {
+        name
+        for name in ("clip_fraction", "would_clip_fraction", "ratio_mean", "ratio_max")
+        if name in curve(tmp_path)[-1]
+    }
+    ratio = {"ratio_mean", "ratio_max"}
+    expected = {"grpo_clip": {"clip_fraction"} | ratio, "grpo_no_clip": {"would_clip_fraction"} | ratio}
+    assert told == expected.get(loss_type, set())
+
+
+def test_ratios_are_told_of_a_loss_that_does_not_clip(tmp_path):
+    """Each update of a batch is one further from the policy that sampled; micro-batches change none of the numbers."""
+    config = replace(OFF_POLICY, loss_type="grpo_no_clip", n_grpo_steps=1)
+    _run(tmp_path / "whole", our_model(), config)
+    _run(tmp_path / "cut", our_model(), replace(config, gradient_accumulation_steps=4))
+    whole, cut = (curve(tmp_path / name)[1:] for name in ("whole", "cut"))
+    first, *later = whole
+    assert first["ratio_mean"] == pytest.approx(1, abs=1e-5) == first["ratio_max"] and first["would_clip_fraction"] == 0
+    assert all(row["ratio_max"] > row["ratio_mean"] > 0 for row in later)
+    assert max(row["ratio_max"] for row in later) > 1.2 and any(row["would_clip_fraction"] > 0 for row in later)
+    for name in ("ratio_mean", "ratio_max", "would_clip_fraction"):
+        assert [row[name] for row in cut] == pytest.approx([row[name] for row in whole], rel=1e-3)
 
 
 def test_rows_say_what_each_update_did(tmp_path):
