@@ -10,7 +10,7 @@ from cs336_assets import crawl, extract, filters, filter_quality, dedup, sheets,
 from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, submission
 from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_studies, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
-from cs336_assets import instruct, chat_evals, chat_written
+from cs336_assets import instruct, chat_evals, dpo_study, chat_written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -45,6 +45,7 @@ _FLOW = [
     scaling_exercise,
     instruct,
     chat_evals,
+    dpo_study,
     chat_written,
 ]
 

@@ -38,6 +38,7 @@ from cs336_assets.asset import CONTENTS, WHOLE, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
 TRAIN_FILE, VALID_FILE, COUNTS_FILE = "train.jsonl", "valid.jsonl", "counts.json"
+KEPT_FILE = "kept.json"  # the validation of the weights that DPO ended with
 
 
 def _own_base(preset: Preset, part: str | None) -> str | None:
@@ -250,6 +251,7 @@ def dpo_model(
         progress=step.progress,
     )
     drop_checkpoints(step.folder)
+    write_json(step.folder / KEPT_FILE, outcome.best)
     rows = list(read_jsonl(step.folder / METRICS_FILE))
     chat_plots.preference_curves(rows, step.folder / "curves.png")
     return {
