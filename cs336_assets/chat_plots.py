@@ -65,11 +65,11 @@ def preferences_by_kind(
             _draw(accuracy, trained, "valid_implicit_accuracy", "o-", color=f"C{place}", label=label, ms=3)
             _draw(margin, rows, "valid_margin", "o-", color=f"C{place}", label=label, ms=3)
     accuracy.axhline(0.5, lw=0.8, ls=":", color="grey")
-    _dress(accuracy, "chosen has more reward, share of held-out pairs")
-    _dress(margin, "margin of held-out pairs, nats")
+    _dress(accuracy, "reward accuracy, held-out pairs")
+    _dress(margin, "margin, held-out pairs, nats")
     _bars(right, shares)
     right.spines[["top", "right"]].set_visible(False)
-    right.set_ylabel("right answers to generated problems, %")
+    right.set_ylabel("problems answered rightly, %")
     _save(figure, path)
 
 

@@ -234,7 +234,8 @@ def dpo_model(
 ) -> Metadata:
     """The instruction-tuned model after DPO on one kind of pairs, against itself as it was.
 
-    Policy and reference have a GPU each where there are two. Kept are the weights of the best reward accuracy.
+    Policy and reference have a GPU each where there are two. Kept are the weights of the best validation, which the
+    preset names, or the last.
     """
     policy = load_checkpoint(instruction_model, device=pick_device(step.device))
     reference = load_checkpoint(instruction_model, device=_second_device(step))
@@ -251,8 +252,9 @@ def dpo_model(
         progress=step.progress,
     )
     drop_checkpoints(step.folder)
-    write_json(step.folder / KEPT_FILE, outcome.best)
     rows = list(read_jsonl(step.folder / METRICS_FILE))
+    kept = outcome.best if dpo.keep == "best" else rows[-1]
+    write_json(step.folder / KEPT_FILE, kept)
     chat_plots.preference_curves(rows, step.folder / "curves.png")
     return {
         "num_pairs": len(train) - outcome.num_left_out,
@@ -260,7 +262,7 @@ def dpo_model(
         "num_steps": outcome.last_step,
         "best_step": outcome.best_step,
         "seconds": rows[-1]["seconds"],
-        "validation": table(["", *_COLUMNS], [_validation(rows[0], "before"), _validation(outcome.best, "kept")]),
+        "validation": table(["", *_COLUMNS], [_validation(rows[0], "before"), _validation(kept, "kept")]),
         "curves": {"image": "curves.png"},
     }
 

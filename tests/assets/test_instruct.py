@@ -146,6 +146,23 @@ def test_tuning_and_dpo_lowered_their_losses(chain):
         assert (folder / ("curves.png" if part else "curve.png")).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_stands_as_kept_is_the_validation_of_the_weights_that_are(chain, tmp_path):
+    """The best one's, or the last one's, as the preset keeps them."""
+    rows = list(read_jsonl(chain.path("dpo_model", "hh") / METRICS_FILE))
+    best = max((row for row in rows if "valid_accuracy" in row), key=lambda row: row["valid_accuracy"])
+    assert read_json(chain.path("dpo_model", "hh") / "kept.json") == best
+    shown = instruct.dpo_model(
+        Step(folder=tmp_path, part="hh", device="cpu"),
+        chain.path("instruction_model"),
+        chain.path("preference_data", "hh"),
+        PRESET.instructions,
+        replace(PRESET.dpo, num_epochs=2, keep="last"),
+        0,
+    )
+    kept = read_json(tmp_path / "kept.json")
+    assert kept["step"] == shown["num_steps"] != shown["best_step"] and "valid_margin" in kept
+
+
 def test_a_loss_that_did_not_fall_is_found(chain, tmp_path):
     for valid in ((3.0, 3.1), (3.0, 3.0)):
         rows = [{"step": step, "train_loss": 3.0, "valid_loss": loss} for step, loss in enumerate(valid)]
