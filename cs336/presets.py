@@ -47,6 +47,11 @@ from cs336.posttrain.problems import ProblemsConfig
 from cs336.posttrain.recipes import (
     MATH_PROBLEMS,
     MATH_REASONING,
+    REASONER_CHAT_EVALS,
+    REASONER_DPO,
+    REASONER_INSTRUCTION_SFT,
+    REASONER_INSTRUCTIONS,
+    REASONER_PREFERENCES,
     REASONER_PROBLEMS,
     REASONER_REASONING,
     REASONER_TEXT,
@@ -491,6 +496,11 @@ REASONER = replace(  # from text and worked problems to a model that reasons: on
     ),
     problems=REASONER_PROBLEMS,
     reasoning=REASONER_REASONING,
+    instructions=REASONER_INSTRUCTIONS,
+    instruction_sft=REASONER_INSTRUCTION_SFT,
+    preferences=REASONER_PREFERENCES,
+    dpo=REASONER_DPO,
+    chat_evals=REASONER_CHAT_EVALS,
     max_training_seconds=240,
 )
 QWEN_MATH = replace(  # the handout's: a checkpoint of the Hub on MATH, each method from the start policy; one GPU

@@ -45,6 +45,34 @@ def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def preferences_by_kind(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    shares: Mapping[str, tuple[float, float, float]],
+    path: Path,
+) -> None:
+    """Reward accuracy and margin on held-out pairs, a colour a kind and a line a seed; and shares with intervals.
+
+    Args:
+        runs: rows of each seed's run, by kind.
+        shares: share, low, high of right answers, by model.
+    """
+    figure = Figure(figsize=(11.0, 3.4), dpi=110, layout="constrained")
+    accuracy, margin, right = figure.subplots(1, 3)
+    for place, (kind, of_seeds) in enumerate(runs.items()):
+        for number, rows in enumerate(of_seeds):
+            label = kind if number == 0 else None
+            trained = [row for row in rows if row["step"]]  # before the first step both rewards are 0
+            _draw(accuracy, trained, "valid_implicit_accuracy", "o-", color=f"C{place}", label=label, ms=3)
+            _draw(margin, rows, "valid_margin", "o-", color=f"C{place}", label=label, ms=3)
+    accuracy.axhline(0.5, lw=0.8, ls=":", color="grey")
+    _dress(accuracy, "reward accuracy, held-out pairs")
+    _dress(margin, "margin, held-out pairs, nats")
+    _bars(right, shares)
+    right.spines[["top", "right"]].set_visible(False)
+    right.set_ylabel("problems answered rightly, %")
+    _save(figure, path)
+
+
 def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path) -> None:
     """One field a task, a bar a model with its 95 % interval: share, low, high."""
     num_rows = -(-len(scores) // _FIELDS_A_ROW)
@@ -55,16 +83,21 @@ def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]
     models = list(dict.fromkeys(model for of_task in scores.values() for model in of_task))
     for axes, (task, of_task) in zip(fields, scores.items(), strict=False):
         axes.spines[["top", "right"]].set_visible(False)
-        for place, model in enumerate(models):
-            if model in of_task:
-                value, low, high = (100 * number for number in of_task[model])
-                axes.bar([place], [value], color=f"C{place}")
-                axes.errorbar([place], [value], yerr=[[value - low], [high - value]], color="black", capsize=3)
-        axes.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=8)
+        _bars(axes, {model: of_task.get(model) for model in models})
         axes.set_ylim(0, max(5.0, axes.get_ylim()[1]))
         axes.set_title(task.replace(": ", ":\n", 1), fontsize=9)
         axes.set_ylabel("%")
     _save(figure, path)
+
+
+def _bars(axes: Any, shares: Mapping[str, tuple[float, float, float] | None]) -> None:
+    """A bar a name with its interval, in percent; none where there is no share."""
+    for place, share in enumerate(shares.values()):
+        if share is not None:
+            value, low, high = (100 * number for number in share)
+            axes.bar([place], [value], color=f"C{place}")
+            axes.errorbar([place], [value], yerr=[[value - low], [high - value]], color="black", capsize=3)
+    axes.set_xticks(range(len(shares)), list(shares), rotation=35, ha="right", fontsize=8)
 
 
 def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, style: str = "-", **look: Any) -> None:

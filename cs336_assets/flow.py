@@ -11,7 +11,7 @@ from cs336_assets import pretrain, experiments, data_ablation, evals, speedrun, 
 from cs336_assets import reasoning, reasoning_checks, reasoning_scores, reasoning_failures, reasoning_studies
 from cs336_assets import reasoning_written, written
 from cs336_assets import kernels, parallel, scaling, scaling_study, scaling_exercise
-from cs336_assets import instruct, chat_evals, chat_written
+from cs336_assets import instruct, chat_evals, dpo_study, chat_written
 
 # isort: on
 from cs336_assets.asset import CHECKS, STAGES
@@ -48,6 +48,7 @@ _FLOW = [
     scaling_exercise,
     instruct,
     chat_evals,
+    dpo_study,
     chat_written,
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cs336.evals.answerer import open_answerer
 from cs336.files import read_jsonl, write_json, write_jsonl
 from cs336.generate.checkpoints import Checkpoint, load_checkpoint
 from cs336.hardware import pick_device
@@ -19,13 +20,17 @@ from cs336.posttrain.instructions import (
     INSTRUCTIONS_SAMPLE,
     PREFERENCE_SETS,
     PREFERENCES_SAMPLE,
+    VERIFIED,
     InstructionsConfig,
     PreferencesConfig,
     instruction_examples,
     preference_pairs,
     read_preferences,
+    verified_problems,
 )
 from cs336.posttrain.loop import drop_checkpoints
+from cs336.posttrain.preferences import Preference
+from cs336.posttrain.sampled_pairs import sampled_pairs
 from cs336.presets import Preset
 from cs336.train.metrics import METRICS_FILE
 from cs336_assets import chat_plots
@@ -33,6 +38,7 @@ from cs336_assets.asset import CONTENTS, WHOLE, Metadata, Step, asset, check
 from cs336_assets.crawl import table
 
 TRAIN_FILE, VALID_FILE, COUNTS_FILE = "train.jsonl", "valid.jsonl", "counts.json"
+KEPT_FILE = "kept.json"  # the validation of the weights that DPO ended with
 
 
 def _own_base(preset: Preset, part: str | None) -> str | None:
@@ -79,47 +85,7 @@ def no_instruction_is_on_both_sides(instruction_data: Path) -> tuple[bool, Metad
     }
 
 
-@asset(
-    group="instruct",
-    kinds={"python"},
-    owner="team:models",
-    cells=lambda preset: {kind: kind for kind in preset.preferences.kinds},
-    datasets=PREFERENCE_SETS,
-    files=(PREFERENCES_SAMPLE,),
-    offers=CONTENTS,
-)
-def preference_data(
-    step: Step, preferences: PreferencesConfig, instructions: InstructionsConfig, cell: str, seed: int
-) -> Metadata:
-    """Pairs of responses, the better one known: people's choices (HH), or right before wrong solutions.
-
-    Of HH, dialogues with more than one human message are dropped, as are those whose sides differ before the reply.
-    """
-    train, valid, dropped = preference_pairs(cell, preferences, instructions, seed=seed)
-    for name, pairs in ((TRAIN_FILE, train), (VALID_FILE, valid)):
-        write_jsonl(step.folder / name, [asdict(pair) for pair in pairs])
-    write_json(step.folder / COUNTS_FILE, dropped)
-    return {
-        "num_train": len(train),
-        "num_valid": len(valid),
-        "dropped": table(["reason", "pairs"], [[reason, count] for reason, count in dropped.items()]),
-    }
-
-
-@check(asset="preference_data", blocking=True)
-def no_pair_is_on_both_sides(preference_data: list[Path]) -> tuple[bool, Metadata]:
-    """Of no kind does an instruction stand on both sides, or a pair hold the same response twice."""
-    faults = []
-    for folder in preference_data:
-        train, valid = (list(read_preferences(folder / name)) for name in (TRAIN_FILE, VALID_FILE))
-        shared = {pair.instruction for pair in train} & {pair.instruction for pair in valid}
-        alike = sum(pair.chosen == pair.rejected for pair in [*train, *valid])
-        if shared or alike or not train or not valid:
-            faults.append(f"{folder.name}: {len(shared)} instructions shared, {alike} pairs alike")
-    return not faults, {"num_kinds": len(preference_data), "faults": faults}
-
-
-# ---- models
+# ---- models, and the pairs between them
 
 
 @asset(
@@ -177,6 +143,79 @@ def tuning_lowered_the_loss(instruction_model: Path) -> tuple[bool, Metadata]:
     return finite and min(losses) < losses[0], {"before": losses[0], "best": min(losses)}
 
 
+def _answering_model(preset: Preset, part: str | None) -> str | None:
+    """Verified pairs may be drawn from the tuned model's answers; no others need a model."""
+    return WHOLE if part == VERIFIED and preset.preferences.num_samples else None
+
+
+@asset(
+    group="instruct",
+    kinds={"pytorch"},
+    owner="team:models",
+    cells=lambda preset: {kind: kind for kind in preset.preferences.kinds},
+    datasets=PREFERENCE_SETS,
+    files=(PREFERENCES_SAMPLE,),
+    offers=CONTENTS,
+    pool="gpu",
+    takes={"instruction_model": _answering_model},
+)
+def preference_data(
+    step: Step,
+    instruction_model: Path | None,
+    preferences: PreferencesConfig,
+    instructions: InstructionsConfig,
+    cell: str,
+    seed: int,
+) -> Metadata:
+    """Pairs of responses, the better one known: people's choices (HH), or right before wrong solutions.
+
+    Of HH, dialogues with more than one human message are dropped, as are those whose sides differ before the reply.
+    Solutions are written ones, or the tuned model's own answers, which are marked.
+    """
+    if instruction_model is None:
+        train, valid, counts = preference_pairs(cell, preferences, instructions, seed=seed)
+    else:
+        train, valid, counts = _pairs_of_answers(step, instruction_model, preferences, instructions, seed=seed)
+    for name, pairs in ((TRAIN_FILE, train), (VALID_FILE, valid)):
+        write_jsonl(step.folder / name, [asdict(pair) for pair in pairs])
+    write_json(step.folder / COUNTS_FILE, counts)
+    return {
+        "num_train": len(train),
+        "num_valid": len(valid),
+        "counted": table(["what", "number"], [[what, count] for what, count in counts.items()]),
+    }
+
+
+def _pairs_of_answers(
+    step: Step, model: Path, preferences: PreferencesConfig, instructions: InstructionsConfig, *, seed: int
+) -> tuple[list[Preference], list[Preference], dict[str, int]]:
+    """Pairs to train and to validate on, and what was counted of the samples and problems of both."""
+    checkpoint = load_checkpoint(model, device=pick_device(step.device))
+    train, valid = verified_problems(preferences, instructions)
+    with open_answerer(checkpoint) as answerer:
+        made = [
+            sampled_pairs(each, answerer.backend, preferences.num_samples, seed=seed, progress=step.progress)
+            for each in (train, valid)
+        ]
+    (train_pairs, of_train), (valid_pairs, of_valid) = made
+    named = (("training", of_train), ("validation", of_valid))
+    counts = {f"{side}, {what}": count for side, of_side in named for what, count in of_side.items()}
+    return train_pairs, valid_pairs, counts
+
+
+@check(asset="preference_data", blocking=True)
+def no_pair_is_on_both_sides(preference_data: list[Path]) -> tuple[bool, Metadata]:
+    """Of no kind does an instruction stand on both sides, or a pair hold the same response twice."""
+    faults = []
+    for folder in preference_data:
+        train, valid = (list(read_preferences(folder / name)) for name in (TRAIN_FILE, VALID_FILE))
+        shared = {pair.instruction for pair in train} & {pair.instruction for pair in valid}
+        alike = sum(pair.chosen == pair.rejected for pair in [*train, *valid])
+        if shared or alike or not train or not valid:
+            faults.append(f"{folder.name}: {len(shared)} instructions shared, {alike} pairs alike")
+    return not faults, {"num_kinds": len(preference_data), "faults": faults}
+
+
 @asset(
     group="instruct",
     kinds={"pytorch"},
@@ -195,7 +234,8 @@ def dpo_model(
 ) -> Metadata:
     """The instruction-tuned model after DPO on one kind of pairs, against itself as it was.
 
-    Policy and reference have a GPU each where there are two. Kept are the weights of the best reward accuracy.
+    Policy and reference have a GPU each where there are two. Kept are the weights of the best validation, which the
+    preset names, or the last.
     """
     policy = load_checkpoint(instruction_model, device=pick_device(step.device))
     reference = load_checkpoint(instruction_model, device=_second_device(step))
@@ -213,6 +253,8 @@ def dpo_model(
     )
     drop_checkpoints(step.folder)
     rows = list(read_jsonl(step.folder / METRICS_FILE))
+    kept = outcome.best if dpo.keep == "best" else rows[-1]
+    write_json(step.folder / KEPT_FILE, kept)
     chat_plots.preference_curves(rows, step.folder / "curves.png")
     return {
         "num_pairs": len(train) - outcome.num_left_out,
@@ -220,7 +262,7 @@ def dpo_model(
         "num_steps": outcome.last_step,
         "best_step": outcome.best_step,
         "seconds": rows[-1]["seconds"],
-        "validation": table(["", *_COLUMNS], [_validation(rows[0], "before"), _validation(outcome.best, "kept")]),
+        "validation": table(["", *_COLUMNS], [_validation(rows[0], "before"), _validation(kept, "kept")]),
         "curves": {"image": "curves.png"},
     }
 

@@ -60,9 +60,9 @@ REASONING = {
 # The alignment supplement, upon the base model.
 INSTRUCT = {
     "instruct": (
-        *("instruction_data", "preference_data", "instruction_model", "dpo_model"),
+        *("instruction_data", "instruction_model", "preference_data", "dpo_model"),
         *("base_answers", "instruction_answers", "dpo_answers", "chat_judgements", "alignment_tax"),
-        *("instruction_reading", "preference_reading", "failure_analysis", "red_teaming"),
+        *("dpo_study", "instruction_reading", "preference_reading", "failure_analysis", "red_teaming"),
         *("length_controlled_win_rates", "judge_agreements", "dpo_derivation"),
     )
 }

@@ -263,20 +263,25 @@ def to_trace(problem: Problem, config: TraceConfig) -> dict[str, Any]:
         `prompt` (filled in) and `response` (from inside `<think>` to `</answer>`), the `question`, the
         right answer as `ground_truth`, and `style`, `correct`, `level`, `kind`.
     """
-    rng = random.Random(f"trace {config.seed} {problem.split} {problem.question}")
-    style = _draw_style(rng, config)
-    slips = style != "direct" and rng.random() < config.slip_share
-    steps = with_slip(problem.steps, rng) if slips else problem.steps
+    style, steps = draw_work(problem, config)
     return {
         "prompt": fill_template(config.template, question=problem.question),
         "response": to_response(steps, style),
         "question": problem.question,
         "ground_truth": str(problem.answer),
         "style": style,
-        "correct": not slips,
+        "correct": steps[-1].result == problem.answer,
         "level": problem.level,
         "kind": problem.kind,
     }
+
+
+def draw_work(problem: Problem, config: TraceConfig) -> tuple[str, tuple[Step, ...]]:
+    """How a problem is worked out: a style, and the steps, with a slip or without; a problem's own, whenever drawn."""
+    rng = random.Random(f"trace {config.seed} {problem.split} {problem.question}")
+    style = _draw_style(rng, config)
+    slips = style != "direct" and rng.random() < config.slip_share
+    return style, with_slip(problem.steps, rng) if slips else problem.steps
 
 
 def _draw_style(rng: random.Random, config: TraceConfig) -> str:

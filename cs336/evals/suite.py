@@ -56,6 +56,8 @@ class ChatEvalConfig:
         max_mmlu, max_gsm8k, max_alpaca, max_safety: how many questions of each set, drawn with `seed`; 0 takes all.
         num_generated: how many generated problems, whose answers are verified; from their test split.
         problems: which ones.
+        generated_temperature: at which these are answered; 0 is greedy, as all else is. A model that solves a problem
+            in one way or another has its accuracy as a share of samples alone: greedy, it is all or nothing.
         max_new_tokens: longest output; the handout leaves it open. Those cut off by it are counted.
         seed: fixes which questions are drawn.
     """
@@ -66,6 +68,7 @@ class ChatEvalConfig:
     max_safety: int = 0
     num_generated: int = 1_000
     problems: GeneratedConfig = field(default_factory=GeneratedConfig)
+    generated_temperature: float = 0.0
     max_new_tokens: int = 512
     seed: int = 0
 
@@ -76,6 +79,8 @@ class ChatEvalConfig:
         for name in ("num_generated", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.generated_temperature < 0:
+            raise ValueError(f"generated_temperature is {self.generated_temperature}; give 0 or a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,8 @@ def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Fram
     Raises:
         ValueError: no such task.
     """
+    if task == "generated" and config.generated_temperature:
+        answerer = answerer.sampling(temperature=config.generated_temperature, seed=config.seed)
     asked: dict[str, Any] = {"generate": answerer.generate, "frame": frame}
     free = asked | {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
     limits = EvalConfig(

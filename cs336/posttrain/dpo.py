@@ -133,7 +133,8 @@ def train_dpo(
 
     Rows and validations have, with `train_` or `valid_` before it: `loss`; `accuracy`, the share of pairs whose chosen
     text is the likelier one for the policy; `implicit_accuracy`, the share whose chosen text has the greater reward;
-    `margin`, the mean difference of the rewards; `chosen_reward` and `rejected_reward`, their means.
+    `margin`, the mean difference of the rewards; `chosen_reward` and `rejected_reward`, their means. Validations have
+    `num_valid_pairs`, too, those that are short enough.
 
     Args:
         reference: frozen; may be on another device, and must be another model than the policy.
@@ -209,7 +210,7 @@ class _Pairs:
             self._valid_reference = torch.cat([self._reference_log_probs(part) for part in pairs])
         log_probs = torch.cat([self._log_probs(model, part) for part in pairs])
         measured = _measured("valid", log_probs, self._valid_reference, self._config.beta)
-        return {name: value.item() for name, value in measured.items()}
+        return {name: value.item() for name, value in measured.items()} | {"num_valid_pairs": len(self._valid)}
 
     def _log_probs(self, model: nn.Module, pairs: Sequence[_Pair]) -> Float[Tensor, "pairs 2"]:
         rows = [row for pair in pairs for row in pair]

@@ -1,8 +1,9 @@
 """What models are tuned on after pretraining: instructions and preferences, by the catalogue's names.
 
 Problems with verified answers (`cs336.evals.generated_tasks`) can stand among the instructions, and make preferences of
-their own: the right solution before one with a slip. Where a data set is not on this machine, a preset may say that the
-project's own few examples take its place.
+their own: the right solution before one with a slip, or a tuned model's right answer before a wrong one of its own
+(`cs336.posttrain.sampled_pairs`). Where a data set is not on this machine, a preset may say that the project's own few
+examples take its place.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cs336 import catalog
-from cs336.evals.generated_tasks import GeneratedConfig, Problem, generate_problems
-from cs336.evals.generated_traces import STYLES, with_slip, worked
+from cs336.evals.generated_tasks import GeneratedConfig, Problem, TraceConfig, draw_work, generate_problems
+from cs336.evals.generated_traces import with_slip, worked
 from cs336.evals.gsm8k import gsm8k_instruction
 from cs336.files import UserError, read_jsonl
 from cs336.posttrain.preferences import Preference, read_hh, split_preferences
@@ -29,7 +30,7 @@ PREFERENCES_SAMPLE = SAMPLES / "preferences_sample.jsonl"
 INSTRUCTION_SETS = ("ultrachat-safety", "t0-sample", "alpaca-demo")
 PREFERENCE_SETS = ("hh-rlhf", "hh-rlhf-harmless-test")
 HH, VERIFIED = "hh", "verified"  # kinds of preference pairs
-_PROBLEMS = "generated problems"  # their source
+PROBLEMS = "generated problems"  # their source
 _END_OF_TEXT = "<|endoftext|>"  # T0's responses end with it; packing adds the tokenizer's own
 
 
@@ -45,7 +46,7 @@ class InstructionsConfig:
         num_valid: examples held out of all sets without a split of their own; of those with one, all are taken.
         num_problems: generated problems with worked answers among the instructions.
         problems: which ones.
-        style: how they are worked out; see `generated_traces`.
+        traces: how they are worked out; its template has no part in it.
         sample_if_absent: the project's own examples stand for data sets that are not here; else that is an error.
     """
 
@@ -56,12 +57,11 @@ class InstructionsConfig:
     num_valid: int = 500
     num_problems: int = 0
     problems: GeneratedConfig = field(default_factory=GeneratedConfig)
-    style: str = "steps"
+    traces: TraceConfig = field(default_factory=lambda: TraceConfig(direct=0.0, steps=1.0, digits=0.0))
     sample_if_absent: bool = False
 
     def __post_init__(self) -> None:
         _check_names("datasets", self.datasets, INSTRUCTION_SETS)
-        _check_names("style", (self.style,), STYLES)
         if not self.datasets and not self.num_problems:
             raise ValueError("datasets and num_problems are empty; name something to train on")
 
@@ -76,6 +76,8 @@ class PreferencesConfig:
         max_pairs: of these, drawn with the seed; 0 takes all.
         num_valid: pairs held out, of either kind; the handout's is about 200.
         num_problems: generated problems, for "verified", behind those of the instructions.
+        num_samples: answers to each of these that are drawn from the instruction-tuned model, of which a right and a
+            wrong one make a pair; 0 pairs written solutions with such that have a slip.
         sample_if_absent: as in `InstructionsConfig`.
     """
 
@@ -84,6 +86,7 @@ class PreferencesConfig:
     max_pairs: int = 0
     num_valid: int = 200
     num_problems: int = 2_000
+    num_samples: int = 0
     sample_if_absent: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class PreferencesConfig:
         _check_names("datasets", self.datasets, PREFERENCE_SETS)
         if self.num_valid < 1 or self.num_problems < 1:
             raise ValueError(f"num_valid and num_problems are 1 or more, got {self.num_valid} and {self.num_problems}")
+        if self.num_samples < 0 or self.num_samples == 1:
+            raise ValueError(f"num_samples is {self.num_samples}; a pair needs 2 or more, and 0 draws none")
 
 
 def _check_names(name: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -124,7 +129,7 @@ def instruction_examples(
     for name in _sources(config):
         count = counts[name] = Counter()
         train, valid = (_usable(part, seen, count) for part in _read_set(name, config))
-        if name != _PROBLEMS:
+        if name != PROBLEMS:
             train = _drawn(train, config.max_examples, seed)
         if name in without_split:
             share = min(config.num_valid // len(without_split), len(train) // 5)
@@ -141,7 +146,7 @@ def _sources(config: InstructionsConfig) -> list[str]:
     """Sets to read: those that are here, the sample if some may be missing and is, then the problems."""
     found = [name for name in config.datasets if not config.sample_if_absent or catalog.find(name)]
     sample = [INSTRUCTIONS_SAMPLE.stem] if len(found) < len(config.datasets) else []
-    return found + sample + ([_PROBLEMS] if config.num_problems else [])
+    return found + sample + ([PROBLEMS] if config.num_problems else [])
 
 
 def _read_set(name: str, config: InstructionsConfig) -> tuple[list[Example], list[Example]]:
@@ -154,19 +159,20 @@ def _read_set(name: str, config: InstructionsConfig) -> tuple[list[Example], lis
         "t0-sample": lambda: _records(catalog.require(name), "prompt", "completion", name),
         "alpaca-demo": lambda: _alpaca(catalog.require(name), name),
         INSTRUCTIONS_SAMPLE.stem: lambda: _records(INSTRUCTIONS_SAMPLE, "prompt", "response", name),
-        _PROBLEMS: lambda: [
-            problem_example(each, config.style, name)
+        PROBLEMS: lambda: [
+            problem_example(each, config.traces, name)
             for each in generate_problems(config.problems, "train", config.num_problems)
         ],
     }
     return readers[name](), []
 
 
-def problem_example(problem: Problem, style: str, source: str) -> Example:
+def problem_example(problem: Problem, traces: TraceConfig, source: str) -> Example:
     """A problem as an instruction, asked as GSM8K's are, with its solution; the answer stands after `####`."""
+    style, steps = draw_work(problem, traces)
     return {
         "prompt": gsm8k_instruction({"question": problem.question}),
-        "response": solution(problem.steps, style),
+        "response": solution(steps, style),
         "source": source,
     }
 
@@ -233,16 +239,23 @@ def preference_pairs(
         UserError: HH is not on this machine, and the sample may not stand for it.
     """
     if kind == VERIFIED:
-        first = 3 * instructions.num_problems + 1_000  # behind all that those may have been drawn from
-        train = generate_problems(instructions.problems, "train", config.num_problems, first=first)
-        valid = generate_problems(instructions.problems, "valid", config.num_valid)
+        train, valid = verified_problems(config, instructions)
         rng = random.Random(f"pairs {seed}")
-        made = [_verified(each, instructions.style, rng) for each in [*train, *valid]]
+        made = [_verified(each, instructions.traces, rng) for each in [*train, *valid]]
         return made[: len(train)], made[len(train) :], {}
     pairs, dropped = _hh_pairs(config)
     pairs = _drawn(pairs, config.max_pairs, seed)
     num_valid = min(config.num_valid, len(pairs) // 3)
     return *split_preferences(pairs, num_valid, seed=seed), dropped
+
+
+def verified_problems(
+    config: PreferencesConfig, instructions: InstructionsConfig
+) -> tuple[list[Problem], list[Problem]]:
+    """Problems whose answers make pairs, to train on and to validate on; no instruction has them."""
+    first = 3 * instructions.num_problems + 1_000  # behind all that those may have been drawn from
+    train = generate_problems(instructions.problems, "train", config.num_problems, first=first)
+    return train, generate_problems(instructions.problems, "valid", config.num_valid)
 
 
 def _hh_pairs(config: PreferencesConfig) -> tuple[list[Preference], dict[str, int]]:
@@ -251,13 +264,14 @@ def _hh_pairs(config: PreferencesConfig) -> tuple[list[Preference], dict[str, in
     return read_hh([path for name in config.datasets for path in catalog.require_files(name)])
 
 
-def _verified(problem: Problem, style: str, rng: random.Random) -> Preference:
+def _verified(problem: Problem, traces: TraceConfig, rng: random.Random) -> Preference:
     """The right solution, and one with a slip; in the style "direct" another answer alone."""
+    style, _ = draw_work(problem, traces)
     return Preference(
         instruction=gsm8k_instruction({"question": problem.question}),
         chosen=solution(problem.steps, style),
         rejected=solution(with_slip(problem.steps, rng), style),
-        source=_PROBLEMS,
+        source=PROBLEMS,
     )
 
 

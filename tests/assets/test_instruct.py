@@ -11,18 +11,19 @@ import torch
 
 from cs336.evals.generated_tasks import GeneratedConfig
 from cs336.evals.suite import GRADED, JUDGED, ChatEvalConfig, JudgeConfig
-from cs336.files import UserError, read_json, read_jsonl, write_json
+from cs336.files import UserError, read_json, read_jsonl, write_json, write_jsonl
 from cs336.leaderboard import collect_scores, score_folders
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.posttrain.dpo import DpoConfig
 from cs336.posttrain.instruction_sft import InstructionSftConfig
 from cs336.posttrain.instructions import InstructionsConfig, PreferencesConfig
 from cs336.posttrain.policy import save_policy
+from cs336.posttrain.preferences import Preference
 from cs336.presets import LLAMA, TINY
 from cs336.store import MANIFEST, Store
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.train.metrics import METRICS_FILE
-from cs336_assets import chat_evals, chat_written, instruct
+from cs336_assets import chat_evals, chat_written, dpo_study, instruct
 from cs336_assets.asset import WHOLE, Step, make, version_of
 from cs336_assets.binding import shards_of_run
 from cs336_assets.commands import partition_range
@@ -93,7 +94,7 @@ def chain(tmp_path_factory):
         BYTES.save(chain.path("tokenizer"))
         base = {"base_model": chain.path("base_model"), "tokenizer": chain.path("tokenizer")}
         chain.make("instruction_data")
-        chain.make("preference_data")
+        chain.make("preference_data", instruction_model=None)
         chain.make("instruction_model", instruction_data=chain.path("instruction_data"), **base)
         tuned = {"instruction_model": chain.path("instruction_model")}
         chain.make("dpo_model", preference_data=lambda part: chain.path("preference_data", part), **tuned)
@@ -104,6 +105,8 @@ def chain(tmp_path_factory):
         chain.make("chat_judgements", **answers)
         judged = {"chat_judgements": chain.path("chat_judgements")}
         chain.make("alignment_tax", **answers, **judged)
+        of_dpo = {name: answers[name] for name in ("instruction_answers", "dpo_answers")}
+        chain.make("dpo_study", dpo_model=chain.parts("dpo_model"), **of_dpo)
         pairs = {"preference_data": chain.parts("preference_data")}
         chain.make("instruction_reading", instruction_data=chain.path("instruction_data"))
         chain.make("preference_reading", **pairs)
@@ -141,6 +144,23 @@ def test_tuning_and_dpo_lowered_their_losses(chain):
         folder = chain.path(name, part)
         assert (folder / "bpe.json").exists() and not (folder / "checkpoints").exists()
         assert (folder / ("curves.png" if part else "curve.png")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_stands_as_kept_is_the_validation_of_the_weights_that_are(chain, tmp_path):
+    """The best one's, or the last one's, as the preset keeps them."""
+    rows = list(read_jsonl(chain.path("dpo_model", "hh") / METRICS_FILE))
+    best = max((row for row in rows if "valid_accuracy" in row), key=lambda row: row["valid_accuracy"])
+    assert read_json(chain.path("dpo_model", "hh") / "kept.json") == best
+    shown = instruct.dpo_model(
+        Step(folder=tmp_path, part="hh", device="cpu"),
+        chain.path("instruction_model"),
+        chain.path("preference_data", "hh"),
+        PRESET.instructions,
+        replace(PRESET.dpo, num_epochs=2, keep="last"),
+        0,
+    )
+    kept = read_json(tmp_path / "kept.json")
+    assert kept["step"] == shown["num_steps"] != shown["best_step"] and "valid_margin" in kept
 
 
 def test_a_loss_that_did_not_fall_is_found(chain, tmp_path):
@@ -212,6 +232,76 @@ def test_the_tax_table_has_a_line_a_task_and_says_what_is_told_from_chance(chain
     assert "gsm8k rises by 30.0 points from base to instruct." in page
     assert "gsm8k falls by 40.0 points from instruct to dpo-hh." in page and "to dpo-x" not in page
     assert "No difference" in chat_evals.tax_page({"gsm8k": dict.fromkeys(apart, apart["base"])})
+
+
+def test_the_study_pools_seeds_and_says_what_each_kind_did_to_the_problems(chain, tmp_path):
+    """Two seeds: right answers stand before and after, and the change has the interval of questions in pairs."""
+    page = chain.shown["dpo_study", None]["study"]["markdown"]
+    assert (
+        "| hh | 6 | 50.0% (" in page
+        and "| tiny | verified | " in page
+        and chain.shown["dpo_study", None]["num_seeds"] == 1
+    )
+    root = tmp_path / "artifacts"
+    for number, preset in enumerate(("tiny", "tiny_seed_1", "tiny_seed_x", "tinystories")):
+        for name in ("instruction_answers", "dpo_answers", "dpo_model"):
+            shutil.copytree(chain.root / name, root / preset / name)
+        for part, marks in (("hh", (0, 0, 1)), ("verified", (1, 1, number % 2))):
+            _mark(root / preset / "dpo_answers" / f"{part}-generated", marks)
+        _mark(root / preset / "instruction_answers" / "generated", (0, 0, 1))
+        kept = read_json(root / preset / "dpo_model" / "hh" / "kept.json")
+        write_json(
+            root / preset / "dpo_model" / "hh" / "kept.json",
+            kept | {"step": 3, "valid_implicit_accuracy": 0.25 + number / 2},
+        )
+    folders = {
+        name: [root / "tiny_seed_1" / name / part for part in STAGES[name].cells(PRESET)]
+        for name in ("dpo_model", "instruction_answers", "dpo_answers")
+    }
+    step = Step(folder=tmp_path, preset="tiny_seed_1", device="cpu")
+    shown = dpo_study.dpo_study(step, **folders)
+    study = read_json(tmp_path / "study.json")
+    assert shown["num_seeds"] == 2 and set(study["hh"]["by_preset"]) == {"tiny", "tiny_seed_1"}
+    assert study["hh"]["reward_accuracy"]["value"] == 0.5 and study["hh"]["num_valid_pairs"] == 12
+    assert study["hh"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    change = study["verified"]["change"]  # by question 1, 1 and the mean of -1 and 0
+    assert study["verified"]["before"]["accuracy"] == pytest.approx(1 / 3)
+    assert change["value"] == pytest.approx(0.5) == study["verified"]["after"]["accuracy"] - 1 / 3
+    assert change["high"] - change["value"] == pytest.approx(1.96 * (0.75 / 3) ** 0.5, rel=1e-3)
+    assert not dpo_study.rewards_tell_held_out_pairs_apart(tmp_path)[0]  # a half is not more than half
+    for each in study.values():
+        each["reward_accuracy"]["value"] = 0.51
+    write_json(tmp_path / "study.json", study)
+    assert dpo_study.rewards_tell_held_out_pairs_apart(tmp_path)[0]
+
+
+def _mark(folder, marks):
+    rows = list(read_jsonl(folder / "generations.jsonl"))
+    write_jsonl(folder / "generations.jsonl", [row | {"correct": bool(m)} for row, m in zip(rows, marks, strict=True)])
+
+
+def test_verified_pairs_are_the_tuned_models_own_answers_where_the_preset_says_so(chain, tmp_path, monkeypatch):
+    """Its cell alone takes the model; what is drawn is graded, and counted for both sides."""
+    drawing = replace(PRESET, preferences=replace(PRESET.preferences, num_samples=2))
+    taken = [STAGES["preference_data"].taken("instruction_model", preset) for preset in (PRESET, drawing)]
+    assert taken == [[], [WHOLE]]
+    drawn = []
+
+    def sampled(problems, backend, num_samples, *, seed, progress):
+        drawn.append((problems[0].split, len(problems), num_samples))
+        return [Preference(each.question, "1", "2", "s") for each in problems], {"samples: right": 5}
+
+    monkeypatch.setattr(instruct, "sampled_pairs", sampled)
+    shown = instruct.preference_data(
+        Step(folder=tmp_path, part="verified", device="cpu"),
+        chain.path("instruction_model"),
+        drawing.preferences,
+        drawing.instructions,
+        "verified",
+        0,
+    )
+    assert drawn == [("train", 48, 2), ("valid", 8, 2)] and (shown["num_train"], shown["num_valid"]) == (48, 8)
+    assert read_json(tmp_path / "counts.json") == {"training, samples: right": 5, "validation, samples: right": 5}
 
 
 def test_pages_show_what_is_to_be_read(chain):

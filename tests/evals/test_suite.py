@@ -1,5 +1,7 @@
 """The supplement's tasks by name: which questions, which frame, which judge, what counts as a failure."""
 
+from dataclasses import replace
+
 import pytest
 
 from cs336.evals.answerer import Answer
@@ -68,6 +70,26 @@ def test_generated_problems_are_those_of_the_test_split_marked_by_the_last_numbe
     result = answer("generated", Scripted(f"so it is {problems[2].answer}"), CONFIG, frame=ALPACA)
     assert [row["example"]["question"] for row in result.rows] == [each.question for each in problems]
     assert [row["correct"] for row in result.rows] == [each.answer == problems[2].answer for each in problems]
+
+
+def test_generated_problems_alone_are_sampled_where_the_config_says_so():
+    class Sampler(Scripted):
+        drawn = None
+
+        def sampling(self, *, temperature, seed):
+            self.drawn = temperature, seed
+            return self
+
+    sampled = replace(CONFIG, generated_temperature=0.7, seed=3)
+    for task, config, drawn in (
+        ("generated", sampled, (0.7, 3)),
+        ("generated", CONFIG, None),
+        ("gsm8k", sampled, None),
+    ):
+        answer(task, sampler := Sampler(), config, frame=ALPACA)
+        assert sampler.drawn == drawn
+    with pytest.raises(ValueError, match="generated_temperature is -1"):
+        replace(CONFIG, generated_temperature=-1.0)
 
 
 def test_without_likelihoods_mmlu_is_scored_by_its_sentence_alone():

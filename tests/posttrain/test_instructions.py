@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cs336.evals.generated_tasks import GeneratedConfig, generate_problems
+from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig, generate_problems
 from cs336.evals.graders import last_number
 from cs336.files import UserError, read_jsonl, write_jsonl
 from cs336.posttrain.instructions import (
@@ -116,17 +116,30 @@ def test_a_record_without_its_texts_is_named(mirror):
         instruction_examples(InstructionsConfig(datasets=("t0-sample",)), seed=0)
 
 
+def _all_in(style):
+    return TraceConfig(**{"direct": 0.0, "steps": 0.0, "digits": 0.0, style: 1.0})
+
+
 @pytest.mark.parametrize("style", ["direct", "steps", "digits"])
 def test_a_problem_is_asked_as_gsm8k_asks_and_ends_with_its_answer(style):
     for problem in generate_problems(EASY, "train", 20):
-        example = problem_example(problem, style, "s")
+        example = problem_example(problem, _all_in(style), "s")
         assert example["prompt"] == f"{problem.question}\nAnswer:"
         assert re.search(rf"(^|\n)#### {problem.answer}$", example["response"])
 
 
+def test_styles_of_problems_are_mixed_as_the_weights_say():
+    mixed = InstructionsConfig(
+        datasets=(), num_problems=400, num_valid=0, problems=EASY, traces=TraceConfig(direct=0.75, steps=0.25, digits=0)
+    )
+    train, _, _ = instruction_examples(mixed, seed=0)
+    at_once = sum(example["response"].startswith("####") for example in train)
+    assert 0.68 < at_once / len(train) < 0.82
+
+
 @pytest.mark.parametrize("style", ["direct", "steps"])
 def test_of_verified_pairs_the_chosen_alone_is_right_and_none_was_trained_on(style):
-    instructions = InstructionsConfig(datasets=(), num_problems=50, problems=EASY, style=style, num_valid=10)
+    instructions = InstructionsConfig(datasets=(), num_problems=50, problems=EASY, traces=_all_in(style), num_valid=10)
     train, valid, _ = preference_pairs(VERIFIED, PreferencesConfig(num_problems=60, num_valid=20), instructions, seed=0)
     assert (len(train), len(valid)) == (60, 20)
     answers = {
@@ -150,3 +163,5 @@ def test_settings_that_name_nothing_are_refused():
         PreferencesConfig(kinds=("best",))
     with pytest.raises(ValueError, match="1 or more, got 0"):
         PreferencesConfig(num_valid=0)
+    with pytest.raises(ValueError, match="a pair needs 2 or more"):
+        PreferencesConfig(num_samples=1)
