@@ -15,7 +15,7 @@ from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches, tune
 from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_normalize
-from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows, mark_of_weights, use_fast_attention
+from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows, mark_of_weights, use_gpu_kernels
 from cs336.posttrain.preferences import Preference
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
@@ -179,7 +179,7 @@ class _Pairs:
                 )
         self._config, self._padding, self._device = config, pad_id(tokenizer), device_of(policy)
         self._reference = reference.eval().requires_grad_(False)
-        use_fast_attention(reference)  # as the policy, or the two would differ before the first step
+        use_gpu_kernels(reference)  # as the policy, or the two would differ before the first step
         self._valid_reference: Tensor | None = None  # the same in every validation
         self.num_examples = len(self._train)
         self.num_left_out = len(train_pairs) - len(self._train)

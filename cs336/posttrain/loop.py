@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cs336.hardware import peak_bytes
 from cs336.model.transformer import TransformerLM
-from cs336.posttrain.policy import device_of, mark_of_weights, save_policy, use_fast_attention
+from cs336.posttrain.policy import device_of, mark_of_weights, save_policy, use_gpu_kernels
 from cs336.progress import Progress, silent
 from cs336.train.checkpoint import (
     CheckpointWriter,
@@ -261,7 +261,7 @@ class _Run:
         compute_deterministically(self._device)
         if not isinstance(model, TransformerLM):  # what has no deterministic form there must not end the run
             torch.use_deterministic_algorithms(True, warn_only=True)
-        use_fast_attention(model)
+        use_gpu_kernels(model)
         torch.manual_seed(seed)
         model.train()
         self._optimizer = _optimizer(model, config)
