@@ -78,32 +78,37 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cs336.evals.answerer import open_answerer
     from cs336.evals.report import text_table
     from cs336.files import write_json
-    from cs336.generate.checkpoints import load_checkpoint
-    from cs336.hardware import pick_device
-    from cs336.progress import bar, silent
 
     _check(options)
     source, tokenizer = _model(options)
-    checkpoint = load_checkpoint(
-        source, tokenizer=tokenizer, device=pick_device(options.device), max_context=options.max_context
-    )
-    name = checkpoint.folder.name
     folder = options.out or Path("evaluations") / str(source).strip("/").replace("/", "--")
-    shown = bar if sys.stderr.isatty() else silent
-    scores: list[ScoreRow] = []
     try:
-        with open_answerer(checkpoint, engine=options.engine, progress=shown) as answerer:
-            results = {task: list(_answers(task, answerer, options, folder)) for task in options.tasks}
-        for task, of_seeds in results.items():
-            scores += _scores(task, of_seeds, options, name, folder)
+        name, results = _all_answers(source, tokenizer, options, folder)
+        scores = [row for task, of_seeds in results.items() for row in _scores(task, of_seeds, options, name, folder)]
     except ValueError as error:
         raise UserError(str(error)) from None
     write_json(folder / "scores.json", scores)
     print(text_table(scores))
     print(f"answers and scores: {folder}")
+
+
+def _all_answers(
+    source: Path | str, tokenizer: Path | None, options: argparse.Namespace, folder: Path
+) -> tuple[str, dict[str, list[tuple[int, EvalResult]]]]:
+    """The model's name and its answers by task; it is gone afterwards, as a judge may need all memory."""
+    from cs336.evals.answerer import open_answerer
+    from cs336.generate.checkpoints import load_checkpoint
+    from cs336.hardware import pick_device
+    from cs336.progress import bar, silent
+
+    checkpoint = load_checkpoint(
+        source, tokenizer=tokenizer, device=pick_device(options.device), max_context=options.max_context
+    )
+    shown = bar if sys.stderr.isatty() else silent
+    with open_answerer(checkpoint, engine=options.engine, progress=shown) as answerer:
+        return checkpoint.folder.name, {task: list(_answers(task, answerer, options, folder)) for task in options.tasks}
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -236,27 +241,33 @@ def _scores(
             return rows(first)
         likeliest = {key: value for key, value in first.items() if key.startswith("choice_")}  # no sampling in these
         return rows(likeliest | pool_seeds([result for _, result in results]))
+    judge = _judge(task, options)  # one for all seeds: it may take minutes to read
     scores = []
     for seed, result in results:
-        metrics = _judge(task, result, options, name, folder / task / f"seed-{seed}")
+        metrics = _judged(task, result, judge, name, folder / task / f"seed-{seed}")
         print(f"{task}, seed {seed}: judged by {metrics['judge']}")
         scores += rows(metrics, name if len(results) == 1 else f"{name}, seed {seed}")
     return scores
 
 
-def _judge(task: str, result: EvalResult, options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+def _judge(task: str, options: argparse.Namespace) -> Any:
+    from cs336.evals.suite import JudgeConfig, pair_judge, safety_judge
+
+    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
+    return pair_judge(config) if task == "alpaca_eval" else safety_judge(config)
+
+
+def _judged(task: str, result: EvalResult, judge: Any, name: str, folder: Path) -> dict[str, Any]:
     """Write the prediction file, have it judged, and write the judgements."""
     from cs336.evals.alpaca_eval import alpaca_predictions, write_predictions
     from cs336.evals.safety import safety_predictions
-    from cs336.evals.suite import JudgeConfig, judge_answers, pair_judge, safety_judge
+    from cs336.evals.suite import judge_answers
     from cs336.files import write_jsonl
 
-    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
     if task == "alpaca_eval":
         write_predictions(folder / "predictions.json", alpaca_predictions(result, generator=name))
-        judged = judge_answers(task, result, pair_judge(config), model=name)
     else:
         write_jsonl(folder / "predictions.jsonl", safety_predictions(result))
-        judged = judge_answers(task, result, safety_judge(config), model=name)
+    judged = judge_answers(task, result, judge, model=name)
     write_jsonl(folder / "judgements.jsonl", judged.rows)
     return judged.metrics

@@ -1,13 +1,19 @@
 """`cs336 evaluate`: a folder's scores on every task, answers kept, and mistakes in one line."""
 
+import gc
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cs336.cli import main
+from cs336.evals import judges, suite
 from cs336.files import read_jsonl
+from cs336.generate import vllm
+from cs336.generate.backend import Generation, Sample
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from tests.evals.test_answerer import BYTES
 
@@ -71,6 +77,51 @@ def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_pa
     )
     rows = list(read_jsonl(tmp_path / "m" / "math" / "seed-0" / "rows.jsonl"))
     assert len(rows) == 2 and all(row["prompt"].endswith("Assistant: <think>") and row["reward"] == 0 for row in rows)
+
+
+RANKING = '[{"model": "model_1", "rank": 1}, {"model": "model_2", "rank": 2}]'
+
+
+class Fake:
+    """An engine of vLLM that answers every prompt alike, and says when it starts and ends."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def generate(self, prompts, params, *, progress):
+        return [Generation(list(ids), [Sample("no", [1], None, "end")]) for ids in prompts]
+
+    def close(self):
+        self.events.append("the model ends")
+
+
+@pytest.mark.parametrize("engine", ["ours", "vllm"])
+def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(folder, engine, monkeypatch, capsys):
+    events, models = [], []
+    before = {id(each) for each in gc.get_objects() if type(each) is TransformerLM}
+
+    def start_model(model, **options):
+        assert options["own_process"]
+        return Fake(events)
+
+    def start_judge(*, own_process, model, **options):
+        gc.collect()
+        models.append([each for each in gc.get_objects() if type(each) is TransformerLM and id(each) not in before])
+        events.append(f"a judge starts, {own_process}")
+        reply = SimpleNamespace(outputs=[SimpleNamespace(text=RANKING)])
+        return SimpleNamespace(chat=lambda messages, params: [reply] * len(messages))
+
+    monkeypatch.setattr(generators.VllmEngine, "start", start_model)
+    for module in (generators, suite, vllm):
+        monkeypatch.setattr(module, "require_vllm", lambda: None)
+    monkeypatch.setattr(judges, "start_llm", start_judge)
+    monkeypatch.setattr(judges, "vllm_sampling", lambda **settings: settings)
+    asked = ["--temperature", "1", "--seeds", "0", "1", "--examples", "2", "--max-new-tokens", "4"]
+    asked += ["--engine", engine, "--judge", "someone/judge"]
+    assert main(["evaluate", "alpaca_eval", "safety", "--model", str(folder), *asked]) == 0
+    assert events == ["the model ends"] * (engine == "vllm") + ["a judge starts, True"] * 2
+    assert models == [[], []]
+    assert capsys.readouterr().out.count("judged by someone/judge") == 4
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
     """A model, ready to answer greedily.
 
     Args:
-        engine: "ours", or "vllm", which needs its package and, for a model of ours, a moment to export it.
+        engine: "ours", or "vllm", which needs its package and, for a model of ours, a moment to export it; it runs in
+            a process of its own, which ends with the `with`.
 
     Raises:
         ValueError: no such engine.
@@ -111,12 +112,13 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
         )
         return
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # vLLM would take fp32 for bf16
-    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False, "dtype": dtype}
+    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False, "own_process": True, "dtype": dtype}
     model.to("cpu")  # vLLM takes the device's memory
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if checkpoint.is_huggingface:
-        backend: Backend = VllmEngine.start(checkpoint.folder, **options)
+        backend: Any = VllmEngine.start(checkpoint.folder, **options)
     else:
         backend = generator_for(model, checkpoint.tokenizer, "vllm", **options)
-    yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)
+    with contextlib.closing(backend):
+        yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)
