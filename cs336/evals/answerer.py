@@ -17,6 +17,7 @@ from cs336.generate.vllm import VllmEngine
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.generators import generator_for
 from cs336.progress import Progress, silent
+from cs336.tokens.codec import crop_prompt
 
 ENGINES = ("ours", "vllm")
 
@@ -71,7 +72,9 @@ class Answerer:
         params = SamplingParams(
             temperature=self.temperature, max_tokens=max_new_tokens, stop=tuple(stop), seed=self.seed
         )
-        made = self.backend.generate([ids[-room:] for ids in encoded], params, progress=self.progress)
+        made = self.backend.generate(
+            [crop_prompt(self.codec, ids, room) for ids in encoded], params, progress=self.progress
+        )
         return [
             Answer(each.samples[0].text, each.samples[0].finish, len(ids) > room)
             for each, ids in zip(made, encoded, strict=True)

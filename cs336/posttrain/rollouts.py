@@ -24,7 +24,7 @@ from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.policy import autocast
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import encode_texts, pad_id
+from cs336.tokens.codec import encode_prompts, pad_id
 from cs336.tokens.packing import shuffled
 
 ROLLOUTS_FOLDER = "rollouts"
@@ -141,7 +141,7 @@ class Sampler:
         if not problems:
             raise ValueError("there are no problems to respond to; give at least one")
         params = replace(self._params, n=n, seed=seed_of(self._seed, step))
-        prompts = list(encode_texts(self._tokenizer, [each.prompt for each in problems], special_tokens=False))
+        prompts = list(encode_prompts(self._tokenizer, [each.prompt for each in problems]))
         times = [time.perf_counter()]
         handed_over = awake(self._backend, policy) if self._hand_over else contextlib.nullcontext()
         if not self._hand_over:

@@ -20,6 +20,7 @@ from cs336.posttrain.rollouts import (
 )
 from tests.posttrain.models import Saved, our_model, their_model
 from tests.posttrain.test_grpo_loop import PROBLEMS, said
+from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
 PARAMS = SamplingParams(max_tokens=6, min_tokens=1, stop=("a", "b", "c", "d"))
 
@@ -49,6 +50,15 @@ def test_responses_of_a_problem_stand_together_with_their_rewards():
     assert metrics["mean_length"] == sum(lengths) / 32 and metrics["mean_length_correct"] == sum(right) / len(right)
     assert metrics["share_truncated"] == sum(each.finish == "length" for each in rollouts) / 32
     assert set(sampled.seconds) == {"sync", "generate", "grade"} and min(sampled.seconds.values()) >= 0
+
+
+def test_prompts_begin_as_their_tokenizer_has_it_for_generator_and_trainer():
+    model, theirs = our_model(), TheirLetters()
+    drawn = Sampler(generator_for(model, theirs), theirs, reward_each(said), PARAMS, seed=0)
+    rollouts = drawn.sample(model, PROBLEMS, n=1, step=0).rollouts
+    assert [each.prompt_ids for each in rollouts] == [[BOS, *Letters().encode(each.prompt)] for each in PROBLEMS]
+    batch = Rows(rollouts, theirs, device_of(model), "float32").batch(range(len(rollouts)))
+    assert batch["input_ids"][:, 0].tolist() == [BOS] * len(rollouts)
 
 
 def test_a_step_has_its_own_random_numbers_and_always_the_same():
