@@ -160,7 +160,12 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
             config,
             seed=site.seed,
             folder=site.folder,
-            evaluate=RolloutValidation(sampler, read_problems(site.problems, "valid", run.template), site.folder),
+            evaluate=RolloutValidation(
+                sampler,
+                read_problems(site.problems, "valid", run.template),
+                site.folder,
+                precision=run.config.precision,
+            ),
             report=site.report,
             progress=site.progress,
         )

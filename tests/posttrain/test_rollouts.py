@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cs336.evals.rewards import reward_each
-from cs336.files import UserError
+from cs336.files import UserError, read_jsonl
 from cs336.generate.backend import SamplingParams
 from cs336.generate.continuous import Engine
 from cs336.generate.vllm import require_vllm
@@ -12,13 +12,16 @@ from cs336.posttrain.generators import generator_for
 from cs336.posttrain.policy import device_of
 from cs336.posttrain.rollouts import (
     Problem,
+    Rollout,
     RolloutValidation,
     Rows,
     Sampler,
+    log_generations,
     problems_of_step,
     response_log_probs,
+    rollouts_path,
 )
-from tests.posttrain.models import Saved, our_model, their_model
+from tests.posttrain.models import MODELS, Saved, our_model, their_model
 from tests.posttrain.test_grpo_loop import PROBLEMS, said
 from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
@@ -98,10 +101,42 @@ def test_a_validation_draws_the_same_numbers_every_time_and_disturbs_nothing(tmp
         name: value for name, value in first.items() if not name.endswith("_seconds")
     }
     assert 0 <= first["valid_accuracy"] <= first["valid_format"] <= 1 and 1 <= first["valid_length"] <= 6
+    wrong, right = (
+        [row["num_tokens"] for row in read_jsonl(rollouts_path(tmp_path, 7)) if row["answer_reward"] == mark]
+        for mark in (0, 1)
+    )
+    lengths = {"valid_length_incorrect": wrong, "valid_length_correct": right}
+    assert {name: second[name] for name in lengths if name in second} == {
+        name: pytest.approx(sum(some) / len(some)) for name, some in lengths.items() if some
+    }
     assert [path.name for path in sorted((tmp_path / "rollouts").iterdir())] == [
         "step-000000.jsonl",
         "step-000007.jsonl",
     ]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_logged_responses_say_what_they_earned_and_how_sure_the_policy_was(kind, batch_size):
+    policy = MODELS[kind]().train()
+    ids, rewards = Letters().encode, {"reward": 1.0, "format_reward": 1.0, "answer_reward": 1.0}
+    rollouts = [
+        Rollout(Problem(prompt, "aa"), ids(prompt), ids(text), text, [-1.0] * len(text), finish, rewards)
+        for prompt, text, finish in (("what is a? ", "aa", "stop"), ("b? ", "", "end"), ("c? ", "b, i think", "length"))
+    ]
+    logged = log_generations(policy, Letters(), rollouts, batch_size=batch_size)
+    for row, rollout in zip(logged, rollouts, strict=True):
+        assert row == rollout.row() | {"mean_token_entropy": row["mean_token_entropy"]}
+        if not rollout.text:
+            assert row["mean_token_entropy"] is None
+            continue
+        row_ids = rollout.prompt_ids + rollout.token_ids
+        output = policy(torch.tensor([row_ids[:-1]]))
+        log_p = torch.log_softmax(getattr(output, "logits", output)[0].double(), dim=-1)
+        entropies = -(log_p.exp() * log_p).sum(-1)[len(rollout.prompt_ids) - 1 :]
+        assert len(entropies) == len(rollout.text)
+        assert row["mean_token_entropy"] == pytest.approx(entropies.mean().item(), abs=1e-5)
+    assert policy.training
 
 
 def test_each_pass_takes_every_problem_once_in_an_order_of_its_own():
