@@ -129,6 +129,7 @@ class VllmEngine:
     def close(self) -> None:
         """Let vLLM go, and its memory with it; nothing can be generated afterwards."""
         if self._llm is not None:
+            self.wake()  # memory that is mapped nowhere cannot be freed
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         gc.collect()  # in one process its memory is free only when nothing refers to it

@@ -9,6 +9,7 @@ from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
 from cs336.evals.rewards import REWARDS
 from cs336.files import read_json, write_jsonl
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain import runs
 from cs336.posttrain.config import ScoreRun, SftRun
 from cs336.posttrain.policy import save_policy
 from cs336.posttrain.problems import ProblemsConfig, make_problems
@@ -110,3 +111,43 @@ def test_a_reward_of_ones_own_takes_a_line(site, monkeypatch):
     assert replace(PROBLEMS, reward="generous").reward == "generous"
     outcome, _ = run_sft(replace(SFT, reward="generous"), site)
     assert outcome.best["valid_accuracy"] == 1.0
+
+
+class Opened(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer", "num_gpus", "expected"),
+    [
+        ({}, "cuda", 2, ("cuda", False)),
+        ({"hand_over": True}, "cuda", 1, ("cuda", True)),
+        ({"hand_over": True}, "cuda", 2, ("cuda:1", False)),
+        ({"hand_over": True}, "cuda:1", 2, ("cuda:0", False)),
+        ({"hand_over": True, "generator": "vllm"}, "cuda", 2, ("cuda", True)),
+        ({"generator_device": "cuda:1", "generator": "vllm"}, "cuda", 2, ("cuda:1", False)),
+        ({"generator_device": "cuda:1", "hand_over": True}, "cuda:0", 2, ("cuda:1", False)),
+        ({"generator_device": "cuda:0", "hand_over": True}, "cuda", 2, ("cuda:0", True)),
+    ],
+)
+def test_a_runs_generator_is_where_its_settings_say_and_hands_over_only_what_it_shares(
+    settings, trainer, num_gpus, expected, site, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    there = replace(site, policy=PolicyConfig(**settings), device=trainer)
+    device = runs._generator_device(there)
+    assert (str(device), runs._hands_over(there, device)) == expected
+
+
+def test_a_run_opens_its_generator_there(site, monkeypatch):
+    asked = {}
+
+    def opened(model, tokenizer, kind, **options):
+        asked.update(options, kind=kind)
+        raise Opened
+
+    monkeypatch.setattr(runs, "opened_generator", opened)
+    policy = PolicyConfig(generator="vllm", generator_device="cuda:3", memory_share=0.85)
+    with pytest.raises(Opened):
+        run_sft(SFT, replace(site, policy=policy))
+    assert asked == {"kind": "vllm", "device": torch.device("cuda", 3), "memory_share": 0.85}
