@@ -44,7 +44,7 @@ how it is asked (--frame):
 examples:
   cs336 evaluate mmlu gsm8k                                the tiny base model, zero-shot
   cs336 evaluate generated --model artifacts/tiny/instruction_model --frame alpaca --levels 1
-  cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --temperature 1 --seeds 0 1 2
+  cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
 
 Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has all
@@ -66,7 +66,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer (default: 256, 1,024 with a reasoning frame)"
     )
-    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--temperature", type=float, help="0 is greedy (default: 0, with a reasoning frame 1)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each, pooled (default: 0)")
     command.add_argument("--engine", choices=("ours", "vllm"), default="ours", help="default: %(default)s")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -117,13 +117,14 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         UserError: one line with the remedy.
     """
-    if len(options.seeds) > 1 and not options.temperature:
-        raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
     if options.frame in TEMPLATES and (others := [task for task in options.tasks if task not in REASONED]):
         raise UserError(f"--frame {options.frame}: of {others[0]} there is no ground truth to reward; give zero_shot")
     if options.frame in CHAT_FRAMES and "math" in options.tasks:
         raise UserError(f"--frame {options.frame}: math is asked with one of {', '.join(TEMPLATES)}")
-    if options.examples < 0 or options.temperature < 0 or min(options.seeds) < 0:
+    temperatures = [_temperature(task, options) for task in options.tasks]
+    if len(options.seeds) > 1 and not all(temperatures):
+        raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
+    if options.examples < 0 or min(temperatures) < 0 or min(options.seeds) < 0:
         raise UserError("--examples, --temperature and --seeds are 0 or more")
     if options.engine == "vllm":
         from cs336.generate.vllm import require_vllm
@@ -151,8 +152,7 @@ def _answers(
     from cs336.evals.task import save_result
 
     for seed in options.seeds:
-        drawing = answerer.sampling(temperature=options.temperature, seed=seed)
-        frame = options.frame or ("r1_zero" if task == "math" else "zero_shot")
+        drawing, frame = answerer.sampling(temperature=_temperature(task, options), seed=seed), _frame(task, options)
         result = (
             _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
         )
@@ -160,6 +160,15 @@ def _answers(
         speed = f"{result.metrics['generate_seconds']:.1f} s, {result.metrics['examples_per_second']:.1f} examples/s"
         print(f"{task}, seed {seed}: {result.metrics['num_examples']:,} answers in {speed}", flush=True)
         yield seed, result
+
+
+def _frame(task: str, options: argparse.Namespace) -> str:
+    return options.frame or ("r1_zero" if task == "math" else "zero_shot")
+
+
+def _temperature(task: str, options: argparse.Namespace) -> float:
+    """The handout samples answers that think at temperature 1, and takes the supplement's greedily."""
+    return float(_frame(task, options) in TEMPLATES) if options.temperature is None else options.temperature
 
 
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:

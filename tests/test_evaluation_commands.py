@@ -16,6 +16,7 @@ from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from tests.evals.test_answerer import BYTES
+from tests.posttrain.models import params_of
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,19 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
     assert outputs[0] != outputs[1]
     metrics = json.loads((out / "generated" / "seed-0" / "metrics.json").read_text())
     assert metrics["categories"]["(0,0)"]["count"] == 4
+
+
+def test_answers_that_think_are_sampled_and_the_supplements_are_greedy(folder, monkeypatch, capsys):
+    asked = params_of(monkeypatch)
+    short = ["--model", str(folder), "--examples", "2", "--max-new-tokens", "8"]
+    for more in (
+        ["gsm8k", "generated"],
+        ["generated", "--frame", "r1_zero_short", "--seeds", "0", "1"],
+        ["generated", "--frame", "question_only", "--temperature", "0"],
+    ):
+        assert main(["evaluate", *more, *short]) == 0
+    assert [each.temperature for each in asked] == [0, 0, 1, 1, 0]
+    assert {(each.top_p, each.top_k, each.min_tokens) for each in asked} == {(1, 0, 0)}
 
 
 def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_path, shared_data, monkeypatch):
@@ -130,6 +144,7 @@ def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(fol
         (["gsm8k"], "not there yet; `cs336 run --preset tiny` makes it, or give --model"),
         (["gsm8k", "--preset", "huge"], "no preset 'huge'"),
         (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
+        (["math", "gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
         (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
@@ -153,6 +168,6 @@ def test_help_teaches_by_examples(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     printed = capsys.readouterr().out
-    assert "cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm" in printed
+    assert "cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2" in printed
     for task in ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety"):
         assert f"\n  {task} " in printed

@@ -39,7 +39,7 @@ class Answerer:
         backend: what generates.
         codec: its tokenizer, which measures prompts: one that leaves too little room loses its beginning.
         context_length: tokens of a prompt with its output.
-        temperature, seed: 0 is greedy, as the handout's evaluations are except those of MATH.
+        temperature, seed: 0 is greedy, as the handout's evaluations are except those that think.
         model: what scores continuations; None where only the backend has the weights.
         progress: wraps long loops.
     """

@@ -52,7 +52,8 @@ class ExpertIterationConfig:
         group_size: responses to each, the handout's G.
         distinct: of equal right responses to a question keep one.
         sft: how the policy is tuned on a round's right responses; its optimizer starts anew each round.
-        sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts, and of validations.
+        sampling_temperature, sampling_max_tokens: of rollouts, and of validations.
+        sampling_min_tokens: of rollouts alone, where a response without tokens has no mean loss.
 
     Raises:
         ValueError: a number that is not positive, or fine-tuning that keeps its best by what no round measures.

@@ -132,16 +132,27 @@ class Sampler:
         self._params = replace(params, include_stop_str_in_output=True, logprobs=True)
 
     def sample(
-        self, policy: nn.Module, problems: Sequence[Problem], *, n: int, step: int, progress: Progress = silent
+        self,
+        policy: nn.Module,
+        problems: Sequence[Problem],
+        *,
+        n: int,
+        step: int,
+        min_tokens: int | None = None,
+        progress: Progress = silent,
     ) -> Sampled:
         """`n` responses to each problem.
+
+        Args:
+            min_tokens: in place of the parameters' own.
 
         Raises:
             ValueError: no problems, or a prompt that leaves no room in the context.
         """
         if not problems:
             raise ValueError("there are no problems to respond to; give at least one")
-        params = replace(self._params, n=n, seed=seed_of(self._seed, step))
+        least = self._params.min_tokens if min_tokens is None else min_tokens
+        params = replace(self._params, n=n, seed=seed_of(self._seed, step), min_tokens=least)
         prompts = list(encode_prompts(self.tokenizer, [each.prompt for each in problems]))
         times = [time.perf_counter()]
         handed_over = awake(self._backend, policy) if self._hand_over else contextlib.nullcontext()
@@ -211,7 +222,8 @@ class RolloutValidation:
         """Columns `valid_accuracy`, `valid_format`, `valid_length` (tokens; `valid_length_correct` and
         `valid_length_incorrect` where there are such responses), `valid_truncated` (a share).
         """
-        sampled = self._sampler.sample(policy, self._problems, n=1, step=_VALIDATION)
+        # As every evaluation, and unlike rollouts, it asks for no least length.
+        sampled = self._sampler.sample(policy, self._problems, n=1, step=_VALIDATION, min_tokens=0)
         rollouts = sampled.rollouts
         if self._folder is not None:
             (self._folder / ROLLOUTS_FOLDER).mkdir(parents=True, exist_ok=True)

@@ -145,9 +145,7 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
     config = replace(run.config, max_seconds=max_seconds) if max_seconds else run.config
     with _opened(site, run.reward) as policy:
         traces, counts = _chosen_traces(run, site, policy.reward)
-        params = SamplingParams(
-            max_tokens=run.sampling_max_tokens, min_tokens=run.sampling_min_tokens, stop=stop_strings(run.template)
-        )
+        params = SamplingParams(max_tokens=run.sampling_max_tokens, stop=stop_strings(run.template))
         sampler = Sampler(
             policy.backend,
             policy.tokenizer,
@@ -263,7 +261,7 @@ def score_policy(run: ScoreRun, examples: Sequence[dict[str, Any]], site: Site) 
                 generate=SampledCompletions(
                     policy.backend,
                     policy.tokenizer,
-                    SamplingParams(seed=site.seed + number, min_tokens=run.sampling_min_tokens),
+                    SamplingParams(seed=site.seed + number),
                     context_length=policy.model.config.context_length,
                     progress=site.progress,
                 ),

@@ -16,6 +16,7 @@ from cs336.posttrain.problems import ProblemsConfig, make_problems
 from cs336.posttrain.runs import COUNTS_FILE, Site, read_problems, read_records, run_sft, score_policy, write_problems
 from cs336.posttrain.sft import SftConfig
 from cs336.posttrain.start import PolicyConfig
+from tests.posttrain.models import params_of
 from tests.posttrain.test_start import TOKENIZER
 
 PROBLEMS = ProblemsConfig(
@@ -31,7 +32,6 @@ SFT = SftRun(
     config=SftConfig(batch_size=8, learning_rate=1e-3, valid_interval=100),
     template=PROBLEMS.template,
     reward=PROBLEMS.reward,
-    sampling_min_tokens=4,
     sampling_max_tokens=12,
 )
 
@@ -74,7 +74,8 @@ def test_the_clock_ends_a_run_and_too_long_traces_are_counted(site):
     assert outcome.ended_by == "time" and counts["num_left_out"] == 1
 
 
-def test_scores_of_several_samplings_are_their_mean(site):
+def test_scores_of_several_samplings_are_their_mean(site, monkeypatch):
+    asked = params_of(monkeypatch)
     run = ScoreRun(
         model="start_policy",
         asset="start_policy",
@@ -85,10 +86,11 @@ def test_scores_of_several_samplings_are_their_mean(site):
         reward=PROBLEMS.reward,
         num_seeds=2,
         max_examples=0,
-        sampling_min_tokens=4,
         sampling_max_tokens=8,
     )
     result = score_policy(run, read_records(site.problems, "test"), site)
+    how = [(each.temperature, each.top_p, each.top_k, each.min_tokens, each.max_tokens) for each in asked]
+    assert how == [(1.0, 1.0, 0, 0, 8)] * 2 and len({each.seed for each in asked}) == 2
     assert result.metrics["num_runs"] == 2 and result.metrics["num_examples"] == 6 == len(result.rows)
     assert {len(row["output"]) > 0 for row in result.rows} == {True}
     again = score_policy(replace(run, num_seeds=1), read_records(site.problems, "test"), site)
