@@ -512,7 +512,7 @@ LLAMA = replace(
     instruction_sft=InstructionSftConfig(optimizer="rmsprop", precision="bfloat16", valid_interval=500),
     preferences=PreferencesConfig(kinds=("hh",)),
     dpo=DpoConfig(precision="bfloat16", valid_interval=100),
-    chat_evals=ChatEvalConfig(num_generated=1_000),
+    chat_evals=ChatEvalConfig(num_generated=1_000, dtype="bfloat16"),
     judges=JudgeConfig(model="llama-3.3-70b-instruct"),
 )
 PRESETS = {

@@ -282,6 +282,9 @@ def test_a_checkpoint_is_tuned_in_the_presets_type_and_answers_in_its_own(tmp_pa
     assert open_base(step, None, None, instructions).model.lm_head.weight.dtype == torch.bfloat16
     tuned = open_base(step, None, None, instructions, dtype=getattr(torch, instructions.dtype))
     assert tuned.model.lm_head.weight.dtype == torch.float32
+    save_policy(tuned.model, BYTES, model)
+    opened = [chat_evals._open(step, model, preset.chat_evals).model for preset in (LLAMA, TINY)]
+    assert [each.lm_head.weight.dtype for each in opened] == [torch.bfloat16, torch.float32]
 
 
 def test_a_check_on_cells_asks_for_no_crawl(tmp_path):
