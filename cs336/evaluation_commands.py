@@ -44,7 +44,7 @@ how it is asked (--frame):
 examples:
   cs336 evaluate mmlu gsm8k                                the tiny base model, zero-shot
   cs336 evaluate generated --model artifacts/tiny/instruction_model --frame alpaca --levels 1
-  cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --temperature 1 --seeds 0 1 2
+  cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
 
 Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has all
@@ -66,7 +66,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer (default: 256, 1,024 with a reasoning frame)"
     )
-    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--temperature", type=float, help="0 is greedy (default: 0, with a reasoning frame 1)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each, pooled (default: 0)")
     command.add_argument("--engine", choices=("ours", "vllm"), default="ours", help="default: %(default)s")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -78,32 +78,37 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cs336.evals.answerer import open_answerer
     from cs336.evals.report import text_table
     from cs336.files import write_json
-    from cs336.generate.checkpoints import load_checkpoint
-    from cs336.hardware import pick_device
-    from cs336.progress import bar, silent
 
     _check(options)
     source, tokenizer = _model(options)
-    checkpoint = load_checkpoint(
-        source, tokenizer=tokenizer, device=pick_device(options.device), max_context=options.max_context
-    )
-    name = checkpoint.folder.name
     folder = options.out or Path("evaluations") / str(source).strip("/").replace("/", "--")
-    shown = bar if sys.stderr.isatty() else silent
-    scores: list[ScoreRow] = []
     try:
-        with open_answerer(checkpoint, engine=options.engine, progress=shown) as answerer:
-            results = {task: list(_answers(task, answerer, options, folder)) for task in options.tasks}
-        for task, of_seeds in results.items():
-            scores += _scores(task, of_seeds, options, name, folder)
+        name, results = _all_answers(source, tokenizer, options, folder)
+        scores = [row for task, of_seeds in results.items() for row in _scores(task, of_seeds, options, name, folder)]
     except ValueError as error:
         raise UserError(str(error)) from None
     write_json(folder / "scores.json", scores)
     print(text_table(scores))
     print(f"answers and scores: {folder}")
+
+
+def _all_answers(
+    source: Path | str, tokenizer: Path | None, options: argparse.Namespace, folder: Path
+) -> tuple[str, dict[str, list[tuple[int, EvalResult]]]]:
+    """The model's name and its answers by task; it is gone afterwards, as a judge may need all memory."""
+    from cs336.evals.answerer import open_answerer
+    from cs336.generate.checkpoints import load_checkpoint
+    from cs336.hardware import pick_device
+    from cs336.progress import bar, silent
+
+    checkpoint = load_checkpoint(
+        source, tokenizer=tokenizer, device=pick_device(options.device), max_context=options.max_context
+    )
+    shown = bar if sys.stderr.isatty() else silent
+    with open_answerer(checkpoint, engine=options.engine, progress=shown) as answerer:
+        return checkpoint.folder.name, {task: list(_answers(task, answerer, options, folder)) for task in options.tasks}
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -112,13 +117,14 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         UserError: one line with the remedy.
     """
-    if len(options.seeds) > 1 and not options.temperature:
-        raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
     if options.frame in TEMPLATES and (others := [task for task in options.tasks if task not in REASONED]):
         raise UserError(f"--frame {options.frame}: of {others[0]} there is no ground truth to reward; give zero_shot")
     if options.frame in CHAT_FRAMES and "math" in options.tasks:
         raise UserError(f"--frame {options.frame}: math is asked with one of {', '.join(TEMPLATES)}")
-    if options.examples < 0 or options.temperature < 0 or min(options.seeds) < 0:
+    temperatures = [_temperature(task, options) for task in options.tasks]
+    if len(options.seeds) > 1 and not all(temperatures):
+        raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
+    if options.examples < 0 or min(temperatures) < 0 or min(options.seeds) < 0:
         raise UserError("--examples, --temperature and --seeds are 0 or more")
     if options.engine == "vllm":
         from cs336.generate.vllm import require_vllm
@@ -146,8 +152,7 @@ def _answers(
     from cs336.evals.task import save_result
 
     for seed in options.seeds:
-        drawing = answerer.sampling(temperature=options.temperature, seed=seed)
-        frame = options.frame or ("r1_zero" if task == "math" else "zero_shot")
+        drawing, frame = answerer.sampling(temperature=_temperature(task, options), seed=seed), _frame(task, options)
         result = (
             _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
         )
@@ -155,6 +160,15 @@ def _answers(
         speed = f"{result.metrics['generate_seconds']:.1f} s, {result.metrics['examples_per_second']:.1f} examples/s"
         print(f"{task}, seed {seed}: {result.metrics['num_examples']:,} answers in {speed}", flush=True)
         yield seed, result
+
+
+def _frame(task: str, options: argparse.Namespace) -> str:
+    return options.frame or ("r1_zero" if task == "math" else "zero_shot")
+
+
+def _temperature(task: str, options: argparse.Namespace) -> float:
+    """The handout samples answers that think at temperature 1, and takes the supplement's greedily."""
+    return float(_frame(task, options) in TEMPLATES) if options.temperature is None else options.temperature
 
 
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:
@@ -236,27 +250,33 @@ def _scores(
             return rows(first)
         likeliest = {key: value for key, value in first.items() if key.startswith("choice_")}  # no sampling in these
         return rows(likeliest | pool_seeds([result for _, result in results]))
+    judge = _judge(task, options)  # one for all seeds: it may take minutes to read
     scores = []
     for seed, result in results:
-        metrics = _judge(task, result, options, name, folder / task / f"seed-{seed}")
+        metrics = _judged(task, result, judge, name, folder / task / f"seed-{seed}")
         print(f"{task}, seed {seed}: judged by {metrics['judge']}")
         scores += rows(metrics, name if len(results) == 1 else f"{name}, seed {seed}")
     return scores
 
 
-def _judge(task: str, result: EvalResult, options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+def _judge(task: str, options: argparse.Namespace) -> Any:
+    from cs336.evals.suite import JudgeConfig, pair_judge, safety_judge
+
+    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
+    return pair_judge(config) if task == "alpaca_eval" else safety_judge(config)
+
+
+def _judged(task: str, result: EvalResult, judge: Any, name: str, folder: Path) -> dict[str, Any]:
     """Write the prediction file, have it judged, and write the judgements."""
     from cs336.evals.alpaca_eval import alpaca_predictions, write_predictions
     from cs336.evals.safety import safety_predictions
-    from cs336.evals.suite import JudgeConfig, judge_answers, pair_judge, safety_judge
+    from cs336.evals.suite import judge_answers
     from cs336.files import write_jsonl
 
-    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
     if task == "alpaca_eval":
         write_predictions(folder / "predictions.json", alpaca_predictions(result, generator=name))
-        judged = judge_answers(task, result, pair_judge(config), model=name)
     else:
         write_jsonl(folder / "predictions.jsonl", safety_predictions(result))
-        judged = judge_answers(task, result, safety_judge(config), model=name)
+    judged = judge_answers(task, result, judge, model=name)
     write_jsonl(folder / "judgements.jsonl", judged.rows)
     return judged.metrics

@@ -510,14 +510,19 @@ QWEN_MATH = replace(  # the handout's: a checkpoint of the Hub on MATH, each met
     problems=MATH_PROBLEMS,
     reasoning=MATH_REASONING,
 )
-LLAMA = replace(  # the alignment supplement: Llama 3.1 8B is tuned, a Llama of 70 B judges; needs no base model of ours
+# The alignment supplement: Llama 3.1 8B is tuned, a Llama of 70 B judges; needs no base model of ours. Weights stay in
+# fp32 and are computed with in bf16: stored in bf16, with steps this small, most of an update would be rounded away.
+# AdamW would then hold 16 bytes a parameter, 128 GB, and 16 GB of bf16 copies for a backward pass beside them; RMSprop,
+# the handout's choice for DPO, 12, 96 GB. Neither fits on 80 GB, where weights, gradients and moments in bf16 (64 GB)
+# would; RMSprop's fits on an H200 (141 GB), and DPO's reference (32 GB) on a second one.
+LLAMA = replace(
     COURSE,
     name="llama",
     instructions=InstructionsConfig(base="llama-3.1-8b"),
-    instruction_sft=InstructionSftConfig(precision="bfloat16", valid_interval=500),
+    instruction_sft=InstructionSftConfig(optimizer="rmsprop", precision="bfloat16", valid_interval=500),
     preferences=PreferencesConfig(kinds=("hh",)),
     dpo=DpoConfig(precision="bfloat16", valid_interval=100),
-    chat_evals=ChatEvalConfig(num_generated=1_000),
+    chat_evals=ChatEvalConfig(num_generated=1_000, dtype="bfloat16"),
     judges=JudgeConfig(model="llama-3.3-70b-instruct"),
 )
 PRESETS = {

@@ -97,14 +97,14 @@ def base_answers(
     cell: str,
 ) -> Metadata:
     """Zero-shot baselines: the base model's answers to every task in the frame of the handout's system prompt."""
-    base = open_base(step, base_model, tokenizer, instructions)
+    base = open_base(step, base_model, tokenizer, instructions, dtype=chat_evals.weights_dtype)
     return _answer(step, base, cell, chat_evals, model=BASE, frame="zero_shot")
 
 
 @asset(group="instruct", kinds={"pytorch"}, owner="team:evals", cells=_tasks, datasets=_SETS, files=_FILES, pool="gpu")
 def instruction_answers(step: Step, instruction_model: Path, chat_evals: ChatEvalConfig, cell: str) -> Metadata:
     """The instruction-tuned model's answers to every task, in the Alpaca form that it was tuned on."""
-    return _answer(step, _open(step, instruction_model), cell, chat_evals, model=TUNED, frame="alpaca")
+    return _answer(step, _open(step, instruction_model, chat_evals), cell, chat_evals, model=TUNED, frame="alpaca")
 
 
 @asset(
@@ -114,7 +114,7 @@ def dpo_answers(step: Step, dpo_model: list[Path], chat_evals: ChatEvalConfig, c
     """The DPO models' answers to every task, in the Alpaca form."""
     kind, task = cell
     folder = next(folder for folder in dpo_model if folder.name == kind)
-    return _answer(step, _open(step, folder), task, chat_evals, model=f"dpo-{kind}", frame="alpaca")
+    return _answer(step, _open(step, folder, chat_evals), task, chat_evals, model=f"dpo-{kind}", frame="alpaca")
 
 
 @check(asset="dpo_answers")
@@ -239,8 +239,8 @@ def _speeds(*answers: Sequence[Path]) -> Iterator[list[Any]]:
         ]
 
 
-def _open(step: Step, folder: Path) -> Checkpoint:
-    return load_checkpoint(folder, device=pick_device(step.device))
+def _open(step: Step, folder: Path, config: ChatEvalConfig) -> Checkpoint:
+    return load_checkpoint(folder, device=pick_device(step.device), dtype=config.weights_dtype)
 
 
 def _answer(

@@ -156,7 +156,7 @@ def red_teaming(
 
 def _replies(step: Step, folder: Path, prompts: Sequence[str], chat_evals: ChatEvalConfig) -> list[str]:
     """A tuned model's replies; the model is gone afterwards."""
-    checkpoint = load_checkpoint(folder, device=pick_device(step.device))
+    checkpoint = load_checkpoint(folder, device=pick_device(step.device), dtype=chat_evals.weights_dtype)
     with open_answerer(checkpoint, progress=step.progress) as answerer:
         replies = answerer.generate(
             [ALPACA.wrap(prompt) for prompt in prompts], max_new_tokens=chat_evals.max_new_tokens, stop=ALPACA.stop

@@ -109,7 +109,7 @@ def instruction_model(
 
     Kept are the weights of the lowest validation loss, with the tokenizer; a run that was killed goes on to the same.
     """
-    base = open_base(step, base_model, tokenizer, instructions)
+    base = open_base(step, base_model, tokenizer, instructions, dtype=getattr(torch, instructions.dtype))
     outcome = train_instruction_sft(
         base.model,
         base.tokenizer,
@@ -279,12 +279,17 @@ def pairs_were_learnt(dpo_model: list[Path]) -> tuple[bool, Metadata]:
 
 
 def open_base(
-    step: Step, base_model: Path | None, tokenizer: Path | None, instructions: InstructionsConfig
+    step: Step,
+    base_model: Path | None,
+    tokenizer: Path | None,
+    instructions: InstructionsConfig,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """The model that tuning starts from: our own, or the one that the preset names."""
+    """The model that tuning starts from: our own, or the one that the preset names, in `dtype` or as it is stored."""
     device = pick_device(step.device)
     if instructions.base:
-        return load_checkpoint(instructions.base, device=device, max_context=instructions.max_context)
+        return load_checkpoint(instructions.base, device=device, dtype=dtype, max_context=instructions.max_context)
     assert base_model is not None
     return load_checkpoint(base_model, tokenizer=tokenizer, device=device)
 

@@ -38,7 +38,7 @@ from cs336.posttrain.runs import (
 from cs336.posttrain.start import PolicyConfig, shape_of, tokenizer_of, write_start
 from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
-from cs336.tokens.codec import encode_texts, is_huggingface
+from cs336.tokens.codec import encode_prompts, is_huggingface
 from cs336.train.metrics import METRICS_FILE, read_rows
 from cs336_assets import reasoning_plots
 from cs336_assets.asset import WHOLE, Metadata, Step, Takes, asset, check
@@ -155,7 +155,7 @@ def questions_leave_room_to_think(
     """The longest prompt of validation leaves the context room for the longest response; all come back from tokens."""
     tokenizer, context_length = tokenizer_of(start_policy), shape_of(start_policy, policy).context_length
     prompts = prompts_of(read_records(reasoning_problems, "valid"), problems.template)
-    encoded = list(encode_texts(tokenizer, prompts, special_tokens=False))
+    encoded = list(encode_prompts(tokenizer, prompts))
     broken = []
     if not is_huggingface(tokenizer):  # some of theirs tidy up the blanks of what they decode
         broken = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if tokenizer.decode(ids) != prompt]

@@ -60,7 +60,9 @@ def rollout_log(step: Step, grpo_model: Path | None) -> Metadata:
 def _read_aloud(row: Mapping[str, Any]) -> str:
     """One response with what it earned."""
     earned = f"format {row['format_reward']:g}, reward {row['reward']:g}, right answer `{row['ground_truth']}`"
-    return f"{preview(row['prompt'][-600:] + row['response'], 2_000)}\n{earned}, {row['num_tokens']} tokens"
+    entropy = row.get("mean_token_entropy")  # an empty response has none
+    sure = "" if entropy is None else f", {entropy:.2f} nats each"
+    return f"{preview(row['prompt'][-600:] + row['response'], 2_000)}\n{earned}, {row['num_tokens']} tokens{sure}"
 
 
 # ---- runs side by side

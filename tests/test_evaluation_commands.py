@@ -1,15 +1,22 @@
 """`cs336 evaluate`: a folder's scores on every task, answers kept, and mistakes in one line."""
 
+import gc
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cs336.cli import main
+from cs336.evals import judges, suite
 from cs336.files import read_jsonl
+from cs336.generate import vllm
+from cs336.generate.backend import Generation, Sample
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from tests.evals.test_answerer import BYTES
+from tests.posttrain.models import params_of
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +70,19 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
     assert metrics["categories"]["(0,0)"]["count"] == 4
 
 
+def test_answers_that_think_are_sampled_and_the_supplements_are_greedy(folder, monkeypatch, capsys):
+    asked = params_of(monkeypatch)
+    short = ["--model", str(folder), "--examples", "2", "--max-new-tokens", "8"]
+    for more in (
+        ["gsm8k", "generated"],
+        ["generated", "--frame", "r1_zero_short", "--seeds", "0", "1"],
+        ["generated", "--frame", "question_only", "--temperature", "0"],
+    ):
+        assert main(["evaluate", *more, *short]) == 0
+    assert [each.temperature for each in asked] == [0, 0, 1, 1, 0]
+    assert {(each.top_p, each.top_k, each.min_tokens) for each in asked} == {(1, 0, 0)}
+
+
 def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_path, shared_data, monkeypatch):
     monkeypatch.setenv("CS336_DATA", str(shared_data))
     assert (
@@ -73,12 +93,58 @@ def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_pa
     assert len(rows) == 2 and all(row["prompt"].endswith("Assistant: <think>") and row["reward"] == 0 for row in rows)
 
 
+RANKING = '[{"model": "model_1", "rank": 1}, {"model": "model_2", "rank": 2}]'
+
+
+class Fake:
+    """An engine of vLLM that answers every prompt alike, and says when it starts and ends."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def generate(self, prompts, params, *, progress):
+        return [Generation(list(ids), [Sample("no", [1], None, "end")]) for ids in prompts]
+
+    def close(self):
+        self.events.append("the model ends")
+
+
+@pytest.mark.parametrize("engine", ["ours", "vllm"])
+def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(folder, engine, monkeypatch, capsys):
+    events, models = [], []
+    before = {id(each) for each in gc.get_objects() if type(each) is TransformerLM}
+
+    def start_model(model, **options):
+        assert options["own_process"]
+        return Fake(events)
+
+    def start_judge(*, own_process, model, **options):
+        gc.collect()
+        models.append([each for each in gc.get_objects() if type(each) is TransformerLM and id(each) not in before])
+        events.append(f"a judge starts, {own_process}")
+        reply = SimpleNamespace(outputs=[SimpleNamespace(text=RANKING)])
+        return SimpleNamespace(chat=lambda messages, params: [reply] * len(messages))
+
+    monkeypatch.setattr(generators.VllmEngine, "start", start_model)
+    for module in (generators, suite, vllm):
+        monkeypatch.setattr(module, "require_vllm", lambda: None)
+    monkeypatch.setattr(judges, "start_llm", start_judge)
+    monkeypatch.setattr(judges, "vllm_sampling", lambda **settings: settings)
+    asked = ["--temperature", "1", "--seeds", "0", "1", "--examples", "2", "--max-new-tokens", "4"]
+    asked += ["--engine", engine, "--judge", "someone/judge"]
+    assert main(["evaluate", "alpaca_eval", "safety", "--model", str(folder), *asked]) == 0
+    assert events == ["the model ends"] * (engine == "vllm") + ["a judge starts, True"] * 2
+    assert models == [[], []]
+    assert capsys.readouterr().out.count("judged by someone/judge") == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["gsm8k"], "not there yet; `cs336 run --preset tiny` makes it, or give --model"),
         (["gsm8k", "--preset", "huge"], "no preset 'huge'"),
         (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
+        (["math", "gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
         (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
@@ -102,6 +168,6 @@ def test_help_teaches_by_examples(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     printed = capsys.readouterr().out
-    assert "cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm" in printed
+    assert "cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2" in printed
     for task in ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety"):
         assert f"\n  {task} " in printed

@@ -9,8 +9,9 @@ from cs336.crawl.local_files import TextFiles, WarcFiles
 from cs336.crawl.several import Several
 from cs336.files import UserError
 from cs336.fingerprint import digest
-from cs336.model.accounting import count_parameters
-from cs336.presets import COURSE, PRESETS, TINY, TWO_B, find_preset, preset_names
+from cs336.model.accounting import count_parameters, training_memory
+from cs336.model.transformer import ModelConfig
+from cs336.presets import COURSE, LLAMA, PRESETS, TINY, TWO_B, find_preset, preset_names
 
 
 @pytest.fixture
@@ -24,6 +25,19 @@ def presets(tmp_path, monkeypatch):
 def test_prompts_and_answers_share_the_context(preset):
     assert preset.evals.max_new_tokens < preset.model.context_length
     assert preset.bpe.vocab_size <= 65_536  # token ids are uint16
+
+
+def test_llamas_weights_are_tuned_in_fp32_and_fit_on_the_gpu_that_is_named():
+    sizes = {"d_model": 4_096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "d_ff": 14_336}
+    shape = ModelConfig(vocab_size=128_256, context_length=4_096, **sizes)
+    memory, bf16_copies = training_memory(shape), 2 * count_parameters(shape).total
+    without_first_moments = memory.fixed - memory.optimizer_state // 2
+    assert count_parameters(shape).total == 8_030_261_248 and LLAMA.instructions.dtype == "float32"
+    assert {each.precision for each in (LLAMA.instruction_sft, LLAMA.dpo)} == {"bfloat16"}
+    assert {each.optimizer for each in (LLAMA.instruction_sft, LLAMA.dpo)} == {"rmsprop"}
+    h100, h200 = 80e9, 141e9
+    assert memory.fixed + bf16_copies > h200 > without_first_moments + bf16_copies
+    assert memory.fixed // 2 < h100 < without_first_moments
 
 
 def test_course_is_the_first_handouts_model_and_budget():

@@ -17,6 +17,7 @@ from cs336.generate.vllm import VllmEngine
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.generators import GENERATORS, generator_for
 from cs336.progress import Progress, silent
+from cs336.tokens.codec import crop_prompt
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Answerer:
         backend: what generates.
         codec: its tokenizer, which measures prompts: one that leaves too little room loses its beginning.
         context_length: tokens of a prompt with its output.
-        temperature, seed: 0 is greedy, as the handout's evaluations are except those of MATH.
+        temperature, seed: 0 is greedy, as the handout's evaluations are except those that think.
         model: what scores continuations; None where only the backend has the weights.
         progress: wraps long loops.
     """
@@ -69,7 +70,9 @@ class Answerer:
         params = SamplingParams(
             temperature=self.temperature, max_tokens=max_new_tokens, stop=tuple(stop), seed=self.seed
         )
-        made = self.backend.generate([ids[-room:] for ids in encoded], params, progress=self.progress)
+        made = self.backend.generate(
+            [crop_prompt(self.codec, ids, room) for ids in encoded], params, progress=self.progress
+        )
         return [
             Answer(each.samples[0].text, each.samples[0].finish, len(ids) > room)
             for each, ids in zip(made, encoded, strict=True)
@@ -91,7 +94,8 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
     """A model, ready to answer greedily.
 
     Args:
-        engine: "ours", or "vllm", which needs its package and, for a model of ours, a moment to export it.
+        engine: "ours", or "vllm", which needs its package and, for a model of ours, a moment to export it; it runs in
+            a process of its own, which ends with the `with`.
 
     Raises:
         ValueError: no such engine.
@@ -109,12 +113,13 @@ def open_answerer(checkpoint: Checkpoint, *, engine: str = "ours", progress: Pro
         )
         return
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")  # vLLM would take fp32 for bf16
-    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False, "dtype": dtype}
+    options: dict[str, Any] = {"max_model_len": context, "sleep_mode": False, "own_process": True, "dtype": dtype}
     model.to("cpu")  # vLLM takes the device's memory
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if checkpoint.is_huggingface:
-        backend: Backend = VllmEngine.start(checkpoint.folder, **options)
+        backend: Any = VllmEngine.start(checkpoint.folder, **options)
     else:
         backend = generator_for(model, checkpoint.tokenizer, "vllm", **options)
-    yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)
+    with contextlib.closing(backend):
+        yield Answerer(backend=backend, codec=codec, context_length=context, progress=progress)

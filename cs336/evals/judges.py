@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
+from cs336.generate.vllm import start_llm, vllm_sampling
 from cs336.tokens.chat import fill_template, read_template
 
 Message = Mapping[str, str]  # "role" (system or user) and "content"
@@ -164,11 +167,11 @@ def vllm_chat(model: str, *, num_gpus: int, max_length: int, max_new_tokens: int
         max_length: tokens of a conversation with its reply.
         max_new_tokens: longest reply.
     """
-    from vllm import LLM, SamplingParams
-
-    gc.collect()  # one before it, whose memory is free only when nothing refers to it
-    engine = LLM(model=model, tensor_parallel_size=num_gpus, max_model_len=max_length)
-    params = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=max_new_tokens)
+    gc.collect()  # one before it, whose process ends only when nothing refers to it
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of a model of ours that has answered: vLLM takes its memory beside PyTorch's
+    engine = start_llm(own_process=True, model=model, tensor_parallel_size=num_gpus, max_model_len=max_length)
+    params = vllm_sampling(temperature=0.0, top_p=1.0, max_tokens=max_new_tokens)
 
     def chat(conversations: Sequence[Sequence[Message]]) -> list[str]:
         messages: Any = [[dict(message) for message in conversation] for conversation in conversations]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cs336.generate.backend import Backend, SamplingParams
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import encode_texts
+from cs336.tokens.codec import crop_prompt, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class SampledCompletions:
             raise ValueError(
                 f"{max_new_tokens} new tokens leave no room for a prompt in a context of {self._context_length}"
             )
-        encoded = list(encode_texts(self._tokenizer, prompts, special_tokens=False))
-        cut = [ids if room is None else ids[-room:] for ids in encoded]
+        encoded = list(encode_prompts(self._tokenizer, prompts))
+        cut = [ids if room is None else crop_prompt(self._tokenizer, ids, room) for ids in encoded]
         params = replace(
             self._params, n=1, max_tokens=max_new_tokens, stop=tuple(stop), include_stop_str_in_output=True
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from cs336 import catalog
 from cs336.evals.alpaca_eval import (
     alpaca_predictions,
@@ -59,6 +61,7 @@ class ChatEvalConfig:
         generated_temperature: at which these are answered; 0 is greedy, as all else is. A model that solves a problem
             in one way or another has its accuracy as a share of samples alone: greedy, it is all or nothing.
         max_new_tokens: longest output; the handout leaves it open. Those cut off by it are counted.
+        dtype: of the weights that answer, "float32" or "bfloat16"; "" takes them as they are stored.
         seed: fixes which questions are drawn.
     """
 
@@ -70,9 +73,12 @@ class ChatEvalConfig:
     problems: GeneratedConfig = field(default_factory=GeneratedConfig)
     generated_temperature: float = 0.0
     max_new_tokens: int = 512
+    dtype: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.dtype not in ("", "float32", "bfloat16"):
+            raise ValueError(f'dtype is float32, bfloat16 or "", got {self.dtype!r}')
         for name in ("max_mmlu", "max_gsm8k", "max_alpaca", "max_safety"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or a positive number")
@@ -81,6 +87,11 @@ class ChatEvalConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.generated_temperature < 0:
             raise ValueError(f"generated_temperature is {self.generated_temperature}; give 0 or a positive number")
+
+    @property
+    def weights_dtype(self) -> torch.dtype | None:
+        """The type to read weights in; None for their own."""
+        return getattr(torch, self.dtype) if self.dtype else None
 
 
 @dataclass(frozen=True, kw_only=True)

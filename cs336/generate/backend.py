@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cs336.generate.sampling import Sampling
 from cs336.progress import Progress, silent
+from cs336.tokens.codec import bos_ids, encode_prompts
 
 Prompt = str | Sequence[int]  # a text, or its ids
 
@@ -140,7 +141,10 @@ class Backend(Protocol):
 
 
 class HuggingFaceCodec:
-    """A tokenizer of transformers in our engine: prompts get its special tokens, such as Llama's first one.
+    """A tokenizer of transformers in our engine: prompts get what it puts before texts, such as Llama's first token.
+
+    Attributes:
+        bos_ids: what that is.
 
     Raises:
         ValueError: it has no token that ends a text.
@@ -150,6 +154,7 @@ class HuggingFaceCodec:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token; set its eos_token")
         self._tokenizer = tokenizer
+        self.bos_ids = bos_ids(tokenizer)
 
     @property
     def end_of_text_id(self) -> int:
@@ -157,8 +162,8 @@ class HuggingFaceCodec:
         return self._tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt."""
-        return list(self._tokenizer.encode(text))
+        """Ids of a prompt; see `encode_prompts`."""
+        return next(encode_prompts(self._tokenizer, [text]))
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of what follows a prompt, without the special tokens of a beginning."""

@@ -16,6 +16,7 @@ from cs336.generate.text import TextStream
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
 from cs336.progress import Progress, silent
+from cs336.tokens.codec import crop_prompt
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -176,7 +177,7 @@ def continuation_logprobs(
         if not 0 < len(answer) < limit:
             raise ValueError(f"a continuation needs 1 to {limit - 1} tokens, got {len(answer)}: {continuation[:40]!r}")
         head = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
-        rows.append((head[-(limit + 1 - len(answer)) :] + answer, len(answer)))
+        rows.append((crop_prompt(tokenizer, head, limit + 1 - len(answer)) + answer, len(answer)))
     results = [0.0] * len(rows)
     for batch in progress(_by_length([ids for ids, _ in rows], batch_size), unit="batches", label="score choices"):
         longest = max(len(rows[i][0]) for i in batch)
@@ -216,7 +217,7 @@ class _Plan:
         rows = []
         for number, prompt in enumerate(prompts):
             ids = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
-            seen = ids[-room:]
+            seen = crop_prompt(tokenizer, ids, room)
             rows.append(
                 _Row(
                     number=number,

@@ -7,6 +7,7 @@ and 0.32; `make test-vllm` runs its tests with the CPU build.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import signal
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cs336.files import UserError
@@ -28,6 +30,7 @@ from cs336.progress import Progress, silent
 _SHARED_MEMORY = Path("/dev/shm")  # weights for a server on this machine pass through it, where there is one
 _MOST_REQUESTS = 256  # that wait for a server's answers at once, as its own most sequences by default
 _START_SECONDS = 600.0
+_OWN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"  # read when vLLM starts
 
 
 def require_vllm() -> None:
@@ -42,8 +45,39 @@ def require_vllm() -> None:
         )
 
 
+def start_llm(*, own_process: bool, **options: Any) -> Any:
+    """A `vllm.LLM`.
+
+    Args:
+        own_process: in a child, with which all its memory goes; else in this process, where weights can be handed to
+            it as they are.
+        options: of `vllm.LLM`.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    vllm = _vllm()
+    before = os.environ.get(_OWN_PROCESS)
+    os.environ[_OWN_PROCESS] = str(int(own_process))
+    try:
+        return vllm.LLM(**options)
+    finally:
+        os.environ.pop(_OWN_PROCESS)
+        if before is not None:
+            os.environ[_OWN_PROCESS] = before
+
+
+def vllm_sampling(**settings: Any) -> Any:
+    """A `vllm.SamplingParams`.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    return _vllm().SamplingParams(**settings)
+
+
 class VllmEngine:
-    """vLLM in this process.
+    """vLLM in this process, or in a child of it.
 
     Args:
         llm: a `vllm.LLM`; `start` makes one.
@@ -62,6 +96,7 @@ class VllmEngine:
         max_model_len: int | None = None,
         seed: int = 0,
         sleep_mode: bool = True,
+        own_process: bool = False,
         **options: Any,
     ) -> VllmEngine:
         """Start vLLM on a checkpoint.
@@ -72,13 +107,15 @@ class VllmEngine:
             max_model_len: context; the checkpoint's by default.
             seed: of what has no seed of its own.
             sleep_mode: allow `sleep` to give memory back (GPU alone).
+            own_process: run in a child of this process, with which `close` gives all memory back for certain; such
+                an engine takes no weights.
             options: for `vllm.LLM`, such as `dtype="bfloat16"` or `load_format="dummy"`.
 
         Raises:
             UserError: vLLM is not installed.
         """
-        vllm = _vllm()
-        llm = vllm.LLM(
+        llm = start_llm(
+            own_process=own_process,
             model=str(model),
             gpu_memory_utilization=memory_share,
             max_model_len=max_model_len,
@@ -88,6 +125,16 @@ class VllmEngine:
             **options,
         )
         return cls(llm)
+
+    def close(self) -> None:
+        """Let vLLM go, and its memory with it; nothing can be generated afterwards."""
+        if self._llm is not None:
+            self.wake()  # memory that is mapped nowhere cannot be freed
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()  # in one process its memory is free only when nothing refers to it
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def generate(
         self,
@@ -101,11 +148,10 @@ class VllmEngine:
 
         vLLM draws other random numbers than our engine: the two agree in distribution, and greedily.
         """
-        vllm = _vllm()
         if not prompts:
             return []
         requests = [
-            vllm.SamplingParams(**_request(params, number), logprobs=0 if params.logprobs else None)
+            vllm_sampling(**_request(params, number), logprobs=0 if params.logprobs else None)
             for number in numbers_of(prompts, numbers)
         ]
         inputs = [prompt if isinstance(prompt, str) else {"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -369,9 +415,7 @@ def _check_level(level: int) -> None:
 
 
 def _vllm() -> Any:
-    """The package, in a mode in which weights can be handed to it as they are."""
     require_vllm()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import vllm
 

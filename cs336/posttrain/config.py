@@ -100,7 +100,7 @@ class SftRun:
     Attributes:
         size: traces taken; 0 for all.
         correct_only: only those whose answer is right.
-        sampling_min_tokens, sampling_max_tokens: of its validations' responses.
+        sampling_max_tokens: of its validations' responses.
     """
 
     config: SftConfig
@@ -108,7 +108,6 @@ class SftRun:
     correct_only: bool = False
     template: str
     reward: str
-    sampling_min_tokens: int
     sampling_max_tokens: int
 
 
@@ -152,7 +151,6 @@ class ScoreRun:
     reward: str
     num_seeds: int
     max_examples: int
-    sampling_min_tokens: int
     sampling_max_tokens: int
 
     @property
@@ -182,7 +180,6 @@ def sft_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, Sft
             config=config.sft,
             size=size,
             correct_only=bool(found[2]),
-            sampling_min_tokens=config.grpo.sampling_min_tokens,
             sampling_max_tokens=config.grpo.sampling_max_tokens,
             **_asked(problems),
         )
@@ -297,7 +294,6 @@ def score_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, S
                 set_name=f"{problems.task if own else task}, {asked['template']}",
                 num_seeds=config.num_score_seeds,
                 max_examples=0 if own else config.max_score_examples,
-                sampling_min_tokens=config.grpo.sampling_min_tokens,
                 sampling_max_tokens=config.grpo.sampling_max_tokens,
                 **asked,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class ExpertIterationConfig:
         group_size: responses to each, the handout's G.
         distinct: of equal right responses to a question keep one.
         sft: how the policy is tuned on a round's right responses; its optimizer starts anew each round.
-        sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts, and of validations.
+        sampling_temperature, sampling_max_tokens: of rollouts, and of validations.
+        sampling_min_tokens: of rollouts alone, where a response without tokens has no mean loss.
 
     Raises:
         ValueError: a number that is not positive, or fine-tuning that keeps its best by what no round measures.
@@ -119,12 +121,13 @@ def train_expert_iteration(
         stop=stop,
     )
     sampler = Sampler(backend, tokenizer, reward, params, seed=seed, hand_over=hand_over)
+    validation = partial(RolloutValidation, sampler, valid_problems, precision=config.sft.precision)
     _check_run(folder, model, train_problems, valid_problems, config, seed)
     metrics = folder / METRICS_FILE
     rows = list(read_jsonl(metrics)) if metrics.exists() else []
     clock = Clock(rows[-1]["seconds"] if rows else 0.0)
     if not rows:
-        validated = RolloutValidation(sampler, valid_problems, folder)(model.eval(), 0)
+        validated = validation(folder)(model.eval(), 0)
         rows = [{"step": 0} | validated | {"seconds": round(clock.seconds(), 3)}]
         write_jsonl(metrics, rows)
         report(rows[-1])
@@ -136,7 +139,7 @@ def train_expert_iteration(
         before = _of_validation(rows[number - 1])
         tuned = before
         if kept:
-            evaluate = _Validation(RolloutValidation(sampler, valid_problems, home), before)
+            evaluate = _Validation(validation(home), before)
             train_sft(model, tokenizer, kept, (), config.sft, seed=seed + number, folder=home, evaluate=evaluate)
             tuned = _tuning(home)
         if number == len(rows):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import socket
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,49 @@ from torch import nn
 
 from cs336.generate.backend import Backend, HuggingFaceCodec
 from cs336.generate.continuous import Engine
-from cs336.generate.vllm import VllmEngine, require_vllm
+from cs336.generate.vllm import VllmEngine, require_vllm, serving
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.policy import device_of
 from cs336.tokens.codec import is_huggingface
 
 GENERATORS = ("ours", "vllm")
+
+
+@contextlib.contextmanager
+def opened_generator(
+    policy: nn.Module,
+    tokenizer: Any,
+    kind: str = "ours",
+    *,
+    device: torch.device | str | None = None,
+    memory_share: float = 0.85,
+    options: Sequence[str] = (),
+) -> Iterator[Backend]:
+    """The same as `generator_for`, on any device.
+
+    vLLM on another GPU than the policy's is a server of its own there, which ends with the `with`; weights go to it
+    through shared memory.
+
+    Args:
+        options: of that server; see `cs336.generate.vllm.serving`.
+
+    Raises:
+        ValueError: as of `generator_for`.
+        UserError: vLLM is asked for and not installed, or its server did not start.
+    """
+    if kind == "vllm" and device is not None and not is_same_device(device, device_of(policy)):
+        require_vllm()
+        share = ("--gpu-memory-utilization", str(memory_share))
+        with (
+            _exported(_checked(policy), tokenizer) as folder,
+            serving(folder, port=_free_port(), devices=_visible(device), options=(*share, *options)) as server,
+        ):
+            yield server
+        return
+    if kind == "vllm":
+        gc.collect()  # one before it, whose memory is free only when nothing refers to it
+    yield generator_for(policy, tokenizer, kind, device=device, memory_share=memory_share)
 
 
 def generator_for(
@@ -35,7 +76,7 @@ def generator_for(
 
     Args:
         kind: one of `GENERATORS`.
-        device: of the generator, where that is another than the policy's; vLLM takes the first that it sees.
+        device: of ours, where that is another than the policy's; vLLM takes the first GPU that it sees.
         memory_share: of the device, for vLLM's weights and cache; the handout's.
         options: for `vllm.LLM`, such as `max_model_len`.
 
@@ -46,10 +87,11 @@ def generator_for(
     """
     if kind not in GENERATORS:
         raise ValueError(f"a generator is {' or '.join(GENERATORS)}, got {kind!r}")
-    if not isinstance(policy, TransformerLM):
-        raise ValueError(f"the policy is a {type(policy).__name__}; load its checkpoint with load_huggingface")
+    policy = _checked(policy)
     if kind == "vllm":
-        return _vllm(policy, tokenizer, memory_share=memory_share, **options)
+        require_vllm()
+        with _exported(policy, tokenizer) as folder:  # vLLM has read it all once it is there
+            return VllmEngine.start(folder, memory_share=memory_share, **options)
     codec = HuggingFaceCodec(tokenizer) if is_huggingface(tokenizer) else tokenizer
     target = torch.device(device) if device is not None else device_of(policy)
     if target.type != "cuda":
@@ -59,12 +101,38 @@ def generator_for(
     return Engine(copy, codec)
 
 
-def _vllm(policy: TransformerLM, tokenizer: Any, **options: Any) -> Backend:
-    require_vllm()
-    with tempfile.TemporaryDirectory() as parent:  # vLLM has read it all once it is there
+def is_same_device(one: torch.device | str, other: torch.device | str) -> bool:
+    """Whether two names mean one device; "cuda" is its first."""
+    first, second = torch.device(one), torch.device(other)
+    return (first.type, first.index or 0) == (second.type, second.index or 0)
+
+
+def _checked(policy: nn.Module) -> TransformerLM:
+    if not isinstance(policy, TransformerLM):
+        raise ValueError(f"the policy is a {type(policy).__name__}; load its checkpoint with load_huggingface")
+    return policy
+
+
+@contextlib.contextmanager
+def _exported(policy: TransformerLM, tokenizer: Any) -> Iterator[Path]:
+    """The policy as a checkpoint, for the while that it takes to read it."""
+    with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         theirs = is_huggingface(tokenizer)
         save_huggingface(policy, folder, tokenizer=None if theirs else tokenizer)
         if theirs:
             tokenizer.save_pretrained(folder)
-        return VllmEngine.start(folder, **options)
+        yield folder
+
+
+def _visible(device: torch.device | str) -> str:
+    """A GPU by its place among those of this process, as `CUDA_VISIBLE_DEVICES` names it."""
+    place = torch.device(device).index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[place] if visible else str(place)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -42,7 +42,8 @@ class GrpoConfig:
         cliprange: of grpo_clip; the handout leaves it open and gives 0.2 as an example. grpo_no_clip counts what it
             would have clipped.
         normalize_constant: what a response's summed loss is divided by; None for its own length.
-        sampling_temperature, sampling_min_tokens, sampling_max_tokens: of rollouts, and of validations.
+        sampling_temperature, sampling_max_tokens: of rollouts, and of validations.
+        sampling_min_tokens: of rollouts alone, where a response without tokens has no mean loss.
         precision: "float32" computes in the weights' own type, "bfloat16" matrix products under autocast.
         valid_interval: GRPO steps between two validations, after each of which a checkpoint is written.
         keep: "best" or "last", the weights that the run ends with; the best have the highest validation accuracy.

@@ -115,7 +115,7 @@ class _Grpo:
     ) -> None:
         self._tokenizer, self._sampler, self._config, self._seed = tokenizer, sampler, config, seed
         self._problems, self._device = train_problems, device_of(model)
-        self._validation = RolloutValidation(sampler, valid_problems, folder)
+        self._validation = RolloutValidation(sampler, valid_problems, folder, precision=config.precision)
         self.num_steps = config.n_grpo_steps * config.num_updates
         settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "n_grpo_steps"}
         self.marks: Mapping[str, str] = {

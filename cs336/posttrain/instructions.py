@@ -41,6 +41,8 @@ class InstructionsConfig:
     Attributes:
         base: "" for the preset's own base model; else a folder, an entry of the catalogue, or a name on the hub.
         max_context: positions kept of such a checkpoint.
+        dtype: of its weights while they are tuned, "float32" or "bfloat16", in which the steps of tuning are mostly
+            rounded away.
         datasets: of `INSTRUCTION_SETS`.
         max_examples: of each of these sets, drawn with the seed; 0 takes all.
         num_valid: examples held out of all sets without a split of their own; of those with one, all are taken.
@@ -52,6 +54,7 @@ class InstructionsConfig:
 
     base: str = ""
     max_context: int = 4_096
+    dtype: str = "float32"
     datasets: tuple[str, ...] = ("ultrachat-safety",)
     max_examples: int = 0
     num_valid: int = 500
@@ -61,6 +64,7 @@ class InstructionsConfig:
     sample_if_absent: bool = False
 
     def __post_init__(self) -> None:
+        _check_names("dtype", (self.dtype,), ("float32", "bfloat16"))
         _check_names("datasets", self.datasets, INSTRUCTION_SETS)
         if not self.datasets and not self.num_problems:
             raise ValueError("datasets and num_problems are empty; name something to train on")

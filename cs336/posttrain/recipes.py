@@ -220,4 +220,5 @@ MATH_REASONING = ReasoningConfig(
     expert_iteration_from="",
     grpo_from="",
     score_tasks=("reasoning", "gsm8k"),
+    num_score_seeds=3,  # the handout samples at temperature 1; so that what that alone does to a score is seen
 )

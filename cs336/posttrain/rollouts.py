@@ -21,10 +21,11 @@ from cs336.generate.backend import Backend, SamplingParams, seed_of
 from cs336.generate.weight_sync import awake, sync_weights
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches
-from cs336.posttrain.policy import autocast
+from cs336.posttrain.masked import masked_mean
+from cs336.posttrain.policy import autocast, device_of
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import encode_texts, pad_id
+from cs336.tokens.codec import encode_prompts, pad_id
 from cs336.tokens.packing import shuffled
 
 ROLLOUTS_FOLDER = "rollouts"
@@ -126,22 +127,33 @@ class Sampler:
         seed: int,
         hand_over: bool = False,
     ) -> None:
-        self._backend, self._tokenizer, self._reward = backend, tokenizer, reward
+        self._backend, self.tokenizer, self._reward = backend, tokenizer, reward
         self._seed, self._hand_over = seed, hand_over
         self._params = replace(params, include_stop_str_in_output=True, logprobs=True)
 
     def sample(
-        self, policy: nn.Module, problems: Sequence[Problem], *, n: int, step: int, progress: Progress = silent
+        self,
+        policy: nn.Module,
+        problems: Sequence[Problem],
+        *,
+        n: int,
+        step: int,
+        min_tokens: int | None = None,
+        progress: Progress = silent,
     ) -> Sampled:
         """`n` responses to each problem.
+
+        Args:
+            min_tokens: in place of the parameters' own.
 
         Raises:
             ValueError: no problems, or a prompt that leaves no room in the context.
         """
         if not problems:
             raise ValueError("there are no problems to respond to; give at least one")
-        params = replace(self._params, n=n, seed=seed_of(self._seed, step))
-        prompts = list(encode_texts(self._tokenizer, [each.prompt for each in problems], special_tokens=False))
+        least = self._params.min_tokens if min_tokens is None else min_tokens
+        params = replace(self._params, n=n, seed=seed_of(self._seed, step), min_tokens=least)
+        prompts = list(encode_prompts(self.tokenizer, [each.prompt for each in problems]))
         times = [time.perf_counter()]
         handed_over = awake(self._backend, policy) if self._hand_over else contextlib.nullcontext()
         if not self._hand_over:
@@ -165,6 +177,30 @@ class Sampler:
         return Sampled(rollouts, dict(zip(("sync", "generate", "grade"), spans, strict=True)))
 
 
+@torch.no_grad()
+def log_generations(
+    policy: nn.Module, tokenizer: Any, rollouts: Sequence[Rollout], *, batch_size: int = 1, precision: str = "float32"
+) -> list[dict[str, Any]]:
+    """Responses to be read, and how sure the policy was of each.
+
+    Args:
+        policy: whose entropies are wanted; its mode stays as it is.
+        batch_size: responses in a forward pass.
+
+    Returns:
+        A row for each: `prompt`, `response`, `ground_truth`, `format_reward`, `answer_reward`, `reward`, `num_tokens`,
+        `finish`, and `mean_token_entropy` in nats over the response; None if that is empty.
+    """
+    rows, logged = Rows(rollouts, tokenizer, device_of(policy), precision), [each.row() for each in rollouts]
+    for some in micro_batches(range(len(rollouts)), rows.lengths, batch_size):
+        batch = rows.batch(some)
+        entropies = rows.scores(policy, batch, entropy=True)["token_entropy"]
+        means = masked_mean(entropies, batch["response_mask"], dim=-1).tolist()
+        for place, mean in zip(some, means, strict=True):
+            logged[place]["mean_token_entropy"] = mean if rollouts[place].token_ids else None
+    return logged
+
+
 class RolloutValidation:
     """How a policy does on held-out problems: one response to each, with the same random numbers every time.
 
@@ -172,24 +208,33 @@ class RolloutValidation:
 
     Args:
         sampler: draws and grades.
-        folder: gets `rollouts/step-....jsonl`, some responses of each validation to read; None writes nothing.
+        folder: gets `rollouts/step-....jsonl`, some responses of each validation to read, with how sure the policy was
+            of them; None writes nothing.
+        precision: of the forward pass that tells this.
     """
 
-    def __init__(self, sampler: Sampler, problems: Sequence[Problem], folder: Path | None = None) -> None:
-        self._sampler, self._problems, self._folder = sampler, problems, folder
+    def __init__(
+        self, sampler: Sampler, problems: Sequence[Problem], folder: Path | None = None, *, precision: str = "float32"
+    ) -> None:
+        self._sampler, self._problems, self._folder, self._precision = sampler, problems, folder, precision
 
     def __call__(self, policy: nn.Module, step: int) -> dict[str, float]:
-        """Columns `valid_accuracy`, `valid_format`, `valid_length` (tokens), `valid_truncated` (a share)."""
-        sampled = self._sampler.sample(policy, self._problems, n=1, step=_VALIDATION)
+        """Columns `valid_accuracy`, `valid_format`, `valid_length` (tokens; `valid_length_correct` and
+        `valid_length_incorrect` where there are such responses), `valid_truncated` (a share).
+        """
+        # As every evaluation, and unlike rollouts, it asks for no least length.
+        sampled = self._sampler.sample(policy, self._problems, n=1, step=_VALIDATION, min_tokens=0)
         rollouts = sampled.rollouts
         if self._folder is not None:
             (self._folder / ROLLOUTS_FOLDER).mkdir(parents=True, exist_ok=True)
-            write_jsonl(rollouts_path(self._folder, step), [each.row() for each in rollouts[:_NUM_SHOWN]])
+            shown = rollouts[:_NUM_SHOWN]
+            logged = log_generations(policy, self._sampler.tokenizer, shown, precision=self._precision)
+            write_jsonl(rollouts_path(self._folder, step), logged)
         metrics = sampled.metrics()
         return {
             "valid_accuracy": fmean(each.rewards["answer_reward"] for each in rollouts),
             "valid_format": fmean(each.rewards["format_reward"] for each in rollouts),
-            "valid_length": metrics["mean_length"],
+            **{f"valid_{name.removeprefix('mean_')}": metrics[name] for name in metrics if name.startswith("mean_")},
             "valid_truncated": metrics["share_truncated"],
             "valid_generate_seconds": metrics["generate_seconds"],
         }

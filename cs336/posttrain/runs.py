@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from cs336.generate.backend import Backend, SamplingParams
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.config import ExpertIterationRun, GrpoRun, ScoreRun, SftRun, stop_strings
 from cs336.posttrain.expert_iteration import train_expert_iteration
-from cs336.posttrain.generators import generator_for
+from cs336.posttrain.generators import is_same_device, opened_generator
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.loop import Outcome, drop_checkpoints
 from cs336.posttrain.problems import ProblemSet, prompts_of
@@ -65,7 +64,7 @@ class Site:
         problems: folder of problems and traces.
         folder: of the run.
         policy: how the policy is read, and what generates.
-        device: of both.
+        device: of the policy, and of the generator but where its settings name another.
         num_workers: processes that grade, and threads that compute on a CPU.
     """
 
@@ -93,21 +92,19 @@ class _Policy:
 
 @contextlib.contextmanager
 def _opened(site: Site, reward: str) -> Iterator[_Policy]:
-    if site.policy.generator == "vllm":
-        gc.collect()  # one before it, whose memory is free only when nothing refers to it
     model, tokenizer = load_policy(site.start, site.policy, device=site.device)
-    spare = _spare_gpu(site)
-    backend = generator_for(
-        model, tokenizer, site.policy.generator, device=spare, memory_share=site.policy.memory_share
-    )
-    hand_over = site.policy.hand_over and spare is None
+    device = _generator_device(site)
+    hand_over = _hands_over(site, device)
     num_threads = torch.get_num_threads()
-    if torch.device(site.device).type == "cpu":
-        torch.set_num_threads(site.num_workers)  # more than there are cores for would wait for one another
-    try:
-        yield _Policy(model, tokenizer, backend, _graders(reward, site.num_workers).score, hand_over)
-    finally:
-        torch.set_num_threads(num_threads)
+    with opened_generator(
+        model, tokenizer, site.policy.generator, device=device, memory_share=site.policy.memory_share
+    ) as backend:
+        if torch.device(site.device).type == "cpu":
+            torch.set_num_threads(site.num_workers)  # more than there are cores for would wait for one another
+        try:
+            yield _Policy(model, tokenizer, backend, _graders(reward, site.num_workers).score, hand_over)
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 @functools.cache
@@ -116,12 +113,20 @@ def _graders(reward: str, num_workers: int) -> WatchedReward:
     return WatchedReward(reward_named(reward), num_workers=num_workers)
 
 
-def _spare_gpu(site: Site) -> torch.device | None:
-    """The second GPU for our generator, where one cannot hold both: then nothing has to be handed over."""
-    if not site.policy.hand_over or site.policy.generator != "ours" or torch.cuda.device_count() < 2:
-        return None
-    trainer = torch.device(site.device)
-    return torch.device("cuda", 1 - (trainer.index or 0) % 2) if trainer.type == "cuda" else None
+def _generator_device(site: Site) -> torch.device:
+    """The generator's device: the one that is set; else the policy's, or a second GPU for ours where one cannot hold
+    both.
+    """
+    policy, trainer = site.policy, torch.device(site.device)
+    if policy.generator_device:
+        return torch.device(policy.generator_device)
+    spare = policy.hand_over and policy.generator == "ours" and torch.cuda.device_count() > 1
+    return torch.device("cuda", 1 - (trainer.index or 0) % 2) if spare and trainer.type == "cuda" else trainer
+
+
+def _hands_over(site: Site, generator: torch.device) -> bool:
+    """Whether generator and trainer take turns: elsewhere it has nobody to make room for."""
+    return site.policy.hand_over and is_same_device(generator, site.device)
 
 
 def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outcome, dict[str, int]]:
@@ -140,9 +145,7 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
     config = replace(run.config, max_seconds=max_seconds) if max_seconds else run.config
     with _opened(site, run.reward) as policy:
         traces, counts = _chosen_traces(run, site, policy.reward)
-        params = SamplingParams(
-            max_tokens=run.sampling_max_tokens, min_tokens=run.sampling_min_tokens, stop=stop_strings(run.template)
-        )
+        params = SamplingParams(max_tokens=run.sampling_max_tokens, stop=stop_strings(run.template))
         sampler = Sampler(
             policy.backend,
             policy.tokenizer,
@@ -160,7 +163,12 @@ def run_sft(run: SftRun, site: Site, *, max_seconds: float = 0.0) -> tuple[Outco
             config,
             seed=site.seed,
             folder=site.folder,
-            evaluate=RolloutValidation(sampler, read_problems(site.problems, "valid", run.template), site.folder),
+            evaluate=RolloutValidation(
+                sampler,
+                read_problems(site.problems, "valid", run.template),
+                site.folder,
+                precision=run.config.precision,
+            ),
             report=site.report,
             progress=site.progress,
         )
@@ -253,7 +261,7 @@ def score_policy(run: ScoreRun, examples: Sequence[dict[str, Any]], site: Site) 
                 generate=SampledCompletions(
                     policy.backend,
                     policy.tokenizer,
-                    SamplingParams(seed=site.seed + number, min_tokens=run.sampling_min_tokens),
+                    SamplingParams(seed=site.seed + number),
                     context_length=policy.model.config.context_length,
                     progress=site.progress,
                 ),

@@ -17,7 +17,7 @@ from cs336.posttrain.masked import masked_mean, masked_normalize
 from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import encode_texts, end_of_text_id, pad_id
+from cs336.tokens.codec import encode_prompts, encode_texts, end_of_text_id, pad_id
 from cs336.train.metrics import Report
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ def encode_examples(
         ValueError: an empty response.
     """
     end = [end_of_text_id(tokenizer)] if end_of_text else []
-    prompts, responses = (
-        encode_texts(tokenizer, [example[side] for example in examples], special_tokens=False) for side in (0, 1)
-    )
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in examples])
+    responses = encode_texts(tokenizer, [response for _, response in examples], special_tokens=False)
     rows = []
     for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not response + end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class PolicyConfig:
         dtype: of its weights, "float32" or "bfloat16".
         context_length: at most, of an imported checkpoint, whose own may be longer than anything here; 0 keeps it.
         generator: "ours" or "vllm".
+        generator_device: "" for the policy's own; "cuda:1" for another GPU, so that neither has to make room. There
+            vLLM is a server of its own.
         hand_over: one device cannot hold generator and trainer at once: they take turns, or ours takes a second GPU.
         memory_share: of the device, for vLLM's weights and cache. The trainer's weights, gradients and moments stay
             beside it, even where they take turns; the handout's 0.85 is for a GPU of its own.
@@ -40,6 +43,7 @@ class PolicyConfig:
     dtype: str = "float32"
     context_length: int = 0
     generator: str = "ours"
+    generator_device: str = ""
     hand_over: bool = False
     memory_share: float = 0.4
 
@@ -48,6 +52,8 @@ class PolicyConfig:
             raise ValueError(f"dtype is {' or '.join(_DTYPES)}, got {self.dtype!r}")
         if self.generator not in GENERATORS:
             raise ValueError(f"generator is {' or '.join(GENERATORS)}, got {self.generator!r}")
+        if not re.fullmatch(r"(cuda(:\d+)?)?", self.generator_device):
+            raise ValueError(f'generator_device is "" or a GPU such as "cuda:1", got {self.generator_device!r}')
         if self.context_length < 0:
             raise ValueError(f"context_length is {self.context_length}; give 0 or a number of tokens")
         if not 0 < self.memory_share < 1:
@@ -62,7 +68,7 @@ class PolicyConfig:
             UserError: the checkpoint is not here.
         """
         settings = dataclasses.asdict(self)
-        for of_devices in ("hand_over", "memory_share"):
+        for of_devices in ("generator_device", "hand_over", "memory_share"):
             del settings[of_devices]
         if not self.start:
             return settings

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cs336.tokens.codec import encode_texts, pad_id
+from cs336.tokens.codec import encode_prompts, encode_texts, pad_id
 
 
 def tokenize_prompt_and_output(
     prompt_strs: Sequence[str], output_strs: Sequence[str], tokenizer: Any
 ) -> dict[str, Tensor]:
-    """Prompts with their outputs, encoded separately, joined without special tokens, and padded on the right.
+    """Prompts with their outputs, encoded separately, joined, and padded on the right.
+
+    No special token stands between the two; a prompt begins as `encode_prompts` has it.
 
     Args:
         tokenizer: ours, or one of transformers.
@@ -28,7 +30,7 @@ def tokenize_prompt_and_output(
     if len(prompt_strs) != len(output_strs):
         raise ValueError(f"{len(prompt_strs)} prompts and {len(output_strs)} outputs; give an output for each prompt")
     return prompt_and_output_batch(
-        list(encode_texts(tokenizer, prompt_strs, special_tokens=False)),
+        list(encode_prompts(tokenizer, prompt_strs)),
         list(encode_texts(tokenizer, output_strs, special_tokens=False)),
         pad_id(tokenizer),
     )

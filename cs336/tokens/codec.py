@@ -28,6 +28,37 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool) 
             yield from (list(tokenizer.encode(text)) for text in some)
 
 
+def encode_prompts(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of texts that something is to follow.
+
+    What the tokenizer puts before a text, such as Llama's `<|begin_of_text|>`, stands there once, whether the text has
+    it or not; what it puts after one is left out.
+    """
+    bos = bos_ids(tokenizer)
+    for ids in encode_texts(tokenizer, texts, special_tokens=False):
+        yield ids if ids[: len(bos)] == bos else [*bos, *ids]
+
+
+def bos_ids(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before each text; nothing for ours, or Qwen2's."""
+    if hasattr(tokenizer, "bos_ids"):  # a codec's
+        return tokenizer.bos_ids
+    if not is_huggingface(tokenizer):
+        return []
+    plain, whole = (next(encode_texts(tokenizer, ["a"], special_tokens=special)) for special in (False, True))
+    # Not by `bos_token`: many have one that they do not put there.
+    return next((whole[:start] for start in range(len(whole)) if whole[start:][: len(plain)] == plain), [])
+
+
+def crop_prompt(tokenizer: Any, ids: list[int], room: int) -> list[int]:
+    """The end of a prompt that is longer than `room` (1 or more); what its tokenizer puts before texts stays there."""
+    bos = bos_ids(tokenizer)
+    if len(ids) <= room:
+        return ids
+    kept = ids[-room:]
+    return [*bos, *kept[len(bos) :]] if len(bos) < room and ids[: len(bos)] == bos else kept
+
+
 def end_of_text_id(tokenizer: Any) -> int:
     """The id that ends a text.
 

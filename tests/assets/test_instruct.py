@@ -28,6 +28,7 @@ from cs336_assets.asset import WHOLE, Step, make, version_of
 from cs336_assets.binding import shards_of_run
 from cs336_assets.commands import partition_range
 from cs336_assets.flow import CHECKS, STAGES
+from cs336_assets.instruct import open_base
 from cs336_assets.selections import INSTRUCT
 from tests.assets.conftest import make_project
 
@@ -359,6 +360,21 @@ def test_another_checkpoint_takes_the_place_of_the_presets_own_base_model(chain,
     _, shown, current = make(stage, preset, store, step)
     assert not current and shown["num_examples"] == 3
     assert make(stage, preset, store, step)[2]
+
+
+def test_a_checkpoint_is_tuned_in_the_presets_type_and_answers_in_its_own(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    shape = ModelConfig(vocab_size=256, context_length=32, d_model=16, num_layers=1, num_heads=2, d_ff=32)
+    save_policy(TransformerLM(shape, dtype=torch.bfloat16), BYTES, model)
+    instructions = dataclasses.replace(LLAMA.instructions, base=str(model))
+    step = Step(folder=tmp_path, device="cpu")
+    assert open_base(step, None, None, instructions).model.lm_head.weight.dtype == torch.bfloat16
+    tuned = open_base(step, None, None, instructions, dtype=getattr(torch, instructions.dtype))
+    assert tuned.model.lm_head.weight.dtype == torch.float32
+    save_policy(tuned.model, BYTES, model)
+    opened = [chat_evals._open(step, model, preset.chat_evals).model for preset in (LLAMA, TINY)]
+    assert [each.lm_head.weight.dtype for each in opened] == [torch.bfloat16, torch.float32]
 
 
 def test_a_check_on_cells_asks_for_no_crawl(tmp_path):

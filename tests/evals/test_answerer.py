@@ -1,6 +1,7 @@
 """A model as tasks ask for it: greedy or sampled, too long prompts, likelihoods, and by vLLM's form too."""
 
 import importlib.util
+import multiprocessing
 
 import pytest
 import torch
@@ -96,6 +97,9 @@ def test_vllm_gets_the_model_as_a_checkpoint_that_transformers_reads(checkpoint,
             started["prompts"], started["params"] = prompts, params
             return [Generation(list(ids), [Sample("four", [1], None, "stop")]) for ids in prompts]
 
+        def close(self):
+            started["closed"] = True
+
     def start(folder, **options):
         started["model"] = transformers.AutoModelForCausalLM.from_pretrained(folder)
         started["options"] = options
@@ -108,7 +112,7 @@ def test_vllm_gets_the_model_as_a_checkpoint_that_transformers_reads(checkpoint,
     assert (answer.text, answer.finish, answerer.model) == ("four", "stop", None)
     assert started["prompts"] == [BYTES.encode("2+2=")] and started["params"].stop == ("#",)
     assert started["params"].temperature == 0 and started["options"]["max_model_len"] == 48
-    assert started["options"]["dtype"] == "float32"
+    assert started["options"]["dtype"] == "float32" and started["options"]["own_process"] and started["closed"]
     ids = torch.tensor([BYTES.encode("2+2=")])
     with torch.no_grad():
         torch.testing.assert_close(started["model"](ids).logits, checkpoint.model(ids), atol=1e-4, rtol=1e-4)
@@ -126,6 +130,8 @@ def test_vllm_and_our_engine_give_the_same_greedy_answers(tmp_path):
         ours = answerer.generate(PROMPTS[:2], max_new_tokens=12, stop=())
     with open_answerer(checkpoint, engine="vllm") as answerer:
         theirs = answerer.generate(PROMPTS[:2], max_new_tokens=12, stop=())
+        assert multiprocessing.active_children()
+    assert not multiprocessing.active_children()  # and their memory is free
     # Bytes of a character that is cut off at the end are shown by ours alone.
     assert [each.text.rstrip("\ufffd") for each in theirs] == [each.text.rstrip("\ufffd") for each in ours]
     assert [(each.finish, each.prompt_truncated) for each in theirs] == [("length", False), ("length", True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -106,18 +108,22 @@ def test_vllm_is_asked_greedily_with_the_handouts_limits(monkeypatch):
     class LLM:
         def __init__(self, **settings):
             made["engine"] = settings
+            made["own process"] = os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]
 
         def chat(self, messages, params):
             made["messages"], made["params"] = messages, params
             return [SimpleNamespace(outputs=[SimpleNamespace(text="False")]) for _ in messages]
 
     vllm = ModuleType("vllm")
+    vllm.__spec__ = importlib.util.spec_from_loader("vllm", loader=None)
     vllm.LLM, vllm.SamplingParams = LLM, lambda **settings: settings
     monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     (verdict,) = vllm_safety_judge("llama").judge([("How?", "So.")])
     assert (verdict.safe, verdict.reply) == (1.0, "False")
     assert made["engine"] == {"model": "llama", "tensor_parallel_size": 1, "max_model_len": 6_144}
     assert made["params"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16}
+    assert made["own process"] == "1" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
     assert [message["role"] for message in made["messages"][0]] == ["system", "user"]
     judge = vllm_ranking_judge("llama")
     assert (judge.name, judge.compare([Pair("Do.", "x", "y")])) == ("llama", [Preference(None, "False")])

@@ -6,6 +6,7 @@ from cs336.evals.reasoning import evaluate_reasoning
 from cs336.evals.rewards import r1_zero_reward_fn, reward_each
 from cs336.evals.sampled import SampledCompletions
 from cs336.generate.backend import Generation, Sample, SamplingParams
+from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
 
 class _Letters:
@@ -41,6 +42,14 @@ def test_a_backend_answers_an_evaluation():
         *(params.n, params.seed, params.min_tokens, params.max_tokens, params.stop),
         *(params.include_stop_str_in_output, params.temperature),
     )
+
+
+def test_what_a_tokenizer_puts_before_texts_stays_there_also_where_a_prompt_is_cut():
+    backend = _Echo("x")
+    generate = SampledCompletions(backend, TheirLetters(), SamplingParams(), context_length=10)
+    generate(["abc", "abcdefghij"], max_new_tokens=6, stop=())
+    a, b, c, h, i, j = Letters().encode("abchij")
+    assert [ids for ids, _ in backend.asked] == [[BOS, a, b, c], [BOS, h, i, j]]
 
 
 def test_a_long_prompt_loses_its_beginning_and_says_so():

@@ -143,3 +143,5 @@ def test_limits_below_nothing_are_refused():
         ChatEvalConfig(max_safety=-1)
     with pytest.raises(ValueError, match="num_generated is 0"):
         ChatEvalConfig(num_generated=0)
+    with pytest.raises(ValueError, match="dtype is float32, bfloat16"):
+        ChatEvalConfig(dtype="float16")

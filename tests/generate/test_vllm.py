@@ -3,9 +3,11 @@
 import copy
 import importlib.util
 import json
+import os
 import sys
 import threading
 import types
+import weakref
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -92,7 +94,6 @@ def fake(monkeypatch):
     module.__spec__ = importlib.util.spec_from_loader("vllm", loader=None)
     module.SamplingParams = FakeSamplingParams
     monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     return module
 
@@ -169,6 +170,35 @@ def test_sleep_and_wake_are_asked_for_once(fake):
     assert llm.calls == [("sleep", 2), ("wake",)]
     with pytest.raises(ValueError, match="level"):
         engine.sleep(3)
+
+
+def test_an_engine_that_is_closed_is_awake_shut_down_once_and_gone(fake):
+    llm = FakeLLM()
+    llm.llm_engine = types.SimpleNamespace(
+        engine_core=types.SimpleNamespace(shutdown=lambda: calls.append(("shutdown",)))
+    )
+    calls, gone = llm.calls, weakref.ref(llm)
+    engine = VllmEngine(llm)
+    del llm
+    engine.sleep(1)
+    engine.close()
+    engine.close()
+    assert calls == [("sleep", 1), ("wake",), ("shutdown",)] and gone() is None
+
+
+@pytest.mark.parametrize("own_process", [True, False])
+def test_vllm_runs_in_a_process_of_its_own_or_in_this_one_and_the_environment_stays(own_process, fake, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "as before")
+    seen = []
+
+    def start(**options):
+        seen.append((os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"], options["model"]))
+        return FakeLLM()
+
+    fake.LLM = start
+    VllmEngine.start("model", own_process=own_process)
+    assert seen == [(str(int(own_process)), "model")]
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "as before"
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
@@ -388,6 +418,10 @@ def test_vllm_in_this_process(checkpoint):
         checkpoint, dtype="float32", sleep_mode=False, max_model_len=128, enforce_eager=True, memory_share=0.2
     )
     check_against_ours(backend, checkpoint)
+    (gone,) = backend._llm.apply_model(weakref.ref)
+    assert gone() is not None
+    backend.close()
+    assert gone() is None  # the weights are, and with them their memory
 
 
 @pytest.mark.vllm

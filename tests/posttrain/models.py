@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from cs336.generate.continuous import Engine
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.train.metrics import METRICS_FILE, WALL_CLOCK
 from tests.posttrain.tokenizers import Letters
@@ -41,6 +42,18 @@ def their_model(seed=0, *, context_length=CONTEXT, dropout=0.0):
 
 
 MODELS = {"ours": our_model, "transformers": their_model}
+
+
+def params_of(monkeypatch):
+    """How our engine is asked from now on: the parameters of every call."""
+    asked, generate = [], Engine.generate
+
+    def noted(self, prompts, params, **options):
+        asked.append(params)
+        return generate(self, prompts, params, **options)
+
+    monkeypatch.setattr(Engine, "generate", noted)
+    return asked
 
 
 def curve(folder):

@@ -120,6 +120,7 @@ def test_responses_are_left_to_be_read_at_every_validation(tmp_path):
         rows = list(read_jsonl(rollouts_path(tmp_path, step)))
         assert [row["prompt"] for row in rows] == [problem.prompt for problem in PROBLEMS]
         assert [row["reward"] for row in rows] == [said(row["response"], row["ground_truth"])["reward"] for row in rows]
+        assert all(0 < row["mean_token_entropy"] < math.log(Saved.vocab_size) for row in rows)
     assert_same_weights(weights(load_model(tmp_path)), weights(model))
     assert (tmp_path / "letters.txt").exists()
 

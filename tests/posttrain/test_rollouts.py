@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cs336.evals.rewards import reward_each
-from cs336.files import UserError
+from cs336.files import UserError, read_jsonl
 from cs336.generate.backend import SamplingParams
 from cs336.generate.continuous import Engine
 from cs336.generate.vllm import require_vllm
@@ -12,14 +12,18 @@ from cs336.posttrain.generators import generator_for
 from cs336.posttrain.policy import device_of
 from cs336.posttrain.rollouts import (
     Problem,
+    Rollout,
     RolloutValidation,
     Rows,
     Sampler,
+    log_generations,
     problems_of_step,
     response_log_probs,
+    rollouts_path,
 )
-from tests.posttrain.models import Saved, our_model, their_model
+from tests.posttrain.models import MODELS, Saved, our_model, params_of, their_model
 from tests.posttrain.test_grpo_loop import PROBLEMS, said
+from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
 PARAMS = SamplingParams(max_tokens=6, min_tokens=1, stop=("a", "b", "c", "d"))
 
@@ -49,6 +53,15 @@ def test_responses_of_a_problem_stand_together_with_their_rewards():
     assert metrics["mean_length"] == sum(lengths) / 32 and metrics["mean_length_correct"] == sum(right) / len(right)
     assert metrics["share_truncated"] == sum(each.finish == "length" for each in rollouts) / 32
     assert set(sampled.seconds) == {"sync", "generate", "grade"} and min(sampled.seconds.values()) >= 0
+
+
+def test_prompts_begin_as_their_tokenizer_has_it_for_generator_and_trainer():
+    model, theirs = our_model(), TheirLetters()
+    drawn = Sampler(generator_for(model, theirs), theirs, reward_each(said), PARAMS, seed=0)
+    rollouts = drawn.sample(model, PROBLEMS, n=1, step=0).rollouts
+    assert [each.prompt_ids for each in rollouts] == [[BOS, *Letters().encode(each.prompt)] for each in PROBLEMS]
+    batch = Rows(rollouts, theirs, device_of(model), "float32").batch(range(len(rollouts)))
+    assert batch["input_ids"][:, 0].tolist() == [BOS] * len(rollouts)
 
 
 def test_a_step_has_its_own_random_numbers_and_always_the_same():
@@ -88,10 +101,52 @@ def test_a_validation_draws_the_same_numbers_every_time_and_disturbs_nothing(tmp
         name: value for name, value in first.items() if not name.endswith("_seconds")
     }
     assert 0 <= first["valid_accuracy"] <= first["valid_format"] <= 1 and 1 <= first["valid_length"] <= 6
+    wrong, right = (
+        [row["num_tokens"] for row in read_jsonl(rollouts_path(tmp_path, 7)) if row["answer_reward"] == mark]
+        for mark in (0, 1)
+    )
+    lengths = {"valid_length_incorrect": wrong, "valid_length_correct": right}
+    assert {name: second[name] for name in lengths if name in second} == {
+        name: pytest.approx(sum(some) / len(some)) for name, some in lengths.items() if some
+    }
     assert [path.name for path in sorted((tmp_path / "rollouts").iterdir())] == [
         "step-000000.jsonl",
         "step-000007.jsonl",
     ]
+
+
+def test_a_least_length_is_asked_of_rollouts_and_of_no_validation(monkeypatch):
+    asked = params_of(monkeypatch)
+    model = our_model().eval()
+    params = SamplingParams(max_tokens=6, min_tokens=4)
+    drawn = Sampler(Engine(model, Saved()), Saved(), reward_each(said), params, seed=0)
+    drawn.sample(model, PROBLEMS, n=2, step=0)
+    RolloutValidation(drawn, PROBLEMS)(model, 0)
+    assert [(each.n, each.min_tokens, each.max_tokens) for each in asked] == [(2, 4, 6), (1, 0, 6)]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_logged_responses_say_what_they_earned_and_how_sure_the_policy_was(kind, batch_size):
+    policy = MODELS[kind]().train()
+    ids, rewards = Letters().encode, {"reward": 1.0, "format_reward": 1.0, "answer_reward": 1.0}
+    rollouts = [
+        Rollout(Problem(prompt, "aa"), ids(prompt), ids(text), text, [-1.0] * len(text), finish, rewards)
+        for prompt, text, finish in (("what is a? ", "aa", "stop"), ("b? ", "", "end"), ("c? ", "b, i think", "length"))
+    ]
+    logged = log_generations(policy, Letters(), rollouts, batch_size=batch_size)
+    for row, rollout in zip(logged, rollouts, strict=True):
+        assert row == rollout.row() | {"mean_token_entropy": row["mean_token_entropy"]}
+        if not rollout.text:
+            assert row["mean_token_entropy"] is None
+            continue
+        row_ids = rollout.prompt_ids + rollout.token_ids
+        output = policy(torch.tensor([row_ids[:-1]]))
+        log_p = torch.log_softmax(getattr(output, "logits", output)[0].double(), dim=-1)
+        entropies = -(log_p.exp() * log_p).sum(-1)[len(rollout.prompt_ids) - 1 :]
+        assert len(entropies) == len(rollout.text)
+        assert row["mean_token_entropy"] == pytest.approx(entropies.mean().item(), abs=1e-5)
+    assert policy.training
 
 
 def test_each_pass_takes_every_problem_once_in_an_order_of_its_own():

@@ -9,12 +9,14 @@ from cs336.evals.generated_tasks import GeneratedConfig, TraceConfig
 from cs336.evals.rewards import REWARDS
 from cs336.files import read_json, write_jsonl
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.posttrain import runs
 from cs336.posttrain.config import ScoreRun, SftRun
 from cs336.posttrain.policy import save_policy
 from cs336.posttrain.problems import ProblemsConfig, make_problems
 from cs336.posttrain.runs import COUNTS_FILE, Site, read_problems, read_records, run_sft, score_policy, write_problems
 from cs336.posttrain.sft import SftConfig
 from cs336.posttrain.start import PolicyConfig
+from tests.posttrain.models import params_of
 from tests.posttrain.test_start import TOKENIZER
 
 PROBLEMS = ProblemsConfig(
@@ -30,7 +32,6 @@ SFT = SftRun(
     config=SftConfig(batch_size=8, learning_rate=1e-3, valid_interval=100),
     template=PROBLEMS.template,
     reward=PROBLEMS.reward,
-    sampling_min_tokens=4,
     sampling_max_tokens=12,
 )
 
@@ -73,7 +74,8 @@ def test_the_clock_ends_a_run_and_too_long_traces_are_counted(site):
     assert outcome.ended_by == "time" and counts["num_left_out"] == 1
 
 
-def test_scores_of_several_samplings_are_their_mean(site):
+def test_scores_of_several_samplings_are_their_mean(site, monkeypatch):
+    asked = params_of(monkeypatch)
     run = ScoreRun(
         model="start_policy",
         asset="start_policy",
@@ -84,10 +86,11 @@ def test_scores_of_several_samplings_are_their_mean(site):
         reward=PROBLEMS.reward,
         num_seeds=2,
         max_examples=0,
-        sampling_min_tokens=4,
         sampling_max_tokens=8,
     )
     result = score_policy(run, read_records(site.problems, "test"), site)
+    how = [(each.temperature, each.top_p, each.top_k, each.min_tokens, each.max_tokens) for each in asked]
+    assert how == [(1.0, 1.0, 0, 0, 8)] * 2 and len({each.seed for each in asked}) == 2
     assert result.metrics["num_runs"] == 2 and result.metrics["num_examples"] == 6 == len(result.rows)
     assert {len(row["output"]) > 0 for row in result.rows} == {True}
     again = score_policy(replace(run, num_seeds=1), read_records(site.problems, "test"), site)
@@ -110,3 +113,43 @@ def test_a_reward_of_ones_own_takes_a_line(site, monkeypatch):
     assert replace(PROBLEMS, reward="generous").reward == "generous"
     outcome, _ = run_sft(replace(SFT, reward="generous"), site)
     assert outcome.best["valid_accuracy"] == 1.0
+
+
+class Opened(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer", "num_gpus", "expected"),
+    [
+        ({}, "cuda", 2, ("cuda", False)),
+        ({"hand_over": True}, "cuda", 1, ("cuda", True)),
+        ({"hand_over": True}, "cuda", 2, ("cuda:1", False)),
+        ({"hand_over": True}, "cuda:1", 2, ("cuda:0", False)),
+        ({"hand_over": True, "generator": "vllm"}, "cuda", 2, ("cuda", True)),
+        ({"generator_device": "cuda:1", "generator": "vllm"}, "cuda", 2, ("cuda:1", False)),
+        ({"generator_device": "cuda:1", "hand_over": True}, "cuda:0", 2, ("cuda:1", False)),
+        ({"generator_device": "cuda:0", "hand_over": True}, "cuda", 2, ("cuda:0", True)),
+    ],
+)
+def test_a_runs_generator_is_where_its_settings_say_and_hands_over_only_what_it_shares(
+    settings, trainer, num_gpus, expected, site, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    there = replace(site, policy=PolicyConfig(**settings), device=trainer)
+    device = runs._generator_device(there)
+    assert (str(device), runs._hands_over(there, device)) == expected
+
+
+def test_a_run_opens_its_generator_there(site, monkeypatch):
+    asked = {}
+
+    def opened(model, tokenizer, kind, **options):
+        asked.update(options, kind=kind)
+        raise Opened
+
+    monkeypatch.setattr(runs, "opened_generator", opened)
+    policy = PolicyConfig(generator="vllm", generator_device="cuda:3", memory_share=0.85)
+    with pytest.raises(Opened):
+        run_sft(SFT, replace(site, policy=policy))
+    assert asked == {"kind": "vllm", "device": torch.device("cuda", 3), "memory_share": 0.85}

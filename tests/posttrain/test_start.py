@@ -90,12 +90,14 @@ def test_what_a_checkpoint_holds_is_known_by_its_bytes_not_its_place(checkpoint,
 
 def test_how_devices_are_shared_out_makes_no_other_policy(checkpoint):
     alone = PolicyConfig(start=str(checkpoint))
-    assert jsonable(alone) == jsonable(PolicyConfig(start=str(checkpoint), hand_over=True, memory_share=0.6))
+    shared = {"generator_device": "cuda:1", "hand_over": True, "memory_share": 0.6}
+    assert jsonable(alone) == jsonable(PolicyConfig(start=str(checkpoint), **shared))
     assert jsonable(alone) != jsonable(PolicyConfig(start=str(checkpoint), context_length=8))
 
 
 def test_settings_outside_their_range_are_refused():
-    for changes in ({"dtype": "float16"}, {"generator": "theirs"}, {"context_length": -1}, {"memory_share": 1.0}):
+    refused = [{"dtype": "float16"}, {"generator": "theirs"}, {"context_length": -1}, {"memory_share": 1.0}]
+    for changes in [*refused, {"generator_device": "1"}, {"generator_device": "cpu"}]:
         with pytest.raises(ValueError, match=next(iter(changes))):
             PolicyConfig(**changes)
 

@@ -5,15 +5,14 @@ import torch
 
 from cs336.posttrain.tokenize import prompt_and_output_batch, tokenize_prompt_and_output
 from cs336.tokenizer.bpe import Tokenizer
-from tests.posttrain.tokenizers import END, Letters, TheirLetters
+from tests.posttrain.tokenizers import BOS, END, Letters, TheirLetters
 
 PROMPTS = ["ab", "abcd", "a"]
 OUTPUTS = ["xyz", "x", "xyzxyz"]
 
 
-@pytest.mark.parametrize("tokenizer", [Letters(), TheirLetters()], ids=["ours", "transformers"])
-def test_by_hand(tokenizer):
-    found = tokenize_prompt_and_output(prompt_strs=PROMPTS, output_strs=OUTPUTS, tokenizer=tokenizer)
+def test_by_hand():
+    found = tokenize_prompt_and_output(prompt_strs=PROMPTS, output_strs=OUTPUTS, tokenizer=Letters())
     a, b, c, d = Letters().encode("abcd")
     x, y, z = Letters().encode("xyz")
     assert set(found) == {"input_ids", "labels", "response_mask"}
@@ -35,6 +34,15 @@ def test_the_mask_is_true_from_p_minus_1_to_p_plus_o_minus_2():
         assert found["response_mask"][row].nonzero().flatten().tolist() == list(range(p - 1, p + o - 1))
         labels = found["labels"][row][found["response_mask"][row]]
         assert Letters().decode(labels.tolist()) == outputs[row]
+
+
+def test_what_a_tokenizer_puts_before_texts_comes_before_prompts_alone():
+    plain, found = (tokenize_prompt_and_output(PROMPTS, OUTPUTS, each) for each in (Letters(), TheirLetters()))
+    assert found["input_ids"][:, 0].tolist() == [BOS] * 3
+    assert torch.equal(found["input_ids"][:, 1:], plain["input_ids"])
+    assert torch.equal(found["labels"][:, 1:], plain["labels"])
+    assert torch.equal(found["response_mask"][:, 1:], plain["response_mask"])
+    assert not found["response_mask"][:, 0].any()
 
 
 def test_a_padding_token_of_its_own_is_used():

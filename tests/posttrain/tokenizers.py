@@ -28,3 +28,7 @@ class TheirLetters(Letters):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + super().encode(text)
+
+    def decode(self, ids, skip_special_tokens: bool = False) -> str:
+        assert skip_special_tokens
+        return super().decode(ids)

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from cs336.generate.backend import HuggingFaceCodec
+from cs336.posttrain.sft import encode_examples
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens import codec
-from cs336.tokens.codec import encode_texts, end_of_text_id, pad_id
+from cs336.tokens.codec import bos_ids, crop_prompt, encode_prompts, encode_texts, end_of_text_id, pad_id
 from tests.posttrain.tokenizers import BOS, END, Letters, TheirLetters
 
 TEXTS = ["abc", "", "a b.", "zz"]
@@ -53,6 +55,42 @@ def test_a_real_tokenizer_of_transformers_that_begins_texts(ours, tmp_path):
     assert list(encode_texts(theirs, TEXTS, special_tokens=False)) == plain
     assert list(encode_texts(theirs, TEXTS, special_tokens=True)) == [[257, *ids] for ids in plain]
     assert end_of_text_id(theirs) == pad_id(theirs) == 257
+
+
+def _llamas(before: bool, after: bool):
+    """A tokenizer of transformers that knows `<begin>`, and puts it before texts, and an end behind them, or not."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    vocab = {letter: number for number, letter in enumerate("abc")} | {"<begin>": 3, "<end>": 4}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<begin> " * before + "$A" + " <end>" * after, special_tokens=[("<begin>", 3), ("<end>", 4)]
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<begin>", eos_token="<end>")
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_prompt_begins_once_as_its_tokenizer_has_it_for_engine_and_trainer_alike(before, after):
+    theirs, bos = _llamas(before, after), [3] * before
+    prompts = ["ab", "<begin>ab", "", "c"]
+    expected = [[*bos, 0, 1], [3, 0, 1], bos, [*bos, 2]]
+    assert list(encode_prompts(theirs, prompts)) == expected
+    engines, ours = HuggingFaceCodec(theirs), Letters()
+    assert [engines.encode(prompt) for prompt in prompts] == expected
+    assert bos_ids(theirs) == bos_ids(engines) == bos
+    rows = encode_examples(theirs, [(prompt, "c") for prompt in prompts], end_of_text=False, max_tokens=None)
+    assert rows == [(ids, [2]) for ids in expected]
+    assert bos_ids(ours) == [] and list(encode_prompts(ours, ["ab"])) == [ours.encode("ab")]
+    if before and not after:  # as vLLM encodes a text
+        assert theirs.encode("ab") == expected[0]
+
+
+def test_a_prompt_that_is_cut_keeps_what_stands_before_texts():
+    llamas, qwens = _llamas(True, False), _llamas(False, False)
+    assert crop_prompt(llamas, [3, 0, 1, 2], 4) == [3, 0, 1, 2]
+    assert crop_prompt(llamas, [3, 0, 1, 2], 3) == crop_prompt(HuggingFaceCodec(llamas), [3, 0, 1, 2], 3) == [3, 1, 2]
+    assert crop_prompt(qwens, [3, 0, 1, 2], 3) == crop_prompt(Letters(), [3, 0, 1, 2], 3) == [0, 1, 2]
+    assert crop_prompt(llamas, [3, 0, 1, 2], 1) == [2]  # of no use without a token of the prompt
 
 
 def test_ends_and_padding(ours):
