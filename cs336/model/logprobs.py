@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from cs336.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -49,15 +52,26 @@ def get_response_log_probs(
     input_ids: Int[Tensor, "batch seq"],
     labels: Int[Tensor, "batch seq"],
     return_token_entropy: bool = False,
+    *,
+    start: int = 0,
 ) -> dict[str, Float[Tensor, "batch seq"]]:
     """What a model gives each label, prompt and padding included: nothing is masked.
+
+    Args:
+        start: the first column that is wanted. Our model's head does not run on those before, whose values then are
+            0: beside a short response a prompt's logits are most of the work.
 
     Returns:
         `log_probs`: fp32, in nats, with a gradient; `token_entropy`, only on request: fp32, in nats, without
         a gradient, since it is for looking at (`compute_entropy` has one).
     """
-    log_probs, entropy = _LogProbs.apply(logits_of(model, input_ids), labels, return_token_entropy)
-    return {"log_probs": log_probs, "token_entropy": entropy} if return_token_entropy else {"log_probs": log_probs}
+    if isinstance(model, TransformerLM):
+        logits = model.lm_head(model.hidden_states(input_ids)[:, start:])
+    else:
+        logits, start = logits_of(model, input_ids), 0
+    log_probs, entropy = _LogProbs.apply(logits, labels[:, start:], return_token_entropy)
+    found = {"log_probs": log_probs, "token_entropy": entropy} if return_token_entropy else {"log_probs": log_probs}
+    return {name: pad(values, (start, 0)) for name, values in found.items()} if start else found
 
 
 class _LogProbs(torch.autograd.Function):
@@ -74,7 +88,8 @@ class _LogProbs(torch.autograd.Function):
             log_probs.append((wide.gather(-1, some_targets) - normalizer).squeeze(-1))
             normalizers.append(normalizer)
             if with_entropy:
-                entropies.append(compute_entropy(wide))
+                log_p = (wide - normalizer).clamp_(min=_NEVER)  # `compute_entropy` would find the normalizer again
+                entropies.append(-log_p.exp().mul_(log_p).sum(dim=-1))
         ctx.save_for_backward(rows, targets, torch.cat(normalizers))
         ctx.shape = logits.shape
         entropy = torch.cat(entropies).view(labels.shape) if with_entropy else logits.new_empty(0)

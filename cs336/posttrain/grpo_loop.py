@@ -170,10 +170,8 @@ class _Grpo:
         ratios: list[dict[str, Tensor]] = []
         num_response_tokens = 0
         for some in micro_batches(places, self._rows.lengths, config.micro_batch_size):
-            batch = self._rows.batch(some)
-            mask = batch["response_mask"]
-            scores = self._rows.scores(model, batch, entropy=True)
-            log_probs = scores["log_probs"]
+            scores = self._rows.scores(model, some, entropy=True)
+            log_probs, mask = scores["log_probs"], scores["response_mask"]
             old = None
             if self._old is not None:
                 old = self._rows.spread([self._old[place] for place in some], log_probs, mask)

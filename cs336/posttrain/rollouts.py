@@ -23,7 +23,7 @@ from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.masked import masked_mean
 from cs336.posttrain.policy import autocast, device_of
-from cs336.posttrain.tokenize import prompt_and_output_batch
+from cs336.posttrain.tokenize import first_response_column, prompt_and_output_batch
 from cs336.progress import Progress, silent
 from cs336.tokens.codec import encode_prompts, pad_id
 from cs336.tokens.packing import shuffled
@@ -193,9 +193,8 @@ def log_generations(
     """
     rows, logged = Rows(rollouts, tokenizer, device_of(policy), precision), [each.row() for each in rollouts]
     for some in micro_batches(range(len(rollouts)), rows.lengths, batch_size):
-        batch = rows.batch(some)
-        entropies = rows.scores(policy, batch, entropy=True)["token_entropy"]
-        means = masked_mean(entropies, batch["response_mask"], dim=-1).tolist()
+        scores = rows.scores(policy, some, entropy=True)
+        means = masked_mean(scores["token_entropy"], scores["response_mask"], dim=-1).tolist()
         for place, mean in zip(some, means, strict=True):
             logged[place]["mean_token_entropy"] = mean if rollouts[place].token_ids else None
     return logged
@@ -273,18 +272,21 @@ class Rows:
         self._device, self._precision = device, precision
         self.lengths = [len(each.prompt_ids) + len(each.token_ids) for each in rollouts]
 
-    def batch(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids`, `labels` and `response_mask` of some; see `prompt_and_output_batch`."""
-        some = [self._rollouts[place] for place in places]
-        batch = prompt_and_output_batch(
-            [each.prompt_ids for each in some], [each.token_ids for each in some], self._padding
-        )
-        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+    def scores(self, policy: nn.Module, places: Sequence[int], *, entropy: bool) -> dict[str, Tensor]:
+        """Of some rollouts `response_mask` and, of its labels, `log_probs` and, if wanted, `token_entropy`.
 
-    def scores(self, policy: nn.Module, batch: Mapping[str, Tensor], *, entropy: bool) -> dict[str, Tensor]:
-        """`log_probs` and, if wanted, `token_entropy` of the labels."""
+        See `prompt_and_output_batch`, and `get_response_log_probs` for what stands before the first response.
+        """
+        some = [self._rollouts[place] for place in places]
+        prompts = [each.prompt_ids for each in some]
+        batch = prompt_and_output_batch(prompts, [each.token_ids for each in some], self._padding)
+        ids, labels, mask = (
+            batch[name].to(self._device, non_blocking=True) for name in ("input_ids", "labels", "response_mask")
+        )
+        start = first_response_column(prompts)
         with autocast(self._device, self._precision):
-            return get_response_log_probs(policy, batch["input_ids"], batch["labels"], return_token_entropy=entropy)
+            scores = get_response_log_probs(policy, ids, labels, return_token_entropy=entropy, start=start)
+        return scores | {"response_mask": mask}
 
     def spread(self, values: Sequence[Tensor], like: Tensor, mask: Tensor) -> Tensor:
         """Numbers of response tokens, rollout by rollout, where the mask of a batch has those tokens; 0 elsewhere."""
@@ -298,8 +300,7 @@ def response_log_probs(policy: nn.Module, rows: Rows, *, batch_size: int) -> lis
     """Log-probabilities of each rollout's tokens, in nats, under the policy as it is."""
     log_probs: list[Tensor] = [torch.empty(0)] * len(rows.lengths)
     for some in micro_batches(range(len(rows.lengths)), rows.lengths, batch_size):
-        batch = rows.batch(some)
-        scores = rows.scores(policy, batch, entropy=False)
-        for place, values, mask in zip(some, scores["log_probs"], batch["response_mask"], strict=True):
+        scores = rows.scores(policy, some, entropy=False)
+        for place, values, mask in zip(some, scores["log_probs"], scores["response_mask"], strict=True):
             log_probs[place] = values[mask]
     return log_probs

@@ -15,7 +15,7 @@ from cs336.posttrain.epochs import micro_batches, tune
 from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_mean, masked_normalize
 from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows
-from cs336.posttrain.tokenize import prompt_and_output_batch
+from cs336.posttrain.tokenize import first_response_column, prompt_and_output_batch
 from cs336.progress import Progress, silent
 from cs336.tokens.codec import encode_prompts, encode_texts, end_of_text_id, pad_id
 from cs336.train.metrics import Report
@@ -159,8 +159,8 @@ class _Responses:
     def add_gradients(self, model: nn.Module, places: Sequence[int]) -> Mapping[str, Tensor | float]:
         losses, nats, entropies, counts, num_tokens = [], [], [], [], 0
         for some in micro_batches(places, self._lengths, self._config.examples_at_once):
-            batch = self._batch([self._train[place] for place in some])
-            scores = self._scores(model, batch)
+            batch, start = self._batch([self._train[place] for place in some])
+            scores = self._scores(model, batch, start)
             loss, metadata = sft_microbatch_train_step(
                 scores["log_probs"],
                 batch["response_mask"],
@@ -189,17 +189,21 @@ class _Responses:
         lengths = [len(prompt) + len(response) for prompt, response in self._valid]
         sums = torch.zeros(3, dtype=torch.float64)
         for some in micro_batches(range(len(self._valid)), lengths, self._config.examples_at_once):
-            batch = self._batch([self._valid[place] for place in some])
-            scores, mask = self._scores(model, batch), batch["response_mask"]
+            batch, start = self._batch([self._valid[place] for place in some])
+            scores, mask = self._scores(model, batch, start), batch["response_mask"]
             parts = -scores["log_probs"], scores["token_entropy"], torch.ones_like(scores["log_probs"])
             sums += torch.stack([masked_normalize(part, mask, 1.0) for part in parts]).to("cpu", torch.float64)
         nats, entropy, count = sums.tolist()
         return {"valid_loss": nats / count, "valid_entropy": entropy / count}
 
-    def _batch(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-        batch = prompt_and_output_batch([row[0] for row in rows], [row[1] for row in rows], self._padding)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+    def _batch(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[dict[str, Tensor], int]:
+        """Rows side by side, and the column where the first response begins."""
+        prompts = [prompt for prompt, _ in rows]
+        batch = prompt_and_output_batch(prompts, [response for _, response in rows], self._padding)
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}, first_response_column(prompts)
 
-    def _scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _scores(self, model: nn.Module, batch: Mapping[str, Tensor], start: int) -> dict[str, Tensor]:
         with autocast(self._device, self._config.precision):
-            return get_response_log_probs(model, batch["input_ids"], batch["labels"], return_token_entropy=True)
+            return get_response_log_probs(
+                model, batch["input_ids"], batch["labels"], return_token_entropy=True, start=start
+            )

@@ -58,3 +58,8 @@ def prompt_and_output_batch(
         rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         mask[row, len(prompt_ids[row]) : len(ids)] = True
     return {"input_ids": rows[:, :-1], "labels": rows[:, 1:], "response_mask": mask[:, 1:]}
+
+
+def first_response_column(prompt_ids: Sequence[Sequence[int]]) -> int:
+    """The first column of such a batch in which any label is a token of an output."""
+    return max(0, min(map(len, prompt_ids)) - 1)

@@ -83,6 +83,43 @@ def test_response_log_probs_and_their_gradient_are_pytorchs(kind, chunk_bytes, m
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", [0, 1, 8])
+def test_from_a_column_on_all_is_as_without_it_and_the_head_runs_on_no_more(start):
+    model = TransformerLM(CONFIG)
+    input_ids, labels = _ids()
+    weights = torch.randn(labels.shape, generator=torch.Generator().manual_seed(1))
+    weights[:, :start] = 0  # as the mask of responses does
+    whole = get_response_log_probs(model, input_ids, labels, return_token_entropy=True)
+    (whole["log_probs"] * weights).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+
+    model.zero_grad()
+    widths = []
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: widths.append(logits.shape[1]))
+    found = get_response_log_probs(model, input_ids, labels, return_token_entropy=True, start=start)
+    (found["log_probs"] * weights).sum().backward()
+    assert widths == [9 - start]
+    for name, values in found.items():
+        assert values.shape == labels.shape and not values[:, :start].any()
+        torch.testing.assert_close(values[:, start:], whole[name][:, start:])
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_models_of_transformers_give_every_column():
+    model = TransformerLM(CONFIG)
+    input_ids, labels = _ids()
+    theirs = get_response_log_probs(lambda ids: SimpleNamespace(logits=model(ids)), input_ids, labels, start=4)
+    torch.testing.assert_close(theirs["log_probs"], get_response_log_probs(model, input_ids, labels)["log_probs"])
+
+
+def test_entropy_of_impossible_tokens_is_finite():
+    logits = torch.tensor([[[math.log(3.0), 0.0, -math.inf]]])
+    found = get_response_log_probs(lambda _: logits, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), True)
+    expected = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    torch.testing.assert_close(found["token_entropy"], torch.tensor([[expected]]))
+
+
 def test_entropy_comes_only_on_request():
     model = TransformerLM(CONFIG)
     input_ids, labels = _ids()

@@ -10,6 +10,7 @@ from cs336.evals.rewards import r1_zero_reward_fn
 from cs336.files import UserError, write_jsonl
 from cs336.fingerprint import jsonable
 from cs336.posttrain.problems import ProblemsConfig, make_problems, prompts_of
+from cs336.posttrain.recipes import TINY_PROBLEMS
 
 GENERATED = ProblemsConfig(num_train=40, num_valid=10, num_test=12, num_traces=30, num_valid_traces=5, first=100)
 
@@ -146,3 +147,11 @@ def test_the_real_sets_are_read(shared_data):
     assert len(made.train) + len(made.valid) == 7_473 and len(made.test) == 50
     math = make_problems(replace(small, task="math", num_train=0, num_test=0, num_traces=0), seed=0)
     assert len(math.test) == 5_000 and len(math.valid) == 100 and len(math.traces) > 1_000
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_preset_tiny_finds_enough_different_problems_with_any_seed(seed):
+    """Sums of two steps up to 10 are few, and its numbers are close to all that there are."""
+    made = make_problems(TINY_PROBLEMS, seed=seed)
+    counts = [len({each["question"] for each in part}) for part in (made.train, made.valid, made.test, made.traces)]
+    assert counts == [160, 130, 120, 1_500]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cs336.posttrain.tokenize import prompt_and_output_batch, tokenize_prompt_and_output
+from cs336.posttrain.tokenize import first_response_column, prompt_and_output_batch, tokenize_prompt_and_output
 from cs336.tokenizer.bpe import Tokenizer
 from tests.posttrain.tokenizers import BOS, END, Letters, TheirLetters
 
@@ -57,6 +57,12 @@ def test_ids_that_were_sampled_stay_as_they_are():
     found = prompt_and_output_batch([[7, 8], [7]], [[9], [9, 9, 9]], 0)
     assert found["labels"].tolist() == [[8, 9, 0], [9, 9, 9]]
     assert found["response_mask"].tolist() == [[False, True, False], [True, True, True]]
+
+
+@pytest.mark.parametrize("prompts", [[[7, 8, 9], [7, 8]], [[7, 8, 9], [7]], [[7, 8], []]])
+def test_no_label_before_the_first_response_column_is_a_responses(prompts):
+    mask = prompt_and_output_batch(prompts, [[5, 6]] * 2, 0)["response_mask"]
+    assert first_response_column(prompts) == mask.any(dim=0).nonzero()[0].item()
 
 
 def test_prompts_without_outputs_are_refused():
