@@ -21,7 +21,7 @@ from cs336.posttrain.sft import SftConfig
 # Its vocabulary was learnt from documentation, so that a number may be any token: in this time sums up to 100 stay a
 # matter of chance (1 % after 94 updates of 32). Up to 10 there are 72 different steps, and a model can learn them all:
 # four base models, seeds 0 to 3 (the last two trained in bf16), solved none of the held-out problems; after SFT 36, 40,
-# 45 and 38 % of 120, each asked twice, after GRPO 61, 52, 64 and 53 %. In 88 s: SFT 63, GRPO 18, the scores 6.
+# 45 and 38 % of 120, each asked twice, after GRPO 61, 52, 64 and 53 %. In 88 s: SFT 63, GRPO 18, two answers each 6.
 TINY_PROBLEMS = ProblemsConfig(
     num_train=160,  # 8 a step
     num_valid=130,  # all that a seed's stream gives; of 64 problems the best of several validations is one by chance

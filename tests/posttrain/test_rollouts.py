@@ -60,8 +60,11 @@ def test_prompts_begin_as_their_tokenizer_has_it_for_generator_and_trainer():
     drawn = Sampler(generator_for(model, theirs), theirs, reward_each(said), PARAMS, seed=0)
     rollouts = drawn.sample(model, PROBLEMS, n=1, step=0).rollouts
     assert [each.prompt_ids for each in rollouts] == [[BOS, *Letters().encode(each.prompt)] for each in PROBLEMS]
-    batch = Rows(rollouts, theirs, device_of(model), "float32").batch(range(len(rollouts)))
-    assert batch["input_ids"][:, 0].tolist() == [BOS] * len(rollouts)
+    read = []
+    handle = model.token_embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][:, 0].tolist()))
+    Rows(rollouts, theirs, device_of(model), "float32").scores(model, range(len(rollouts)), entropy=False)
+    handle.remove()
+    assert read == [[BOS] * len(rollouts)]
 
 
 def test_a_step_has_its_own_random_numbers_and_always_the_same():
