@@ -39,7 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, median_seconds, with_peak_memory
-from cs336.files import read_jsonl
+from cs336.files import UserError, read_jsonl
 from cs336.hardware import pick_device
 from cs336.profiling.pages import Page, Table
 from cs336.profiling.tables import OUT_OF_MEMORY
@@ -48,6 +48,7 @@ FLASH, CUDNN, FLEX, PLAIN = "flash", "cudnn", "flex", "plain"
 SHAPES = ("1x16x64x16384", "1x16x128x16384", "2x32x128x32768")
 TABLE_LENGTHS, TABLE_WIDTHS = [2**power for power in range(7, 17)], (16, 32, 64, 128)
 BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
+MAX_CPU_SCORES = 2**24  # of a dry run in Triton's interpreter
 MAX_PLAIN_SCORES = 2**32  # elements, of the table's longest; more are not tried
 TOO_LARGE = "its scores would take too much memory"
 CHECKED_LENGTH = 1_024
@@ -105,11 +106,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Shapes as given, or the handout's table."""
+    """Shapes as given, or the handout's table.
+
+    Raises:
+        UserError: shapes for a GPU, and there is none.
+    """
     device = pick_device(options.device)
     is_table = options.table is not None
     table = [Shape(1, 1, width, length) for width in options.table or TABLE_WIDTHS for length in TABLE_LENGTHS]
     shapes = options.shapes or (table if is_table else [Shape.parse(shape) for shape in SHAPES])
+    if device.type != "cuda" and max(each.batch * each.heads * each.length**2 for each in shapes) > MAX_CPU_SCORES:
+        raise UserError(
+            "these shapes are for a GPU, and there is none; a dry run: TRITON_INTERPRET=1 python -m benchmarks"
+            " attention --device cpu --shapes 1x2x64x256"
+        )
     names = options.contenders or [OURS, FLASH, CUDNN, FLEX, PLAIN]
     default = ("bfloat16", "float32") if is_table else ("bfloat16" if device.type == "cuda" else "float32",)
     for dtype_name in options.dtypes or default:

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import OURS, Case, Contender, Observation, median_seconds, with_peak_memory
+from cs336.files import UserError
 from cs336.hardware import pick_device
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding, silu
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
 
+MIN_CPU_SCALE = 16
 COMPILED, EAGER, TORCH = "compiled", "eager", "torch"
 TOLERANCE = 0.02  # of the largest value: bf16 rounds in other places
 
@@ -55,8 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """One case a kernel."""
+    """One case a kernel.
+
+    Raises:
+        UserError: sizes for a GPU, and there is none.
+    """
     device = pick_device(options.device)
+    if device.type != "cuda" and options.scale < MIN_CPU_SCALE:
+        raise UserError(
+            "these sizes are for a GPU, and there is none; a dry run: TRITON_INTERPRET=1 python -m benchmarks"
+            " kernels --device cpu --scale 64"
+        )
     for name in options.cases or KERNELS:
         yield _case(name, KERNELS[name](device, options.scale), device)
 
