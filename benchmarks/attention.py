@@ -6,15 +6,21 @@ backward pass 2.5 times as many):
   h16-d128-T16384
   b2-h32-d128-T32768
   h1-dD-TT           the handout's table: one head, T from 128 to 65,536, d 16 to 128, bf16 and fp32; with --table
-Each as forward and as forward+backward (of o.sum()), timed by CUDA events over many calls.
+Each as forward and as forward+backward (of o.sum()), in the table as backward alone too, timed by CUDA events over many
+calls.
 
 Contenders: `flash` is PyTorch's FlashAttention-2, `cudnn` cuDNN's attention, both through scaled_dot_product_attention;
-`flex` FlexAttention, compiled; `plain` the formula, compiled, where its scores fit. Each row holds the largest error of
-the output and of the gradients against fp64, at 1,024 tokens of the same width.
+`flex` FlexAttention, compiled; `plain` the formula, compiled, where its scores fit. Each row holds the errors of the
+output and of the gradients against fp64, at 1,024 tokens of the same width: the largest, and the root of the mean
+square, since in 16 bits the largest is the last rounding's of a large value, whoever made it.
+
+With --table the latencies of all rows of the file also become attention_table.md and .tex, ours beside `plain`. It
+takes long; --table 64 measures one width alone.
 
 Examples:
   python -m benchmarks attention
-  python -m benchmarks attention --table --contenders ours plain
+  python -m benchmarks attention --table --contenders ours plain --repeats 1
+  python -m benchmarks attention --table 16 32 --dtypes bfloat16 --contenders ours plain --repeats 1
   TRITON_INTERPRET=1 python -m benchmarks attention --device cpu --shapes 1x2x64x256   # a dry run
 """
 
@@ -24,7 +30,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,17 +39,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.measure import OURS, Case, Contender, Observation, Unavailable, median_seconds, with_peak_memory
+from cs336.files import UserError, read_jsonl
 from cs336.hardware import pick_device
+from cs336.profiling.pages import Page, Table
+from cs336.profiling.tables import OUT_OF_MEMORY
 
 FLASH, CUDNN, FLEX, PLAIN = "flash", "cudnn", "flex", "plain"
 SHAPES = ("1x16x64x16384", "1x16x128x16384", "2x32x128x32768")
 TABLE_LENGTHS, TABLE_WIDTHS = [2**power for power in range(7, 17)], (16, 32, 64, 128)
 BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
-MAX_PLAIN_SCORES = 2**31  # elements; beyond them its memory is not what is to be measured
+MAX_CPU_SCORES = 2**24  # of a dry run in Triton's interpreter
+MAX_PLAIN_SCORES = 2**32  # elements, of the table's longest; more are not tried
+TOO_LARGE = "its scores would take too much memory"
 CHECKED_LENGTH = 1_024
 # Of gradients, on 1,024 tokens; what is wrong is off by more.
 MAX_ERROR = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
-FLOPS = {"forward": 1.0, "forward+backward": 3.5}  # in forward passes
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
+FLOPS = {FORWARD: 1.0, BACKWARD: 2.5, BOTH: 3.5}  # in forward passes
+TABLE_COLUMNS = {"dtype": "type", "d_head": "d", "length": "T"} | {
+    f"{name} {part}": f"{part}, {name}, ms" for part in FLOPS for name in (OURS, PLAIN)
+}
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -77,23 +92,76 @@ class Shape:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --shapes, --table, --dtypes, --contenders and --device."""
     parser.add_argument("--shapes", type=Shape.parse, nargs="+", metavar="BxHxDxT", help=f"default: {' '.join(SHAPES)}")
-    parser.add_argument("--table", action="store_true", help="the handout's table instead")
+    parser.add_argument(
+        "--table",
+        type=int,
+        nargs="*",
+        choices=TABLE_WIDTHS,
+        metavar="D",
+        help="the handout's table instead, or the part of it of these widths",
+    )
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float16", "float32"), help="(default: bfloat16)")
     parser.add_argument("--contenders", nargs="+", choices=(OURS, FLASH, CUDNN, FLEX, PLAIN), help="(default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Shapes as given, or the handout's table."""
+    """Shapes as given, or the handout's table.
+
+    Raises:
+        UserError: shapes for a GPU, and there is none.
+    """
     device = pick_device(options.device)
-    table = [Shape(1, 1, width, length) for width in TABLE_WIDTHS for length in TABLE_LENGTHS]
-    shapes = table if options.table else options.shapes or [Shape.parse(shape) for shape in SHAPES]
+    is_table = options.table is not None
+    table = [Shape(1, 1, width, length) for width in options.table or TABLE_WIDTHS for length in TABLE_LENGTHS]
+    shapes = options.shapes or (table if is_table else [Shape.parse(shape) for shape in SHAPES])
+    if device.type != "cuda" and max(each.batch * each.heads * each.length**2 for each in shapes) > MAX_CPU_SCORES:
+        raise UserError(
+            "these shapes are for a GPU, and there is none; a dry run: TRITON_INTERPRET=1 python -m benchmarks"
+            " attention --device cpu --shapes 1x2x64x256"
+        )
     names = options.contenders or [OURS, FLASH, CUDNN, FLEX, PLAIN]
-    default = ("bfloat16", "float32") if options.table else ("bfloat16" if device.type == "cuda" else "float32",)
+    default = ("bfloat16", "float32") if is_table else ("bfloat16" if device.type == "cuda" else "float32",)
     for dtype_name in options.dtypes or default:
-        for shape, part in itertools.product(shapes, FLOPS):
+        for shape, part in itertools.product(shapes, FLOPS if is_table else (FORWARD, BOTH)):
             ours_first = [OURS, *(name for name in names if name != OURS)]
+            torch._dynamo.reset()  # it compiles a function for eight shapes, and leaves the next ones uncompiled
             yield _case(shape, part, getattr(torch, dtype_name), ours_first, device)
+
+
+def finish(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """The handout's table, of the rows of all runs so far."""
+    if options.table is None:
+        return
+    page = table_page(read_jsonl(options.results / "attention.jsonl"))
+    for suffix, text in ((".md", page.markdown()), (".tex", page.latex() + "\n")):
+        (options.results / f"attention_table{suffix}").write_text(text, encoding="utf-8")
+
+
+def table_page(rows: Iterable[dict[str, Any]]) -> Page:
+    """Latencies of one head by type, width and length; of a cell measured more than once the last, GPUs apart."""
+    by_gpu: dict[str, dict[tuple[str, int, int], dict[str, Any]]] = {}
+    for row in rows:
+        shape = row["input"]
+        if (shape["batch"], shape["heads"]) != (1, 1) or row["contender"] not in (OURS, PLAIN):
+            continue
+        key = shape["dtype"], shape["d_head"], shape["length"]
+        gpu = ", ".join(row["hardware"]["gpus"]) or row["hardware"]["cpu"]
+        line = by_gpu.setdefault(gpu, {}).setdefault(key, {name: shape[name] for name in ("dtype", "d_head", "length")})
+        part = next(part for part in (BOTH, BACKWARD, FORWARD) if row["case"].endswith(f"-{part}"))
+        line[f"{row['contender']} {part}"] = 1e3 * row["seconds"] if "seconds" in row else _failure_in_words(row)
+    titles = {gpu: f"Causal attention, batch 1, one head, {gpu}" for gpu in by_gpu}
+    return Page(
+        tables=[
+            Table([lines[key] for key in sorted(lines)], TABLE_COLUMNS, titles[gpu]) for gpu, lines in by_gpu.items()
+        ]
+    )
+
+
+def _failure_in_words(row: dict[str, Any]) -> str:
+    if row["failure"].startswith("OutOfMemoryError"):
+        return OUT_OF_MEMORY
+    return "not tried" if TOO_LARGE in row["failure"] else "failed"
 
 
 def _case(shape: Shape, part: str, dtype: torch.dtype, names: list[str], device: torch.device) -> Case:
@@ -163,7 +231,15 @@ def inputs_of(shape: Shape, length: int, dtype: torch.dtype, device: torch.devic
 
 def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Observation]:
     if name == PLAIN and shape.batch * shape.heads * shape.length**2 > MAX_PLAIN_SCORES:
-        raise Unavailable("its scores would take too much memory")
+        raise Unavailable(TOO_LARGE)
+    # A graph that is gone through again and again must keep its buffers, also where it is compiled.
+    with torch._functorch.config.patch(donated_buffer=part != BACKWARD):
+        return _prepared(name, shape, part, dtype, device)
+
+
+def _prepared(
+    name: str, shape: Shape, part: str, dtype: torch.dtype, device: torch.device
+) -> Callable[[], Observation]:
     errors = _errors(name, shape, dtype, device)
     if (largest := max(errors["error_against_fp64"].values())) > MAX_ERROR[dtype]:
         raise ValueError(f"its error against fp64 is {largest:.3g}")
@@ -178,7 +254,11 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
             each.grad = None
         forward().sum().backward()
 
-    work: Callable[[], Any] = forward if part == "forward" else both
+    work: Callable[[], Any] = forward if part == FORWARD else both
+    if part == BACKWARD:
+        output = forward()
+        grad = torch.ones_like(output)
+        work = lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)  # noqa: E731
 
     def run() -> Observation:
         _, peak = with_peak_memory(work, device=device.type)
@@ -190,7 +270,7 @@ def _prepare(name: str, shape: Shape, part: str, dtype: torch.dtype, device: tor
 
 @functools.cache
 def _errors(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """The largest errors against fp64, of output and gradients, at a length whose scores fit in fp64."""
+    """The errors against fp64, of output and gradients, at a length whose scores fit in fp64."""
     length = min(shape.length, CHECKED_LENGTH)
     inputs = inputs_of(shape, length, dtype, device)
     output = attention_of(name, length, device)(*inputs)
@@ -200,9 +280,8 @@ def _errors(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -
     expected = _plain(*exact)
     theirs = [expected.detach(), *torch.autograd.grad(expected, exact, grad.to(dtype).double())]
     names = ("output", "grad_q", "grad_k", "grad_v")
+    off = {name: one.double() - other for name, one, other in zip(names, ours, theirs, strict=True)}
     return {
-        "error_against_fp64": {
-            name: (one.double() - other).abs().max().item()
-            for name, one, other in zip(names, ours, theirs, strict=True)
-        }
+        "error_against_fp64": {name: each.abs().max().item() for name, each in off.items()},
+        "rms_error_against_fp64": {name: each.square().mean().sqrt().item() for name, each in off.items()},
     }

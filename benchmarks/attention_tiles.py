@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cs336.files import write_json
+from cs336.hardware import pick_device
 
 HEADS = 16
 CHOICES: dict[str, list[tuple[int, ...]]] = {
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         for job in json.loads(options.jobs):
             print(json.dumps(_measured(job)), flush=True)
         return 0
+    if pick_device("auto").type != "cuda":
+        print("tiles are timed on a GPU, and this machine has none", file=sys.stderr)
+        return 1
     jobs: list[dict[str, Any]] = [
         {"kernel": kernel, "width": width, "tiles": tiles, "length": options.length}
         for kernel in options.kernels

@@ -2,6 +2,7 @@
 
   python -m benchmarks collectives                 NCCL, as many processes as there are GPUs
   python -m benchmarks collectives --device cpu    Gloo
+  python -m benchmarks collectives --device cpu --tiny --results FOLDER    a dry run
 
 Rows are appended to results/collectives.jsonl; sizes that have a row of this machine are not measured again. The page
 and the plot speak of all rows of the file that this machine has, of both backends.
@@ -11,25 +12,26 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.rank_studies import add_common_arguments, finish, open_rows, say
+from benchmarks.rank_studies import TINY_BYTES, add_common_arguments, finish, open_rows, say
 from cs336.profiling import collective_times
 from cs336.profiling.parallel_config import ParallelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the study."""
-    handout = ParallelConfig()
     add_common_arguments(parser)
-    parser.add_argument("--processes", type=int, nargs="+", default=list(handout.process_counts))
-    parser.add_argument("--bytes", type=int, nargs="+", default=list(handout.all_reduce_bytes))
+    parser.add_argument("--processes", type=int, nargs="+", help="(default: 2 4 6)")
+    parser.add_argument("--bytes", type=int, nargs="+", help="of a tensor (default: 1, 10, 100 MB, 1 GB)")
+    parser.add_argument("--tiny", action="store_true", help="two processes and small tensors, for a dry run")
 
 
 def instead_of_cases(options: argparse.Namespace) -> int:
     """Measure, then write page and plot."""
+    handout = ParallelConfig()
     config = ParallelConfig(
         device=options.device,
-        process_counts=tuple(options.processes),
-        all_reduce_bytes=tuple(options.bytes),
+        process_counts=tuple(options.processes or ((2,) if options.tiny else handout.process_counts)),
+        all_reduce_bytes=tuple(options.bytes or (TINY_BYTES if options.tiny else handout.all_reduce_bytes)),
         num_warmup=options.warmup,
         num_steps=options.repeats,
         timeout_seconds=options.timeout,

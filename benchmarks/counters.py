@@ -17,6 +17,7 @@ import argparse
 import csv
 import datetime
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -139,14 +140,13 @@ def _number(text: str) -> float:
 
 
 def _measure(cases: list[str], raw: Path) -> None:
+    if shutil.which("ncu") is None:
+        raise UserError("ncu is not installed; it comes with CUDA, as Nsight Compute")
     command = ["ncu", "--profile-from-start", "off", "--nvtx", "--csv", "--page", "raw", "--clock-control", "none"]
     command += ["--target-processes", "all", *(part for name in SECTIONS for part in ("--section", name))]
     command += [sys.executable, "-m", "benchmarks.counters", "--work", *(["--cases", *cases] if cases else [])]
-    try:
-        with raw.open("w") as output:
-            status = subprocess.run(command, stdout=output, check=False).returncode
-    except FileNotFoundError:
-        raise UserError("ncu is not installed; it comes with CUDA, as Nsight Compute") from None
+    with raw.open("w") as output:
+        status = subprocess.run(command, stdout=output, check=False).returncode
     if status:
         raise UserError(f"ncu ended with status {status}; {raw} holds what it said")
 

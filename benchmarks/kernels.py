@@ -8,7 +8,8 @@ Cases, forward and backward together unless said otherwise; the figure is the me
   cross_entropy  8,192 tokens, d_model 4,096, 151,936 entries, bf16: hidden states and head to loss and gradients, in
                  tokens a second, with its peak of memory
 Contenders: `compiled` is the plain code under torch.compile, `eager` the plain code; of adamw also `torch`, PyTorch's
-fused AdamW. Results must agree before anything is timed.
+fused AdamW, and `compiled` is PyTorch's AdamW over lists: ours counts its steps in Python, so that each step would be
+compiled anew, and after eight none any more. Results must agree before anything is timed.
 
 Examples:
   python -m benchmarks kernels
@@ -26,11 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import OURS, Case, Contender, Observation, median_seconds, with_peak_memory
+from cs336.files import UserError
 from cs336.hardware import pick_device
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding, silu
 from cs336.train.loss import linear_cross_entropy
 from cs336.train.optimizer import AdamW
 
+MIN_CPU_SCALE = 16
 COMPILED, EAGER, TORCH = "compiled", "eager", "torch"
 TOLERANCE = 0.02  # of the largest value: bf16 rounds in other places
 
@@ -54,8 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """One case a kernel."""
+    """One case a kernel.
+
+    Raises:
+        UserError: sizes for a GPU, and there is none.
+    """
     device = pick_device(options.device)
+    if device.type != "cuda" and options.scale < MIN_CPU_SCALE:
+        raise UserError(
+            "these sizes are for a GPU, and there is none; a dry run: TRITON_INTERPRET=1 python -m benchmarks"
+            " kernels --device cpu --scale 64"
+        )
     for name in options.cases or KERNELS:
         yield _case(name, KERNELS[name](device, options.scale), device)
 
@@ -166,12 +178,15 @@ def _adamw(device: torch.device, scale: int) -> Kernel:
     def fused(updated: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(updated, fused=True, **settings)
 
+    def over_lists(updated: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(updated, foreach=True, **settings)
+
     def plain(updated: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return AdamW(updated, **settings)
 
     works = {
         OURS: ours,
-        COMPILED: lambda: stepped(plain, True),
+        COMPILED: lambda: stepped(over_lists, True),
         EAGER: lambda: stepped(plain, False),
         TORCH: lambda: stepped(fused, False),
     }

@@ -19,6 +19,7 @@ from cs336.store import versions_of
 
 TRACES = "traces"
 TINY = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=2, d_ff=64, vocab_size=101)
+TINY_BYTES = (100_000, 1_000_000, 10_000_000)  # whose all-reduce a dry run times
 
 
 def add_step_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,7 @@ def step_config(options: argparse.Namespace) -> ParallelConfig:
         precision=options.precision,
         layers_per_segment=options.recompute,
         world_size=options.processes,
+        all_reduce_bytes=TINY_BYTES if options.tiny else ParallelConfig().all_reduce_bytes,
         num_warmup=options.warmup,
         num_steps=options.repeats,
         timeout_seconds=options.timeout,

@@ -1,1 +1,1 @@
-"""Attention kernels: the plain tiled algorithm, and the same in Triton."""
+"""Kernels in Triton: attention beside its plain tiled twin, and fused norms, rotations, gates, loss and AdamW."""

@@ -8,7 +8,8 @@ Source    Shah et al. 2024, arXiv:2407.08608 (FlashAttention-3), sections 3.1 an
 Layout    (batch, heads, seq, d_head), by descriptors of tiles, each of the four axes as long as it is.
 Numerics  as in flash_attention.py: bf16 or fp16 in, statistics and sums in fp32.
 Twin      flash_attention.py: the same passes and names, on any GPU and in Triton's interpreter. Gluon has none, so
-          these are checked on a GPU only; without one they are compiled, and held to spill nothing.
+          these are checked on a GPU only; without one they are compiled, and held to spill nothing (dK and dV of 128
+          features a hundred bytes).
 Barriers  `full` of a stage: its tiles have arrived. `empty`: both groups are done with them. Waiting for the phase
           before the first passes at once, so that the first round of stages is free.
 """

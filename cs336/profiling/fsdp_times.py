@@ -214,7 +214,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         cell = next(row["cell"] for row in rows if row["cell"].get("size") == size)
         parts += [
             f"**{size}**, {cell['processes']} ranks of {cell['batch_size']} x {cell['context_length']} tokens, AdamW in"
-            " fp32; of the fullest rank, peaks of whole steps.",
+            " fp32, products of float32 in TF32; of the fullest rank, peaks of whole steps.",
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
             _messages(rows, size),
@@ -225,12 +225,25 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def expected_saving(cell: dict[str, Any], compute_bytes: int) -> dict[str, float]:
-    """Bytes that a rank holds with whole and with sharded parameters by the closed forms, and their difference."""
+    """Bytes that a rank holds with whole and with sharded parameters by the closed forms, and their differences.
+
+    Returns:
+        `saved` while a forward pass has units gathered; `saved_in_update`, where none is, and AdamW over lists makes
+        the roots of the second moments: `roots_whole` and `roots_sharded`, as many bytes as there are gradients.
+    """
     weights = weights_of(TransformerLM(ModelConfig(**cell["model"]), device="meta"))
-    whole = held_bytes("ddp", weights, cell["processes"]).total
-    sharded = held_bytes("fsdp", weights, cell["processes"]).total
+    whole = held_bytes("ddp", weights, cell["processes"])
+    sharded = held_bytes("fsdp", weights, cell["processes"])
     gathered = whole_weights_bytes(weights, cell["processes"], compute_bytes=compute_bytes)
-    return {"whole": whole, "sharded": sharded, "gathered": gathered, "saved": whole - sharded - gathered}
+    return {
+        "whole": whole.total,
+        "sharded": sharded.total,
+        "gathered": gathered,
+        "saved": whole.total - sharded.total - gathered,
+        "roots_whole": whole.gradients,
+        "roots_sharded": sharded.gradients,
+        "saved_in_update": whole.total + whole.gradients - sharded.total - sharded.gradients,
+    }
 
 
 def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
@@ -247,7 +260,9 @@ def _savings(rows: Sequence[dict[str, Any]], size: str) -> str:
         line = (
             f"{precision}: weights, gradients and states take {expected['whole'] / _GIB:.3g} GiB whole and"
             f" {expected['sharded'] / _GIB:.3g} GiB sharded, and the two largest units, gathered,"
-            f" {expected['gathered'] / _GIB:.2g}: expected saving {expected['saved'] / _GIB:.3g} GiB"
+            f" {expected['gathered'] / _GIB:.2g}: expected saving {expected['saved'] / _GIB:.3g} GiB. The update, when"
+            f" none is gathered, makes the roots of the second moments, {expected['roots_whole'] / _GIB:.3g} GiB and"
+            f" {expected['roots_sharded'] / _GIB:.3g}: expected there {expected['saved_in_update'] / _GIB:.3g}"
         )
         if WHOLE in found and found[WHOLE]["memory"] and found[AHEAD]["memory"]:
             peaks = [max(found[form]["memory"]["peak"]) / _GIB for form in (WHOLE, AHEAD)]

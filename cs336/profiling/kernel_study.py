@@ -14,7 +14,7 @@ from cs336.profiling.config import ProfilingConfig
 from cs336.profiling.kernel_times import MATMUL, answer_questions, kind_of, short_name
 from cs336.profiling.pages import Page, Table
 from cs336.profiling.step_times import StepConfig
-from cs336.profiling.tables import OUT_OF_MEMORY
+from cs336.profiling.tables import OUT_OF_MEMORY, span
 
 
 def profile_contexts(config: ProfilingConfig, size: str) -> list[int]:
@@ -177,8 +177,8 @@ def _comment(rows: Sequence[Row]) -> str:
         flops = [row["softmax_over_matmul_flops"] for row in rows]
         slower = min(times) > max(flops)
         said.append(
-            f"5. Softmax takes {min(times):.2f} to {max(times):.2f} times as long as attention's two products, and"
-            f" {min(flops):.3f} to {max(flops):.3f} times their FLOPs"
+            f"5. Softmax takes {span(times, '.2f')} times as long as attention's two products, and"
+            f" {span(flops, '.3f')} times their FLOPs"
             + (": it is bound by memory, they by arithmetic." if slower else ".")
         )
     return "\n".join(said)

@@ -22,6 +22,7 @@ from cs336.profiling.step_times import (
     measure_in_fresh_process,
     measure_step,
 )
+from cs336.profiling.tables import span
 
 SMALL_SPREAD = 0.05  # of the mean: a standard deviation up to this is called small
 FRESH = "fresh process"
@@ -212,7 +213,7 @@ def _backward_over_forward(rows: Sequence[Row]) -> str:
     ]
     if not ratios:
         return ""
-    return f" A backward pass takes {min(ratios):.1f} to {max(ratios):.1f} times its forward pass; by FLOPs it is 2."
+    return f" A backward pass takes {span(ratios, '.1f')} times its forward pass; by FLOPs it is 2."
 
 
 def comment_on_warmup(rows: Sequence[Row]) -> str:

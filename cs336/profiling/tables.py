@@ -46,6 +46,12 @@ def latex_table(rows: Sequence[dict[str, Any]], columns: dict[str, str], *, capt
     return "\n".join([r"\begin{table}", r"\centering", *title, *inner, r"\end{table}"])
 
 
+def span(values: Sequence[float], form: str) -> str:
+    """The least to the largest of them, in a format; one number where both read alike."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
 def _cells(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> tuple[list[str], list[list[str]], list[bool]]:
     """Headings, cells as text, and which columns hold numbers."""
     values = [[row.get(key) for key in columns] for row in rows]

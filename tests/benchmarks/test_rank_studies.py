@@ -1,6 +1,10 @@
 """The studies on several processes from the command line, over Gloo: rows, page, picture, and no second measurement."""
 
+import argparse
+import importlib
+
 from benchmarks.__main__ import main
+from benchmarks.rank_studies import step_config
 from cs336.files import read_jsonl
 
 SMALL = ["--device", "cpu", "--warmup", "1", "--repeats", "2"]
@@ -15,6 +19,17 @@ def test_all_reduces_are_measured_once_and_told(tmp_path, capsys):
     assert said.count("there already") == 2 and (tmp_path / "collectives.md").read_text().strip() in said
     assert (tmp_path / "collectives.png").exists()
     assert main([*arguments, "--again"]) == 0 and len(list(read_jsonl(tmp_path / "collectives.jsonl"))) == 4
+
+
+def test_every_study_has_a_dry_run(tmp_path):
+    assert main(["collectives", *SMALL, "--tiny", "--results", str(tmp_path)]) == 0
+    cells = [row["cell"] for row in read_jsonl(tmp_path / "collectives.jsonl")]
+    assert max(cell["bytes"] for cell in cells) <= 10_000_000 and {cell["processes"] for cell in cells} == {2}
+    for subject in ("ddp", "optimizer_shard", "fsdp"):
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"benchmarks.{subject}").add_arguments(parser)
+        config = step_config(parser.parse_args(["--tiny", "--device", "cpu"]))
+        assert config.setting().model.d_model == 32 and max(config.all_reduce_bytes) <= 10_000_000
 
 
 def test_the_optimizers_memory_is_told_by_kind(tmp_path, capsys):

@@ -19,10 +19,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compile as compile_kernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from cs336.files import read_json
 from cs336.kernels import hopper_attention as kernels
+from cs336.kernels.tuned import TILES_FILE
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+TILES = read_json(TILES_FILE)  # that a GPU uses in place of those by default
 STREAMED = {  # by kernel: the tiles that stream past; the others are of 64 rows
     "_forward_kernel": ("k_tiles", "v_tiles"),
     "_backward_dq_kernel": ("k_tiles", "v_tiles"),
@@ -59,6 +62,7 @@ def compiled(kernel: Any, d_head: int, tile: int, stages: int) -> dict[str, Any]
     return {
         "kernel": name,
         "d_head": d_head,
+        "tiles": [tile, stages],
         "shared_bytes": made.metadata.shared,
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
         "serialized": "wgmma.mma_async instructions are serialized" in said,
@@ -73,8 +77,12 @@ def main() -> None:
         "dk_dv": kernels._backward_dk_dv_kernel,
     }
     for name, kernel in of_names.items():
-        for d_head, (tile, stages) in kernels.STREAMED[name].items():
-            print(json.dumps(compiled(kernel, d_head, tile, stages)), flush=True)
+        for d_head, default in kernels.STREAMED[name].items():
+            tuned = [
+                gpu[f"hopper {name} {d_head}"]["tiles"] for gpu in TILES.values() if f"hopper {name} {d_head}" in gpu
+            ]
+            for tile, stages in sorted({default, *map(tuple, tuned)}):
+                print(json.dumps(compiled(kernel, d_head, tile, stages)), flush=True)
 
 
 if __name__ == "__main__":

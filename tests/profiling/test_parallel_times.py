@@ -1,11 +1,13 @@
 """The studies of data parallelism, optimizer states and sharded parameters, all their forms in one job over Gloo."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed import HashStore
 
+from cs336.files import read_jsonl
 from cs336.parallel.cost_model import best_bucket_bytes, bucketed_overhead_seconds
 from cs336.parallel.process_group import Rank, run_ranks
 from cs336.profiling import ddp_times, fsdp_times, optimizer_memory
@@ -109,6 +111,16 @@ def test_sharded_forms_hold_half_and_every_gather_is_seen():
     assert "For 16 sharded weights" in said and "gathered 7 times; " in said
     assert "gathers 7 times, reduce-scatters 4 times" in said
     assert "ours with prefetch takes" in said
+
+
+def test_the_peaks_measured_on_gpus_are_those_expected_of_the_update():
+    rows = read_jsonl(Path(__file__).parents[2] / "benchmarks/results/runs/course/fsdp_study/rows.jsonl")
+    of_form = {row["cell"].get("form"): row for row in rows if row["cell"]["precision"] == "float32"}
+    whole, ours = (of_form[form] for form in (fsdp_times.WHOLE, fsdp_times.AHEAD))
+    measured = max(whole["memory"]["peak"]) - max(ours["memory"]["peak"])
+    expected = fsdp_times.expected_saving(ours["cell"], 4)
+    assert expected["saved_in_update"] == pytest.approx(measured, rel=2e-3)
+    assert expected["saved"] < 0.8 * measured  # what is held alone does not say it
 
 
 def row(form, ms, **more):

@@ -35,7 +35,7 @@ def test_baseline_by_hand():
     page = step_page("baseline", ProfilingConfig(), ["small"], _rows("baseline", [0.1, 0.35, None]))
     assert _cells(page)[0] == ["small", "forward", "100", "1", "1.0%", "1", "1"]
     assert _cells(page)[2][:3] == ["small", "step", OUT_OF_MEMORY]
-    assert "2.5 to 2.5 times its forward pass" in page.text and "small everywhere" in page.text
+    assert "takes 2.5 times its forward pass" in page.text and "small everywhere" in page.text
     assert "Not measured: small, T=512, step, float32." in page.text
 
 

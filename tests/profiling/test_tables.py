@@ -1,12 +1,16 @@
 """Tables are what their rows say, in Markdown and in LaTeX."""
 
-from cs336.profiling.tables import OUT_OF_MEMORY, latex_table, markdown_table
+from cs336.profiling.tables import OUT_OF_MEMORY, latex_table, markdown_table, span
 
 ROWS = [
     {"size": "small", "milliseconds": 12.3456, "tokens": 1_048_576, "compiled": True},
     {"size": "10b_x", "milliseconds": OUT_OF_MEMORY, "compiled": False},
 ]
 COLUMNS = {"size": "size", "milliseconds": "ms (100 %)", "tokens": "tokens", "compiled": "compiled"}
+
+
+def test_a_span_of_what_reads_alike_is_one_number():
+    assert span([2.11, 2.14], ".1f") == "2.1" and span([2.16, 2.11], ".1f") == "2.1 to 2.2"
 
 
 def test_markdown_by_hand():
