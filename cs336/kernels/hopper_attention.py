@@ -16,6 +16,7 @@ Barriers  `full` of a stage: its tiles have arrived. `empty`: both groups are do
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -135,10 +136,15 @@ def _streamed(kernel: str, padded: int, q: Tensor) -> tuple[int, int]:
 
 
 def _descriptors(rows: int, d_head: int, *tensors: Tensor) -> list[TensorDescriptor]:
-    block = [1, 1, rows, d_head]
-    dtype = gl.bfloat16 if tensors[0].dtype == torch.bfloat16 else gl.float16
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    block, layout = [1, 1, rows, d_head], _layout(rows, d_head, tensors[0].dtype)
     return [TensorDescriptor(each, list(each.shape), list(each.stride()), block, layout) for each in tensors]
+
+
+@functools.cache  # at short contexts a step takes as long as the host takes to start it
+def _layout(rows: int, d_head: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(
+        [1, 1, rows, d_head], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    )
 
 
 @gluon.jit
