@@ -61,8 +61,6 @@ def adamw_step(
         first.new_empty(0),
         blocks,
         lr * math.sqrt(1 - beta2**t) / (1 - beta1**t),
-        beta1,
-        beta2,
         1 - beta1,  # here, in fp64: of betas rounded to fp32 it would be off by 1e-5 of itself
         1 - beta2,
         eps,
@@ -82,19 +80,7 @@ def _chunks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
 
 @triton.jit
 def _adamw_kernel(
-    table,
-    places,
-    example,
-    blocks,
-    step_size,
-    beta1,
-    beta2,
-    rest1,
-    rest2,
-    eps,
-    kept,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    table, places, example, blocks, step_size, rest1, rest2, eps, kept, BLOCK: tl.constexpr, ALIGNED: tl.constexpr
 ):
     """Some blocks of one tensor."""
     places += tl.program_id(0) * 3
@@ -108,34 +94,20 @@ def _adamw_kernel(
         first = start + block * BLOCK
         elements = first + tl.arange(0, BLOCK)
         if first + BLOCK <= size:  # a mask would break wide reads up
-            _update(
-                parameters, gradients, m_base, v_base, elements, None, step_size, beta1, beta2, rest1, rest2, eps, kept
-            )
+            _update(parameters, gradients, m_base, v_base, elements, None, step_size, rest1, rest2, eps, kept)
         else:
             inside = elements < size
-            _update(
-                parameters,
-                gradients,
-                m_base,
-                v_base,
-                elements,
-                inside,
-                step_size,
-                beta1,
-                beta2,
-                rest1,
-                rest2,
-                eps,
-                kept,
-            )
+            _update(parameters, gradients, m_base, v_base, elements, inside, step_size, rest1, rest2, eps, kept)
 
 
 @triton.jit
-def _update(parameters, gradients, m_base, v_base, elements, inside, step_size, beta1, beta2, rest1, rest2, eps, kept):
+def _update(parameters, gradients, m_base, v_base, elements, inside, step_size, rest1, rest2, eps, kept):
     """One block, as algorithm 2 has it."""
     gradient = tl.load(gradients + elements, mask=inside).to(tl.float32)
-    m = beta1 * tl.load(m_base + elements, mask=inside).to(tl.float32) + rest1 * gradient
-    v = beta2 * tl.load(v_base + elements, mask=inside).to(tl.float32) + rest2 * gradient * gradient
+    m = tl.load(m_base + elements, mask=inside).to(tl.float32)
+    v = tl.load(v_base + elements, mask=inside).to(tl.float32)
+    m += rest1 * (gradient - m)  # beta m + (1 - beta) g
+    v += rest2 * (gradient * gradient - v)
     parameter = tl.load(parameters + elements, mask=inside).to(tl.float32)
     parameter = (parameter - step_size * m / (tl.sqrt(v) + eps)) * kept
     tl.store(m_base + elements, m.to(m_base.dtype.element_ty), mask=inside)
