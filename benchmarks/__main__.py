@@ -23,6 +23,7 @@ MACHINERY |= {
     "dedup_corpus",
     "dedup_work",
     "graded_answers",
+    "gpu_tables",
     "growth_plots",
     "tokenizer_plots",
     "tokenizer_work",

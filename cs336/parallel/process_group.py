@@ -8,6 +8,7 @@ hands back what each rank returned.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -197,6 +198,7 @@ def _run_rank(
     job: _Job, place: int, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     die_with_parent()
+    faulthandler.enable()  # a crash outside Python leaves on stderr where Python stood
     os.environ |= {"RANK": str(place), "WORLD_SIZE": str(job.world_size), "LOCAL_RANK": str(place)}
     os.environ["LOCAL_WORLD_SIZE"] = str(job.world_size)
     if sys.platform == "linux":  # all ranks are here; a host name need not resolve to an address that works

@@ -1,12 +1,13 @@
-"""Trains the cells of a grid on one device and appends their rows to a file.
+"""Trains the cells of a grid on one device, or on all GPUs of a machine, and appends their rows to a file.
 
     python -m cs336.scaling.runner --grid h100 --tokens FOLDER --rows runs.jsonl --packed 3 --minutes 20
 
 FOLDER holds train.bin and valid.bin, bare uint16 ids. What is in the rows file already is not trained again, so the
 same command goes on where the last one stopped or was killed; runs that did not fit into memory are tried again.
 
-Several processes share the device (`--packed`). They take turns at it: while one loads, draws weights, validates or
-writes, another computes. Each takes all cells of one shape at a time, the longest shapes first.
+Several processes share a device (`--packed`). They take turns at it: while one loads, draws weights, validates or
+writes, another computes. Each takes all cells of one shape at a time, the longest shapes first. With `--device all`
+every GPU has as many.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class Settings:
 
     Attributes:
         rows: the file that gets a row for each run.
-        packed: processes that share the device.
+        device: "auto", "cpu", "cuda", "cuda:N", or "all" GPUs of this machine.
+        packed: processes that share a device.
         deadline: as `time.time()` has it; no run begins that is not expected to end before.
         threads: of each process, on a CPU.
         save_seconds: between two states of a run that takes long.
@@ -79,6 +81,13 @@ class Settings:
     @property
     def checkpoints(self) -> Path:
         return self.rows.with_name(f".{self.rows.name}.checkpoints")
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices to train on."""
+        if self.device != "all":
+            return [self.device]
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
 
     @property
     def sessions(self) -> Path:
@@ -105,14 +114,15 @@ def train_cells(
     text = Text.open(folders)
     waiting = unfinished(cells, settings.rows, text.checksum)
     text.check(waiting, max_epochs=max_epochs)
-    say(f"{len(waiting)} runs to train on {len(text.train):,} tokens, {settings.packed} at a time")
+    at_once = settings.packed * len(settings.devices)
+    say(f"{len(waiting)} runs to train on {len(text.train):,} tokens, {at_once} at a time")
     if not waiting:
         return []
     before, start = len(_rows(settings.rows)), time.perf_counter()
     tasks = sorted(shapes(waiting).values(), key=lambda each: -sum(map(Rate().seconds, each)))
-    if settings.packed == 1:
+    if at_once == 1:
         for task in tasks:
-            train_shape(task, text, settings, say)
+            train_shape(task, text, replace(settings, device=settings.devices[0]), say)
     else:
         _share(tasks, folders, settings, say)
     elapsed = time.perf_counter() - start
@@ -238,9 +248,10 @@ def _share(tasks: Sequence[Sequence[Cell]], folders: Sequence[Path], settings: S
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     waiting, lines = context.Queue(), context.Queue()
+    places = [replace(settings, device=device) for device in settings.devices * settings.packed]
     workers = [
-        context.Process(target=_work, args=(waiting, lines, list(folders), settings), daemon=True)
-        for _ in range(min(settings.packed, len(tasks)))
+        context.Process(target=_work, args=(waiting, lines, list(folders), place), daemon=True)
+        for place, _ in zip(places, tasks, strict=False)
     ]
     for worker in workers:
         worker.start()
@@ -281,13 +292,14 @@ def _threads(settings: Settings) -> Iterator[None]:
 
 def _session(runs: Sequence[Run], elapsed: float, settings: Settings) -> dict[str, Any]:
     """Runs, FLOPs and utilisation of one call, start-up and validation included."""
-    device = pick_device(settings.device)
+    devices = settings.devices
+    device = pick_device(devices[0])
     done = [run for run in runs if run.finished]
     flops = sum(run.real_flops for run in done)
-    peak = peak_flops_per_second(device, "bfloat16")
+    peak = (peak_flops_per_second(device, "bfloat16") or 0) * len(devices)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(device),
+        "hardware": hardware(device) if len(devices) == 1 else f"{len(devices)} x {hardware(device)}",
         "packed": settings.packed,
         "recorded": settings.record and device.type == "cuda",
         "num_runs": len(done),
@@ -327,11 +339,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--grid", required=True, help="h100, check, full, final, tiny, or a .toml file")
     command.add_argument("--tokens", required=True, type=Path, nargs="+", metavar="FOLDER", help="train.bin, valid.bin")
     command.add_argument("--rows", required=True, type=Path, help="file that gets the rows; need not be there yet")
-    command.add_argument("--packed", type=int, default=3, help="processes that share the device (default: %(default)s)")
+    command.add_argument("--packed", type=int, default=3, help="processes that share a device (default: %(default)s)")
     command.add_argument("--minutes", type=float, default=float("inf"), help="no run begins that would end later")
     command.add_argument("--up-to", type=float, default=float("inf"), metavar="FLOPS", help="no larger budgets")
     command.add_argument("--only", default="", metavar="PATTERN", help="cells with this in their name")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, or all GPUs (default: %(default)s)")
     command.add_argument("--threads", type=int, default=1, help="of each process, on a CPU (default: %(default)s)")
     command.add_argument("--eager", action="store_true", help="no CUDA graphs, to compare")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs336.files import UserError
+from cs336.files import UserError, read_jsonl
 from cs336.scaling import runner
 from cs336.scaling.grid import read_grid
 from cs336.scaling.runner import Settings, code_revision, main, train_cells
@@ -105,6 +105,18 @@ def test_packed_runs_have_the_rows_of_runs_one_at_a_time(token_folder, tmp_path)
     one, two = read_runs(tmp_path / "one.jsonl"), read_runs(tmp_path / "two.jsonl")
     assert len(one) == 4 and losses(one) == losses(two)
     assert {run.packed for run in two} == {2}
+
+
+def test_several_devices_have_the_rows_of_one(token_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Settings(rows=tmp_path / "two.jsonl", device="all").devices == ["cuda:0", "cuda:1"]
+    train(cells(), token_folder, tmp_path / "one.jsonl", packed=1)
+    monkeypatch.setattr(Settings, "devices", ["cpu", "cpu"])
+    left, lines = train(cells(), token_folder, tmp_path / "two.jsonl", packed=1)
+    assert not left and lines[0].startswith("4 runs to train") and "2 at a time" in lines[0]
+    assert losses(read_runs(tmp_path / "two.jsonl")) == losses(read_runs(tmp_path / "one.jsonl"))
+    (session,) = read_jsonl(tmp_path / "two.sessions.jsonl")
+    assert session["hardware"].startswith("2 x cpu") and session["num_runs"] == 4
 
 
 @pytest.mark.slow

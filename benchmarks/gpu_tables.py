@@ -1,0 +1,315 @@
+"""Every figure that wants a GPU, measured again by one command: the tasks below, over all GPUs of this machine.
+
+  python -m benchmarks.gpu_tables --list                          what there is, in the order in which it begins
+  python -m benchmarks.gpu_tables scaling reasoning               two groups alone
+  python -m benchmarks.gpu_tables kernels --minutes 25            stop then; the same line again goes on
+
+A task is a command of this project with one GPU to itself, or several. The first that fits the GPUs that are free
+begins next, so those that want several stand before the others. All go on where they were stopped, and what is done
+is not done again (--again forgets that). Each has a log in the folder; artifacts and rows go where its command puts
+them. Ctrl-C stops all. Group scaling wants the text in grid/ (README: Train a scaling grid); the check of its
+prediction comes after that is committed, and so is no task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from cs336.files import UserError, read_json, write_json
+from cs336.model.sizes import SIZES
+from cs336.presets import find_preset
+from cs336.processes import die_with_parent
+from cs336.revision import describe_commit
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path("profiles/gpu_tables")
+SEEDS = ("", "_seed_1", "_seed_2")
+_GRACE_SECONDS = 20.0  # between asking a task to stop and killing it
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command of this project.
+
+    Attributes:
+        group: of tasks that are chosen together.
+        name: of its log; unique.
+        command: arguments of Python, from the project's root.
+        gpus: that it has to itself; None for all of the machine.
+        after: tasks that must be done before it.
+    """
+
+    group: str
+    name: str
+    command: str
+    gpus: int | None = 1
+    after: tuple[str, ...] = ()
+
+
+def all_tasks() -> list[Task]:
+    """The tasks in the order in which they begin."""
+    return [*_scaling(), *_parallel(), *_kernels(), *_reasoning(), *_generation(), *_tests()]
+
+
+def _kernels() -> Iterator[Task]:
+    course = "-m cs336 run --preset course --job kernels"
+    sizes = [size for size in find_preset("course").profiling.sizes if size in SIZES]
+    for size in reversed(sizes):
+        yield Task("kernels", f"profiles-{size}", f"{course} --cells {size}")
+    yield Task("kernels", "profiles", course, after=tuple(f"profiles-{size}" for size in sizes))
+    yield Task("kernels", "attention", "-m benchmarks attention --repeats 3")
+    yield Task("kernels", "fused-kernels", "-m benchmarks kernels --repeats 3")
+    for dtype in ("float32", "bfloat16"):
+        for width in (128, 64, 32, 16):
+            table = f"-m benchmarks attention --table {width} --dtypes {dtype} --contenders ours plain --repeats 1"
+            yield Task("kernels", f"attention-table-{width}-{dtype}", table)
+
+
+def _parallel() -> Iterator[Task]:
+    yield Task("parallel", "parallel", "-m cs336 run --preset course --job parallel", gpus=2)
+    step = "-m benchmarks full_step --keep-attention --rep 12000 --warmup 4000"
+    yield Task("parallel", "full-step", step, gpus=2)
+    yield Task("parallel", "full-step-fp32-masters", f"{step} --fp32-masters", gpus=2)
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node"
+    for gpus in (1, 2):
+        yield Task("parallel", f"course-step-{gpus}", f"{torchrun} {gpus} -m benchmarks.course_step", gpus=gpus)
+
+
+def _scaling() -> Iterator[Task]:
+    runner = "-m cs336.scaling.runner --tokens grid"
+    grid = f"{runner} --grid h100 --rows cs336/scaling/measured/runs.jsonl --packed 3 --device all"
+    yield Task("scaling", "grid", grid, gpus=None)
+    for name, options in {"1": "--packed 1", "3": "--packed 3", "3-eager": "--packed 3 --eager"}.items():
+        rows = FOLDER / f"packing-{name}.jsonl"
+        yield Task("scaling", f"packing-{name}", f"{runner} --grid h100 --only ^1e14.*b128 --rows {rows} {options}")
+
+
+def _reasoning() -> Iterator[Task]:
+    chain = [f"reasoner{seed}" for seed in SEEDS]
+    for preset in chain:
+        yield Task("reasoning", preset, f"-m cs336 run --preset {preset} --job reasoning")
+    for preset in chain:
+        yield Task("reasoning", f"{preset}-instruct", f"-m cs336 run --preset {preset} --job instruct", after=(preset,))
+    variants = "-m cs336 run --preset reasoner --job reasoning_experiments"
+    config = find_preset("reasoner").reasoning
+    cells = [*config.grpo_runs[1:], *config.expert_iteration_runs[1:]]
+    for cell in cells:
+        yield Task("reasoning", f"reasoner-{cell}", f"{variants} --cells {cell}", after=("reasoner",))
+    yield Task("reasoning", "reasoner-variants", variants, after=tuple(f"reasoner-{cell}" for cell in cells))
+
+
+def _generation() -> Iterator[Task]:
+    step = "-m benchmarks grpo_step --repeats 3"
+    yield Task("generation", "grpo-step-reasoner", f"{step} --shape reasoner --micro-batch-size 128")
+    yield Task("generation", "rollouts", "-m benchmarks generate --device cuda --cases rollouts --repeats 3")
+    yield Task("generation", "grpo-step", f"{step} --generators ours vllm --hand-over")
+
+
+def _tests() -> Iterator[Task]:
+    pytest = "-m pytest -q -p no:cacheprovider"
+    pair = "tests/parallel/test_nccl.py tests/profiling/test_nccl_studies.py tests/generate/test_continuous.py"
+    yield Task("tests", "tests-parallel", f"{pytest} {pair}", gpus=2)
+    yield Task("tests", "tests-kernels", f"{pytest} tests/kernels tests/model tests/profiling/test_gpu.py")
+    yield Task("tests", "tests-training", f"{pytest} tests/train tests/scaling/test_trainer.py")
+    yield Task("tests", "tests-posttrain", f"{pytest} tests/posttrain tests/generate")
+
+
+# ---- which runs when
+
+
+@dataclass
+class Running:
+    """A task under way on some GPUs."""
+
+    task: Task
+    gpus: tuple[int, ...]
+    process: subprocess.Popen[bytes]
+    start: float = field(default_factory=time.monotonic)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    folder: Path,
+    *,
+    num_gpus: int,
+    deadline: float = float("inf"),
+    say: Callable[[str], None] = print,
+) -> dict[str, str]:
+    """Run what is not done yet; returns each task's state: done, stopped, waiting, or failed with its exit code.
+
+    Args:
+        folder: gets the logs, and states.json, which says what is done.
+        deadline: by `time.monotonic()`; what runs then is stopped.
+    """
+    states_file = folder / "states.json"
+    known: dict[str, str] = read_json(states_file) if states_file.exists() else {}
+    states = {task.name: "done" if known.get(task.name) == "done" else "waiting" for task in tasks}
+    chosen = set(states)
+    running: list[Running] = []
+    for task in tasks:
+        if (task.gpus or 1) > num_gpus and states[task.name] == "waiting":
+            states[task.name] = f"left out, since it takes {task.gpus} GPUs"
+
+    def settle(each: Running, state: str) -> None:
+        states[each.task.name] = state
+        write_json(states_file, known | states)
+        say(f"{state:<10} {each.task.name} ({time.monotonic() - each.start:.0f} s)")
+
+    def may_begin(task: Task, free: int) -> bool:
+        ready = all(states[name] == "done" for name in task.after if name in chosen)
+        return states[task.name] == "waiting" and (task.gpus or num_gpus) <= free and ready
+
+    try:
+        while time.monotonic() < deadline:
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                settle(each, "done" if (code := each.process.returncode) == 0 else f"failed ({code})")
+            free = sorted(set(range(num_gpus)) - {gpu for each in running for gpu in each.gpus})
+            task = next((task for task in tasks if may_begin(task, len(free))), None)
+            if task is not None:
+                gpus = tuple(free[: task.gpus or num_gpus])
+                running.append(_begin(task, gpus, folder))
+                states[task.name] = "running"
+                say(f"{'begins':<10} {task.name} on {_names(gpus)}: {_line(task)}")
+            elif not running:
+                break
+            else:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        _stop(running)
+        for each in running:
+            settle(each, "done" if each.process.returncode == 0 else "stopped")
+    return states
+
+
+def _begin(task: Task, gpus: tuple[int, ...], folder: Path) -> Running:
+    # Dagster lets one run at a time use the device of a name; so that names may be the same, each has its own Dagster.
+    home = (folder / f"dagster-{_names(gpus)}").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        "DAGSTER_HOME": str(home),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    with (folder / f"{task.name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *shlex.split(task.command)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=die_with_parent,
+        )
+    return Running(task, gpus, process)
+
+
+def _stop(running: Sequence[Running]) -> None:
+    """Ask all to stop, which they do as if by Ctrl-C, and kill what has not after a while."""
+    for each in running:
+        each.signal(signal.SIGINT)
+    end = time.monotonic() + _GRACE_SECONDS
+    for each in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            each.process.wait(max(0.0, end - time.monotonic()))
+        each.signal(signal.SIGKILL)  # also to what it has left behind
+        each.process.wait()
+
+
+def _names(gpus: Sequence[int]) -> str:
+    return "gpu-" + "-".join(map(str, gpus))
+
+
+def _wanted(task: Task) -> str:
+    return "all GPUs" if task.gpus is None else f"{task.gpus} GPU{'s' * (task.gpus > 1)}"
+
+
+def _line(task: Task) -> str:
+    return f"python {task.command}"
+
+
+# ---- command line
+
+
+def chosen_tasks(words: Sequence[str]) -> list[Task]:
+    """Tasks of the groups, or with the names, that are given; all if none is.
+
+    Raises:
+        UserError: there is no such group or task.
+    """
+    tasks = all_tasks()
+    known = {task.group for task in tasks} | {task.name for task in tasks}
+    for word in words:
+        if word not in known:
+            groups = ", ".join(dict.fromkeys(task.group for task in tasks))
+            raise UserError(f"no group or task {word!r}; groups are {groups}, and --list names the tasks")
+    return [task for task in tasks if not words or task.group in words or task.name in words]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 1 if a task has failed, or the line is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="*", metavar="GROUP|TASK", help="default: all")
+    parser.add_argument("--list", action="store_true", help="print the tasks with their commands, and run none")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop what runs after so many")
+    parser.add_argument("--gpus", type=int, help="default: all of this machine")
+    parser.add_argument("--again", action="store_true", help="also what is done")
+    parser.add_argument("--folder", type=Path, default=ROOT / FOLDER, help="for logs (default: profiles/gpu_tables)")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    try:
+        tasks = chosen_tasks(options.what)
+        if options.list:
+            for task in tasks:
+                print(f"{task.group:<11}{_wanted(task):<10}{task.name:<30} {_line(task)}")
+            return 0
+        num_gpus = options.gpus or torch.cuda.device_count()
+        if not num_gpus:
+            raise UserError("there is no GPU here; --list prints the commands")
+        options.folder.mkdir(parents=True, exist_ok=True)
+        if options.again:
+            (options.folder / "states.json").unlink(missing_ok=True)
+
+        def say(line: str) -> None:
+            print(f"[{time.monotonic() - start:6.0f} s] {line}", flush=True)
+
+        say(f"{len(tasks)} tasks on {num_gpus} GPUs, code {describe_commit()}; logs: {options.folder}")
+        states = run_tasks(tasks, options.folder, num_gpus=num_gpus, deadline=start + 60 * options.minutes, say=say)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    for name, state in states.items():
+        if state != "done":
+            say(f"{state:<10} {name}")
+    return int(any(state.startswith("failed") for state in states.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
