@@ -136,7 +136,7 @@ class Running:
     """A task under way on some GPUs."""
 
     task: Task
-    gpus: tuple[int, ...]
+    gpus: Sequence[str]
     process: subprocess.Popen[bytes]
     start: float = field(default_factory=time.monotonic)
 
@@ -150,7 +150,7 @@ def run_tasks(
     tasks: Sequence[Task],
     folder: Path,
     *,
-    num_gpus: int,
+    gpus: Sequence[str],
     deadline: float = float("inf"),
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
@@ -158,6 +158,7 @@ def run_tasks(
 
     Args:
         folder: gets the logs, and states.json, which says what is done.
+        gpus: to use, as `CUDA_VISIBLE_DEVICES` names them.
         deadline: by `time.monotonic()`; what runs then is stopped.
     """
     states_file = folder / "states.json"
@@ -166,7 +167,7 @@ def run_tasks(
     chosen = set(states)
     running: list[Running] = []
     for task in tasks:
-        if (task.gpus or 1) > num_gpus and states[task.name] == "waiting":
+        if (task.gpus or 1) > len(gpus) and states[task.name] == "waiting":
             states[task.name] = f"left out, since it takes {task.gpus} GPUs"
 
     def settle(each: Running, state: str) -> None:
@@ -176,20 +177,19 @@ def run_tasks(
 
     def may_begin(task: Task, free: int) -> bool:
         ready = all(states[name] == "done" for name in task.after if name in chosen)
-        return states[task.name] == "waiting" and (task.gpus or num_gpus) <= free and ready
+        return states[task.name] == "waiting" and (task.gpus or len(gpus)) <= free and ready
 
     try:
         while time.monotonic() < deadline:
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 settle(each, "done" if (code := each.process.returncode) == 0 else f"failed ({code})")
-            free = sorted(set(range(num_gpus)) - {gpu for each in running for gpu in each.gpus})
-            task = next((task for task in tasks if may_begin(task, len(free))), None)
-            if task is not None:
-                gpus = tuple(free[: task.gpus or num_gpus])
-                running.append(_begin(task, gpus, folder))
-                states[task.name] = "running"
-                say(f"{'begins':<10} {task.name} on {_names(gpus)}: {_line(task)}")
+            free = [gpu for gpu in gpus if not any(gpu in each.gpus for each in running)]
+            following = next((task for task in tasks if may_begin(task, len(free))), None)
+            if following is not None:
+                running.append(_begin(following, free[: following.gpus], folder))
+                states[following.name] = "running"
+                say(f"{'begins':<10} {following.name} on {_names(running[-1].gpus)}: {_line(following)}")
             elif not running:
                 break
             else:
@@ -201,13 +201,13 @@ def run_tasks(
     return states
 
 
-def _begin(task: Task, gpus: tuple[int, ...], folder: Path) -> Running:
+def _begin(task: Task, gpus: Sequence[str], folder: Path) -> Running:
     # Dagster lets one run at a time use the device of a name; so that names may be the same, each has its own Dagster.
     home = (folder / f"dagster-{_names(gpus)}").resolve()
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
     environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "DAGSTER_HOME": str(home),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
@@ -237,8 +237,8 @@ def _stop(running: Sequence[Running]) -> None:
         each.process.wait()
 
 
-def _names(gpus: Sequence[int]) -> str:
-    return "gpu-" + "-".join(map(str, gpus))
+def _names(gpus: Sequence[str]) -> str:
+    return "gpu-" + "-".join(gpus)
 
 
 def _wanted(task: Task) -> str:
@@ -249,11 +249,18 @@ def _line(task: Task) -> str:
     return f"python {task.command}"
 
 
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use: by `CUDA_VISIBLE_DEVICES`, or numbers."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count()
+    return (named.split(",") if named else [str(number) for number in range(count)])[:count]
+
+
 # ---- command line
 
 
 def chosen_tasks(words: Sequence[str]) -> list[Task]:
-    """Tasks of the groups, or with the names, that are given; all if none is.
+    """Tasks of the groups, or with the names, that are given, in this order; all if none is.
 
     Raises:
         UserError: there is no such group or task.
@@ -264,7 +271,7 @@ def chosen_tasks(words: Sequence[str]) -> list[Task]:
         if word not in known:
             groups = ", ".join(dict.fromkeys(task.group for task in tasks))
             raise UserError(f"no group or task {word!r}; groups are {groups}, and --list names the tasks")
-    return [task for task in tasks if not words or task.group in words or task.name in words]
+    return list(dict.fromkeys(task for word in words for task in tasks if word in (task.group, task.name))) or tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for task in tasks:
                 print(f"{task.group:<11}{_wanted(task):<10}{task.name:<30} {_line(task)}")
             return 0
-        num_gpus = options.gpus or torch.cuda.device_count()
-        if not num_gpus:
+        gpus = visible_gpus()[: options.gpus]
+        if not gpus:
             raise UserError("there is no GPU here; --list prints the commands")
         options.folder.mkdir(parents=True, exist_ok=True)
         if options.again:
@@ -298,8 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def say(line: str) -> None:
             print(f"[{time.monotonic() - start:6.0f} s] {line}", flush=True)
 
-        say(f"{len(tasks)} tasks on {num_gpus} GPUs, code {describe_commit()}; logs: {options.folder}")
-        states = run_tasks(tasks, options.folder, num_gpus=num_gpus, deadline=start + 60 * options.minutes, say=say)
+        say(f"{len(tasks)} tasks on {len(gpus)} GPUs, code {describe_commit()}; logs: {options.folder}")
+        states = run_tasks(tasks, options.folder, gpus=gpus, deadline=start + 60 * options.minutes, say=say)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ def marking(tmp_path, name, seconds=0.0, **rest):
 
 def run(tasks, folder, **rest):
     lines = []
-    states = run_tasks(tasks, folder, say=lines.append, **{"num_gpus": 2} | rest)
+    states = run_tasks(tasks, folder, say=lines.append, **{"gpus": ["0", "1"]} | rest)
     return states, lines
 
 
@@ -92,7 +92,9 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path):
 
 
 def test_names_are_of_groups_or_tasks(capsys, monkeypatch):
-    assert [each.name for each in chosen_tasks(["grid", "reasoner"])] == ["grid", "reasoner"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [each.name for each in chosen_tasks(["reasoner", "grid"])] == ["reasoner", "grid"]
+    assert [each.name for each in chosen_tasks(["packing-1", "scaling"])][:2] == ["packing-1", "grid"]
     assert {each.group for each in chosen_tasks(["scaling"])} == {"scaling"}
     assert chosen_tasks([]) == all_tasks()
     with pytest.raises(UserError, match="no group or task 'gird'"):
@@ -100,6 +102,10 @@ def test_names_are_of_groups_or_tasks(capsys, monkeypatch):
     assert main(["gird"]) == 1 and "--list" in capsys.readouterr().err
     assert main(["--list", "scaling"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("scaling    all GPUs  grid ")
+    monkeypatch.setattr(gpu_tables.torch.cuda, "device_count", lambda: 2)
+    assert gpu_tables.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,3")
+    assert gpu_tables.visible_gpus() == ["6", "3"]
     monkeypatch.setattr(gpu_tables.torch.cuda, "device_count", lambda: 0)
     assert main([]) == 1 and "no GPU" in capsys.readouterr().err
 
