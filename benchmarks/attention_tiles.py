@@ -108,15 +108,15 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     import triton
 
-    from cs336.kernels import flash_attention, hopper_attention
+    from cs336.kernels import flash_attention, hopper_tiles
 
     kernel, width, tiles = job["kernel"], job["width"], job["tiles"]
     name = kernel.removeprefix("hopper ")
-    for module in (flash_attention, hopper_attention):
+    for module in (flash_attention, hopper_tiles):
         module.tuned_tiles = lambda *_: None
     flash_attention._takes_hopper_kernels = lambda _: kernel.startswith("hopper")
     if kernel.startswith("hopper"):
-        hopper_attention.STREAMED[name][width] = tuple(tiles)
+        hopper_tiles.STREAMED[name][width] = tuple(tiles)
     else:
         flash_attention._TILES[name][width] = flash_attention.Tiles(*tiles)
     length = job["length"] if job.get("time") else 256

@@ -10,7 +10,8 @@ Twin      tiled_attention.py: the same tiles and names in plain PyTorch, on any 
 Loads     by descriptors (TMA on Hopper and later): what lies beyond the end of a sequence or a head arrives as 0.
 Backward  two passes without atomics, so equal inputs give equal gradients: one over tiles of queries for dQ, one over
           tiles of keys for dK and dV. Both make the weights again from the saved logsumexp.
-Hopper    bf16 and fp16 on H100 and H200 take the kernels of hopper_attention.py, which do the same faster.
+Hopper    bf16 and fp16 on H100 and H200 take the kernels of hopper_forward.py and hopper_backward.py, which do the same
+          faster.
 Checked   tests/kernels, on GPUs and in Triton's interpreter; speed and errors: benchmarks/results/attention.jsonl.
 """
 
@@ -124,9 +125,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> tuple[Tensor, 
     logsumexp = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
     tensors = _addressable(q), _addressable(k), _addressable(v), _addressable(o)
     if _takes_hopper_kernels(q):
-        from cs336.kernels import hopper_attention
+        from cs336.kernels import hopper_forward
 
-        hopper_attention.forward(*tensors, logsumexp, is_causal)
+        hopper_forward.forward(*tensors, logsumexp, is_causal)
     else:
         _launch_forward(*tensors, logsumexp, is_causal)
     return o, logsumexp
@@ -143,9 +144,9 @@ def _backward(
     rows = torch.zeros(2, q[..., 0, 0].numel(), padded_queries, dtype=torch.float32, device=q.device)
     arguments = tensors, [_addressable(each) for each in grads], logsumexp, rows, is_causal
     if _takes_hopper_kernels(q):
-        from cs336.kernels import hopper_attention
+        from cs336.kernels import hopper_backward
 
-        hopper_attention.backward(*arguments)
+        hopper_backward.backward(*arguments)
     else:
         _launch_backward(*arguments)
     return grads

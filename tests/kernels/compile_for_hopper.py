@@ -1,4 +1,4 @@
-"""Compile the kernels of hopper_attention.py for an H100, which needs none, and print what ptxas says of each.
+"""Compile the attention kernels for an H100, which needs none, and print what ptxas says of each.
 
 Run by test_hopper_attention.py in a process of its own: Triton's interpreter, where it is on, is on for all.
 """
@@ -20,13 +20,15 @@ from triton.compiler import compile as compile_kernel
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from cs336.files import read_json
-from cs336.kernels import hopper_attention as kernels
+from cs336.kernels.hopper_backward import _backward_dk_dv_kernel, _backward_dq_kernel
+from cs336.kernels.hopper_forward import _forward_kernel
+from cs336.kernels.hopper_tiles import STREAMED
 from cs336.kernels.tuned import TILES_FILE
 
 HOPPER = GPUTarget("cuda", 90, 32)
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 TILES = read_json(TILES_FILE)  # that a GPU uses in place of those by default
-STREAMED = {  # by kernel: the tiles that stream past; the others are of 64 rows
+STREAMING = {  # by kernel: the tiles that stream past; the others are of 64 rows
     "_forward_kernel": ("k_tiles", "v_tiles"),
     "_backward_dq_kernel": ("k_tiles", "v_tiles"),
     "_backward_dk_dv_kernel": ("q_tiles", "grad_o_tiles"),
@@ -42,7 +44,7 @@ def compiled(kernel: Any, d_head: int, tile: int, stages: int) -> dict[str, Any]
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument.endswith("_tiles"):
-            block = [1, 1, tile if argument in STREAMED[name] else 64, d_head]
+            block = [1, 1, tile if argument in STREAMING[name] else 64, d_head]
             layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16)
             signature[argument] = f"tensordesc<bf16{block},{layout!r}>"
         elif argument == "rows":
@@ -72,12 +74,12 @@ def compiled(kernel: Any, d_head: int, tile: int, stages: int) -> dict[str, Any]
 
 def main() -> None:
     of_names = {
-        "forward": kernels._forward_kernel,
-        "dq": kernels._backward_dq_kernel,
-        "dk_dv": kernels._backward_dk_dv_kernel,
+        "forward": _forward_kernel,
+        "dq": _backward_dq_kernel,
+        "dk_dv": _backward_dk_dv_kernel,
     }
     for name, kernel in of_names.items():
-        for d_head, default in kernels.STREAMED[name].items():
+        for d_head, default in STREAMED[name].items():
             tuned = [
                 gpu[f"hopper {name} {d_head}"]["tiles"] for gpu in TILES.values() if f"hopper {name} {d_head}" in gpu
             ]
