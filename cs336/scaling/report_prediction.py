@@ -19,7 +19,7 @@ from cs336.scaling.profiles import fitted_profiles
 from cs336.scaling.recipe import DROPOUT, FINAL_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, real_flops
 from cs336.scaling.runs import finished_runs
 from cs336.scaling.study import API_TARGET, Study
-from cs336.scaling.summary import count
+from cs336.scaling.summary import count, percent
 from cs336.scaling.uncertainty import interval
 
 MIDDLE = 64  # of the ladder: aspect ratio and head size of the shape that is named for a size
@@ -78,7 +78,7 @@ def _verdict(checked: Mapping[str, Any]) -> str:
         + (", the smallest or the largest of them" if checked["best_at_edge"] else "")
         + ".",
         f"**Predicted less measured: loss {checked['loss_error']:+.4f} nats"
-        f" ({_inside(checked['loss_within'])} the interval), size {checked['parameters_error']:+.1%}"
+        f" ({_inside(checked['loss_within'])} the interval), size {percent(checked['parameters_error'])}"
         f" ({_inside(checked['parameters_within'])}).**",
     ]
     if checked["loss_at_predicted_shape"] is not None:
