@@ -36,8 +36,7 @@ def prediction_section(study: Study, folder: Path) -> str:
         title,
         f"Made {made['made']} by commit `{made['commit'][:12]}`, for {short_budget(made['target_budget'])} FLOPs from"
         f" {made['num_rows']} runs of {short_budget(made['min_budget'])} to {short_budget(made['max_budget'])} (rows"
-        f" `{made['rows']}`), before anything"
-        f" was trained there. Method: {made['method']}.",
+        f" `{made['rows']}`). Method: {made['method']}.",
         _predictions_table(made),
         f"Named to check it: {named['shape']}, batch {named['batch_size']}, learning rate {named['learning_rate']:g},"
         f" the text read {named['epochs']:.2f} times.",
@@ -46,7 +45,12 @@ def prediction_section(study: Study, folder: Path) -> str:
         return "\n\n".join([*parts, f"Not checked: {study.unchecked}."])
     checked = study.checked
     report_plots.check(checked, folder / "check.png")
-    parts += [_check_table(checked), _verdict(checked), "![Predicted before, measured after](check.png)"]
+    parts += [
+        "No run of that budget is older. Trained since:",
+        _check_table(checked),
+        _verdict(checked),
+        "![Predicted before, measured after](check.png)",
+    ]
     return "\n\n".join(parts)
 
 
