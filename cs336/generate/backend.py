@@ -98,7 +98,7 @@ class Generation:
 
 
 class Backend(Protocol):
-    """What generates: `cs336.generate.continuous.Engine`, or those of `cs336.generate.vllm`."""
+    """What generates: `cs336.generate.continuous.Engine`, or vLLM, `VllmEngine` and `VllmServer`."""
 
     def generate(
         self,

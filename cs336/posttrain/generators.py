@@ -16,7 +16,8 @@ from torch import nn
 
 from cs336.generate.backend import Backend, codec_of
 from cs336.generate.continuous import Engine
-from cs336.generate.vllm import VllmEngine, require_vllm, serving
+from cs336.generate.vllm import VllmEngine, require_vllm
+from cs336.generate.vllm_server import serving
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.policy import device_of
@@ -41,7 +42,7 @@ def opened_generator(
     through shared memory.
 
     Args:
-        options: of that server; see `cs336.generate.vllm.serving`.
+        options: of that server; see `cs336.generate.vllm_server.serving`.
 
     Raises:
         ValueError: as of `generator_for`.
