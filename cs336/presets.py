@@ -512,9 +512,8 @@ QWEN_MATH = replace(  # the handout's: a checkpoint of the Hub on MATH, each met
 )
 # The alignment supplement: Llama 3.1 8B is tuned, a Llama of 70 B judges; needs no base model of ours. Weights stay in
 # fp32 and are computed with in bf16: stored in bf16, with steps this small, most of an update would be rounded away.
-# AdamW would then hold 16 bytes a parameter, 128 GB, and 16 GB of bf16 copies for a backward pass beside them; RMSprop,
-# the handout's choice for DPO, 12, 96 GB. Neither fits on 80 GB, where weights, gradients and moments in bf16 (64 GB)
-# would; RMSprop's fits on an H200 (141 GB), and DPO's reference (32 GB) on a second one.
+# AdamW would then hold 16 bytes a parameter, 20 in the update, 150 GiB; RMSprop, the handout's choice for DPO, 12, and
+# 16 in the update, 120 GiB: that fits on an H200, and DPO's reference (30 GiB) on a second GPU. All in bf16 it is half.
 LLAMA = replace(
     COURSE,
     name="llama",

@@ -17,7 +17,7 @@ from cs336.generate.vllm import VllmEngine
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.generators import GENERATORS, generator_for
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import crop_prompt
+from cs336.tokens.codec import crop_prompt, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Answerer:
                 f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a context of"
                 f" {self.context_length}; generate fewer"
             )
-        encoded = [self.codec.encode(prompt) or [self.codec.end_of_text_id] for prompt in prompts]
+        encoded = [ids or [self.codec.end_of_text_id] for ids in encode_prompts(self.codec, prompts)]
         params = SamplingParams(
             temperature=self.temperature, max_tokens=max_new_tokens, stop=tuple(stop), seed=self.seed
         )

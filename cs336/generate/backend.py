@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from cs336.generate.sampling import Sampling
 from cs336.progress import Progress, silent
-from cs336.tokens.codec import bos_ids, encode_prompts
+from cs336.tokens.codec import bos_ids, encode_prompts, is_huggingface
+
+if TYPE_CHECKING:
+    from cs336.generate.engine import TextCodec
 
 Prompt = str | Sequence[int]  # a text, or its ids
 
@@ -95,7 +98,7 @@ class Generation:
 
 
 class Backend(Protocol):
-    """What generates: `cs336.generate.continuous.Engine`, or those of `cs336.generate.vllm`."""
+    """What generates: `cs336.generate.continuous.Engine`, or vLLM, `VllmEngine` and `VllmServer`."""
 
     def generate(
         self,
@@ -172,6 +175,11 @@ class HuggingFaceCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def codec_of(tokenizer: Any) -> TextCodec:
+    """A tokenizer, ours or one of transformers, as generation needs it."""
+    return HuggingFaceCodec(tokenizer) if is_huggingface(tokenizer) else tokenizer
 
 
 def numbers_of(prompts: Sequence[Prompt], numbers: Sequence[int] | None) -> Sequence[int]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from cs336 import catalog
 from cs336.files import UserError, read_json
-from cs336.generate.backend import HuggingFaceCodec
+from cs336.generate.backend import codec_of
 from cs336.generate.engine import TextCodec
 from cs336.model.huggingface import load_huggingface
 from cs336.model.transformer import TransformerLM, load_model
@@ -42,7 +42,7 @@ class Checkpoint:
     @property
     def codec(self) -> TextCodec:
         """The tokenizer as generation needs it."""
-        return HuggingFaceCodec(self.tokenizer) if is_huggingface(self.tokenizer) else self.tokenizer
+        return codec_of(self.tokenizer)
 
 
 def load_checkpoint(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cs336.generate.backend import Backend, HuggingFaceCodec
+from cs336.generate.backend import Backend, codec_of
 from cs336.generate.continuous import Engine
-from cs336.generate.vllm import VllmEngine, require_vllm, serving
+from cs336.generate.vllm import VllmEngine, require_vllm
+from cs336.generate.vllm_server import serving
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.policy import device_of
@@ -41,7 +42,7 @@ def opened_generator(
     through shared memory.
 
     Args:
-        options: of that server; see `cs336.generate.vllm.serving`.
+        options: of that server; see `cs336.generate.vllm_server.serving`.
 
     Raises:
         ValueError: as of `generator_for`.
@@ -92,7 +93,7 @@ def generator_for(
         require_vllm()
         with _exported(policy, tokenizer) as folder:  # vLLM has read it all once it is there
             return VllmEngine.start(folder, memory_share=memory_share, **options)
-    codec = HuggingFaceCodec(tokenizer) if is_huggingface(tokenizer) else tokenizer
+    codec = codec_of(tokenizer)
     target = torch.device(device) if device is not None else device_of(policy)
     if target.type != "cuda":
         return Engine(policy, codec, owns_weights=False)

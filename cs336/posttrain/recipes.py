@@ -126,6 +126,9 @@ REASONER_REASONING = ReasoningConfig(
     grpo_runs=(
         *("grpo", "no-baseline", "constant-length", "no-std", "rate-3e-5", "rate-1e-4"),
         *("off-policy-1x2", "off-policy-1x4", "off-policy-2x2", "no-clip-1x4"),
+        # No text or trace of this preset has a box, which the bare question's reward wants: what a form that was never
+        # read costs.
+        "question-only",
     ),
     grpo_from="expert_iteration",
     longer_sft=True,

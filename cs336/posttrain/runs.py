@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from cs336.evals.answerer import Answerer
 from cs336.evals.competition_math import correct_traces, question_of
 from cs336.evals.reasoning import evaluate_reasoning, pool_seeds
 from cs336.evals.rewards import RewardAll, WatchedReward, reward_named
-from cs336.evals.sampled import SampledCompletions
 from cs336.evals.task import EvalResult
 from cs336.files import read_jsonl, write_json, write_jsonl
-from cs336.generate.backend import Backend, SamplingParams
+from cs336.generate.backend import Backend, SamplingParams, codec_of
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.config import ExpertIterationRun, GrpoRun, ScoreRun, SftRun, stop_strings
 from cs336.posttrain.expert_iteration import train_expert_iteration
@@ -254,17 +254,17 @@ def score_policy(run: ScoreRun, examples: Sequence[dict[str, Any]], site: Site) 
         ValueError: no usable example.
     """
     with _opened(site, run.reward) as policy:
+        answerer = Answerer(
+            backend=policy.backend,
+            codec=codec_of(policy.tokenizer),
+            context_length=policy.model.config.context_length,
+            progress=site.progress,
+        )
         results = [
             evaluate_reasoning(
                 examples,
                 reward=policy.reward,
-                generate=SampledCompletions(
-                    policy.backend,
-                    policy.tokenizer,
-                    SamplingParams(seed=site.seed + number),
-                    context_length=policy.model.config.context_length,
-                    progress=site.progress,
-                ),
+                generate=answerer.sampling(temperature=1.0, seed=site.seed + number).generate,
                 name=run.set_name,
                 template=run.template,
                 max_new_tokens=run.sampling_max_tokens,

@@ -193,7 +193,7 @@ def _prediction_text(prediction: dict[str, Any]) -> str:
 
 
 def _check_text(checked: dict[str, Any]) -> str:
-    from cs336.scaling.summary import count
+    from cs336.scaling.summary import count, percent
 
     seeds = checked["num_seeds"]
     lines = [
@@ -205,7 +205,7 @@ def _check_text(checked: dict[str, Any]) -> str:
     if checked["vertex"]:
         lines.append(f"  vertex       N {count(checked['vertex']['parameters'])}, L {checked['vertex']['loss']:.4f}")
     lines += [
-        f"  off by       N {checked['parameters_error']:+.1%}, L {checked['loss_error']:+.4f} nats",
+        f"  off by       N {percent(checked['parameters_error'])}, L {checked['loss_error']:+.4f} nats",
         f"  in interval  N {_yes(checked['parameters_within'])}, L {_yes(checked['loss_within'])}",
     ]
     for size, loss in checked["losses"].items():

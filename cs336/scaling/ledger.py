@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from cs336.scaling.grid import MIN_SIZES
@@ -30,7 +29,7 @@ REASONS = {  # in the order of the report
     SEEDS: "the same run again: what of a difference is chance",
     SHAPES: "aspect ratios and head sizes off the ladder: may size stand for a shape?",
     START: "budgets below one step: the loss that training starts from",
-    CHECK: "trained at the predicted budget after the prediction was written",
+    CHECK: "trained at the budget that the prediction is for: what it is checked by",
 }
 
 
@@ -78,9 +77,10 @@ def phase_of(run: Run, main: Main, prediction: Mapping[str, Any] | None = None) 
     """What a run was for: one of `REASONS`. A run that differs in several ways counts by the last that applies there.
 
     Args:
-        prediction: as `predict` makes it; runs at its target that ended after it are its check.
+        prediction: as `predict` makes it; runs at its target are its check.
     """
-    if prediction is not None and is_check(run, prediction):
+    # No fitted run has this budget: a prediction is for a larger one. Whether it came first, `predict.check` judges.
+    if prediction is not None and run.compute_budget == prediction["target_budget"]:
         return CHECK
     if run.finished and not run.steps:
         return START
@@ -91,13 +91,6 @@ def phase_of(run: Run, main: Main, prediction: Mapping[str, Any] | None = None) 
     if not main.has_rate(run):
         return RATES
     return PROFILES if run.batch_size == main.batch_size else BATCHES
-
-
-def is_check(run: Run, prediction: Mapping[str, Any]) -> bool:
-    """Whether a run was trained at the predicted budget, and ended after the prediction was made."""
-    if run.compute_budget != prediction.get("target_budget"):
-        return False
-    return datetime.fromisoformat(run.date) >= datetime.fromisoformat(prediction["made"])
 
 
 def ledger(runs: Sequence[Run], prediction: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from cs336.scaling.profiles import fitted_profiles
 from cs336.scaling.recipe import DROPOUT, FINAL_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, real_flops
 from cs336.scaling.runs import finished_runs
 from cs336.scaling.study import API_TARGET, Study
-from cs336.scaling.summary import count
+from cs336.scaling.summary import count, percent
 from cs336.scaling.uncertainty import interval
 
 MIDDLE = 64  # of the ladder: aspect ratio and head size of the shape that is named for a size
@@ -36,8 +36,7 @@ def prediction_section(study: Study, folder: Path) -> str:
         title,
         f"Made {made['made']} by commit `{made['commit'][:12]}`, for {short_budget(made['target_budget'])} FLOPs from"
         f" {made['num_rows']} runs of {short_budget(made['min_budget'])} to {short_budget(made['max_budget'])} (rows"
-        f" `{made['rows']}`), before anything"
-        f" was trained there. Method: {made['method']}.",
+        f" `{made['rows']}`). Method: {made['method']}.",
         _predictions_table(made),
         f"Named to check it: {named['shape']}, batch {named['batch_size']}, learning rate {named['learning_rate']:g},"
         f" the text read {named['epochs']:.2f} times.",
@@ -46,7 +45,12 @@ def prediction_section(study: Study, folder: Path) -> str:
         return "\n\n".join([*parts, f"Not checked: {study.unchecked}."])
     checked = study.checked
     report_plots.check(checked, folder / "check.png")
-    parts += [_check_table(checked), _verdict(checked), "![Predicted before, measured after](check.png)"]
+    parts += [
+        "No run of that budget is older. Trained since:",
+        _check_table(checked),
+        _verdict(checked),
+        "![Predicted before, measured after](check.png)",
+    ]
     return "\n\n".join(parts)
 
 
@@ -78,7 +82,7 @@ def _verdict(checked: Mapping[str, Any]) -> str:
         + (", the smallest or the largest of them" if checked["best_at_edge"] else "")
         + ".",
         f"**Predicted less measured: loss {checked['loss_error']:+.4f} nats"
-        f" ({_inside(checked['loss_within'])} the interval), size {checked['parameters_error']:+.1%}"
+        f" ({_inside(checked['loss_within'])} the interval), size {percent(checked['parameters_error'])}"
         f" ({_inside(checked['parameters_within'])}).**",
     ]
     if checked["loss_at_predicted_shape"] is not None:

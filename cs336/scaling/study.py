@@ -11,7 +11,7 @@ from cs336.files import UserError
 from cs336.scaling.accounting import CONTEXT_LENGTH, VOCAB_SIZE
 from cs336.scaling.fits import Fits, fit_all
 from cs336.scaling.isoflops import parabola_minima
-from cs336.scaling.ledger import Main, is_check, main_recipe
+from cs336.scaling.ledger import Main, main_recipe
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.predict import REASON, check
 from cs336.scaling.profiles import points
@@ -33,7 +33,7 @@ class Study:
         fits_up_to: largest budget that laws are fitted to.
         targets: budgets that the laws are read at.
         prediction: as `predict` made it, or None.
-        checked: as `check` found it; None without a prediction or without runs after it, and `unchecked` says why.
+        checked: as `check` found it; None where `check` refuses or has no prediction, and `unchecked` says why.
         of_api: runs are of the model that the course's service serves.
     """
 
@@ -70,7 +70,7 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
     checked, unchecked = None, (prediction or {}).get(REASON, "no prediction was made before")
     if made:
         try:
-            checked = check(made, [run for run in runs if is_check(run, made)])
+            checked = check(made, runs)
         except UserError as reason:
             unchecked = str(reason)
     return Study(

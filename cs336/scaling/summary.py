@@ -165,7 +165,7 @@ def _held_out(summary: dict[str, Any]) -> list[str]:
     for name, each in summary["approaches"].items():
         if left := each.get("held_out"):
             loss = "" if left["loss_error"] is None else f"{left['loss_error']:+.4f}"
-            size = "" if left["parameters_error"] is None else f"{left['parameters_error']:+.1%}"
+            size = "" if left["parameters_error"] is None else percent(left["parameters_error"])
             rows.append({"approach": name, "parameters": size, "loss": loss})
             budget = left["compute"]  # the runs decide it, so it is that of all approaches
     if not rows:
@@ -240,7 +240,7 @@ def _predictions(summary: dict[str, Any], place: int) -> str:
     if exact:
         truth = exact["predictions"][place]["parameters"]["value"]
         for row in rows:
-            row["gap"] = f"{row['size'] / truth - 1:+.1%}" if row["size"] else ""
+            row["gap"] = percent(row["size"] / truth - 1) if row["size"] else ""
         columns["gap"] = "N beside the exact"
     return markdown_table(rows, columns)
 
@@ -265,3 +265,9 @@ def count(number: float) -> str:
     scale, name = next(((scale, name) for scale, name in _SCALES if abs(rounded) >= scale), (1.0, ""))
     digits = max(0, 2 - int(np.floor(np.log10(abs(rounded) / scale)))) if rounded else 0
     return f"{rounded / scale:.{digits}f} {name}".rstrip()
+
+
+def percent(share: float) -> str:
+    """A difference in percent with its sign, which one that is none at one decimal does not have: 0.0%."""
+    text = f"{share:+.1%}"
+    return text.lstrip("+-") if float(text.rstrip("%")) == 0 else text

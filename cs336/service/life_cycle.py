@@ -23,6 +23,7 @@ Failure = Literal["timeout", "unexpected"]
 MIN_CHARGE_SECONDS = 1.0
 WATCHDOG_FACTOR = 1.05
 WATCHDOG_EXTRA_SECONDS = 10.0
+MAX_SETUP_SECONDS = 1_800.0  # ours: data and compilation are free, but a worker held up by them is held for all users
 
 
 class WrongState(Exception):
@@ -138,11 +139,24 @@ def charge_seconds(status: Status, max_runtime_seconds: float) -> float:
 
 
 def is_overdue(status: Status, max_runtime_seconds: float, now: datetime) -> bool:
-    """Whether the watchdog ends the run: it should have ended itself, between two chunks, long ago."""
+    """Whether the watchdog ends the run: it should have ended itself, between two chunks, long ago.
+
+    Never before the first chunk, from which time counts; see `is_stuck`.
+    """
     if status.state != "running" or status.started_at is None:
         return False
     limit = WATCHDOG_FACTOR * max_runtime_seconds + WATCHDOG_EXTRA_SECONDS
     return (now - status.started_at).total_seconds() > limit
+
+
+def is_stuck(status: Status, now: datetime) -> bool:
+    """Whether a running job's first chunk has not begun for so long that it never will.
+
+    Its worker may still be heard of: heartbeats come from a thread beside the one that prepares the training.
+    """
+    if status.state != "running" or status.started_at is not None or status.dispatched_at is None:
+        return False
+    return (now - status.dispatched_at).total_seconds() > MAX_SETUP_SECONDS
 
 
 def is_silent(status: Status, patience_seconds: float, now: datetime) -> bool:

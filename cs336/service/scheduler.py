@@ -104,18 +104,22 @@ class Scheduler(threading.Thread):
         # While the service was away nobody could be heard; patience begins anew with it.
         patient = (now - self._since).total_seconds() <= self.patience_seconds
         silent = not patient and life_cycle.is_silent(job.status, self.patience_seconds, now)
-        if not (overdue or silent) and self._launch(job):
+        stuck = not patient and life_cycle.is_stuck(job.status, now)
+        lives = silent or stuck or self._launch(job)
+        if lives and not (overdue or silent or stuck):
             return
         words = self.pool.last_words(job.run_id)
         self.pool.end(job.run_id)
         if words is not None:
             self._take(job, words)
+        elif not lives:  # though its time be over: it may have died long before, and is charged to its last word
+            self._finish(job, error="the worker died without a word")
         elif overdue:
             self._finish(job, used_seconds=limit, failure="timeout", error="ended by the watchdog")
         elif silent:
             self._finish(job, error=f"the worker was silent for more than {self.patience_seconds:g} s")
         else:
-            self._finish(job, error="the worker died without a word")
+            self._finish(job, error=f"training did not begin within {life_cycle.MAX_SETUP_SECONDS:g} s")
 
     def _launch(self, job: Running) -> bool:
         try:

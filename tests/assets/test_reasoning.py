@@ -221,7 +221,26 @@ def test_written_items_are_filled_from_the_chain(made):
     assert "Round by round" in page("expert_iteration_comparison")
     assert "| `off-policy-1x2` | 2 |" in page("off_policy_reasoning")
     assert "differs from its GRPO in the normalisation alone" in page("length_normalization")
-    assert "has not GRPO with both prompts" in page("prompt_ablation")
+    assert "`question-only`: the share of well-formed responses went from 0.0% to 0.0%" in page("prompt_ablation")
+    assert "`question-only` less `grpo` on the held-out problems" in page("prompt_ablation")
+
+
+def test_the_bare_question_is_asked_in_training_validation_and_scores(made):
+    """Its reward wants a box, which a policy that has read none does not write: nothing is earned, nothing moves."""
+    folder, start = (
+        made.store.path(asset, cell)
+        for asset, cell in (("grpo_model", "question-only"), ("expert_iteration_model", "expert-iteration"))
+    )
+    questions = {
+        split: {each["question"] for each in read_jsonl(made.store.path("reasoning_problems") / f"{split}.jsonl")}
+        for split in ("valid", "test")
+    }
+    validated = read_jsonl(folder / "rollouts" / "step-000003.jsonl")
+    assert {row["prompt"] for row in validated} == questions["valid"]
+    scored = made.store.path("reasoning_scores", "grpo_model-question-only-x-reasoning")
+    assert {row["prompt"] for row in read_jsonl(scored / "generations.jsonl")} == questions["test"]
+    assert all(row["share_of_groups_alike"] == 1 for row in read_jsonl(folder / METRICS_FILE) if row["step"])
+    assert (folder / "model.safetensors").read_bytes() == (start / "model.safetensors").read_bytes()
 
 
 def _answers_of(made, model):
@@ -263,7 +282,7 @@ def test_the_leaderboard_ranks_scores_of_runs_in_time(made):
 
 def test_variants_stand_side_by_side(made):
     study = read_json(made.store.path("grpo_study") / "study.json")
-    assert list(study) == ["grpo", "off-policy-1x2"]
+    assert list(study) == ["grpo", "off-policy-1x2", "question-only"]
     assert study["off-policy-1x2"]["clip_fraction"] is not None and study["grpo"]["clip_fraction"] is None
     assert study["off-policy-1x2"]["steps"] == 2 * study["grpo"]["steps"] == 6
     assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()

@@ -180,6 +180,11 @@ def test_prompts_stand_side_by_side_with_what_they_teach(project):
     assert f"`question-only` less `grpo` on the held-out problems: -60.0 points ({100 * expected.low:+.1f} to" in page
 
 
+def test_one_prompt_alone_is_no_ablation(project):
+    project.add("grpo_model", "grpo", _rows({}), 0.6)
+    assert "This preset has not GRPO with both prompts." in project.of_grpo(prompt_ablation)[1]
+
+
 def _share(value):
 
     return Share(value, *wilson_interval(round(1_000 * value), 1_000))

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cs336.evals.answerer import Answerer, open_answerer
+from cs336.evals.reasoning import evaluate_reasoning
+from cs336.evals.rewards import r1_zero_reward_fn, reward_each
 from cs336.generate.backend import Generation, HuggingFaceCodec, Sample
 from cs336.generate.checkpoints import load_checkpoint
 from cs336.generate.engine import continuation_logprobs, generate
@@ -50,6 +52,44 @@ def test_samples_follow_the_seed(checkpoint):
             for seed in (0, 0, 1)
         ]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+class _Echo:
+    """A backend that answers every prompt with one text, and keeps what it was asked."""
+
+    def __init__(self, text, finish="stop"):
+        self.text, self.finish, self.asked = text, finish, []
+
+    def generate(self, prompts, params, *, progress):
+        self.asked += [(list(ids), params) for ids in prompts]
+        return [Generation(list(ids), [Sample(self.text, [1, 2], None, self.finish)]) for ids in prompts]
+
+
+def test_questions_are_answered_after_thinking_by_samples_whose_end_is_put_back():
+    backend = _Echo("so </think> <answer>7")
+    answerer = Answerer(backend=backend, codec=BYTES, context_length=1_024).sampling(temperature=1.0, seed=5)
+    questions = [{"question": "3+4?", "answer": "7"}, {"question": "3+5?", "answer": "8"}]
+    result = evaluate_reasoning(
+        questions, reward=reward_each(r1_zero_reward_fn), generate=answerer.generate, name="sums", max_new_tokens=9
+    )
+    assert result.metrics["accuracy"] == 0.5 and result.metrics["categories"]["(1,1)"]["count"] == 1
+    assert result.rows[0]["output"] == "so </think> <answer>7</answer>"
+    ids, params = backend.asked[0]
+    assert BYTES.decode(ids) == result.rows[0]["prompt"]
+    wanted = (1, 1.0, 1.0, 0, 5, 0, 9, ("</answer>",))
+    assert wanted == (
+        *(params.n, params.temperature, params.top_p, params.top_k, params.seed),
+        *(params.min_tokens, params.max_tokens, params.stop),
+    )
+
+
+def test_what_a_tokenizer_puts_before_texts_stays_there_also_where_a_prompt_is_cut():
+    backend = _Echo("x")
+    answerer = Answerer(backend=backend, codec=HuggingFaceCodec(TheirLetters()), context_length=10)
+    short, long = answerer.generate(["abc", "abcdefghij"], max_new_tokens=6, stop=())
+    a, b, c, h, i, j = Letters().encode("abchij")
+    assert [ids for ids, _ in backend.asked] == [[BOS, a, b, c], [BOS, h, i, j]]
+    assert not short.prompt_truncated and long.prompt_truncated
 
 
 def test_continuations_are_scored_by_the_model_or_not_at_all(checkpoint):

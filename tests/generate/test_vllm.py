@@ -1,34 +1,21 @@
-"""vLLM's adapter: what it asks and how it reads answers, against fakes; and vLLM itself, where it is installed."""
+"""vLLM in a process: what it is asked and how its answers are read, by a fake; and vLLM itself, where installed."""
 
-import copy
 import importlib.util
-import json
 import os
 import sys
-import threading
 import types
 import weakref
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from cs336.files import UserError
 from cs336.generate import vllm as adapter
-from cs336.generate.backend import HuggingFaceCodec, Sample, SamplingParams
-from cs336.generate.continuous import Engine
-from cs336.generate.vllm import VllmEngine, VllmServer, serving
-from cs336.generate.weight_sync import check_logprobs, sync_weights
-from cs336.model.huggingface import huggingface_weights, load_huggingface
-from tests.generate.toy import letters_model, save_qwen2_of_letters
-
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
-PARAMS = SamplingParams(
-    n=2, temperature=0.8, top_p=0.9, top_k=7, max_tokens=5, min_tokens=1, stop=("</answer>",), seed=3, logprobs=True
-)
+from cs336.generate.backend import Sample, SamplingParams
+from cs336.generate.vllm import VllmEngine
+from tests.generate.toy import save_qwen2_of_letters
+from tests.generate.vllm_checks import HAS_VLLM, PARAMS, check_against_ours, our_engine
 
 
 @dataclass
@@ -203,160 +190,9 @@ def test_vllm_runs_in_a_process_of_its_own_or_in_this_one_and_the_environment_st
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_without_vllm_one_line_names_the_extra():
-    for start in (lambda: VllmEngine.start("model"), lambda: serving("model").__enter__()):
-        with pytest.raises(UserError, match=r"pip install 'cs336\[gpu\]'") as error:
-            start()
-        assert "\n" not in str(error.value)
-
-
-# ---- the server
-
-
-class FakeServer:
-    """Speaks as much of vLLM's protocol as the adapter does; keeps requests, and weights as they were on arrival."""
-
-    def __init__(self):
-        self.requests, self.weights, self.resets, self.asleep, self.refuse = [], None, True, False, None
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.answer()
-
-            def do_POST(self):
-                self.answer()
-
-            def answer(self):
-                size = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(size)) if size else None
-                status, content = server.answer(self.command, self.path, body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(b"" if content is None else json.dumps(content).encode())
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def answer(self, method, path, body):
-        self.requests.append((method, path, body))
-        if self.refuse and path.startswith(self.refuse[1]):
-            return self.refuse[0], {"error": {"message": "no"}}
-        match method, path.partition("?")[0]:
-            case "GET", "/v1/models":
-                return 200, {"data": [{"id": "tiny"}]}
-            case "POST", "/v1/completions":
-                return 200, {"choices": [self.choice(i, body) for i in reversed(range(body["n"]))]}
-            case "POST", "/collective_rpc":
-                self.weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
-                return 200, {"results": [None]}
-            case "POST", "/reset_prefix_cache":
-                return 200, {"success": self.resets}
-            case "POST", "/sleep" | "/wake_up":
-                self.asleep = path.startswith("/sleep")
-                return 200, None
-            case "GET", "/is_sleeping":
-                return 200, {"is_sleeping": self.asleep}
-        return 404, {"error": "unknown"}
-
-    @staticmethod
-    def choice(index, body):
-        return {
-            "index": index,
-            "text": f"{body['prompt']}{index}",
-            "token_ids": [index, 9],
-            "prompt_token_ids": [1, 2],
-            "finish_reason": "stop",
-            "stop_reason": "</answer>" if index else None,
-            "logprobs": None if body["logprobs"] is None else {"token_logprobs": [-1.0 - index, -2.0]},
-        }
-
-
-@pytest.fixture
-def server():
-    fake = FakeServer()
-    yield fake
-    fake.http.shutdown()
-    fake.http.server_close()
-
-
-def test_a_server_is_asked_and_read_like_the_package(server):
-    backend = VllmServer(server.url)
-    prompts = [f"p{i}" for i in range(20)]
-    generations = backend.generate(prompts, PARAMS)
-    for prompt, generation in zip(prompts, generations, strict=True):
-        assert generation.prompt_ids == [1, 2]
-        assert generation.samples == [
-            Sample(f"{prompt}0", [0, 9], [-1.0, -2.0], "end"),
-            Sample(f"{prompt}1", [1, 9], [-2.0, -2.0], "stop"),
-        ]
-    asked = {body["prompt"]: body for _, path, body in server.requests if path == "/v1/completions"}
-    assert len({body["seed"] for body in asked.values()}) == 20
-    assert asked["p3"] == adapter._request(PARAMS, 3) | {
-        "model": "tiny",
-        "prompt": "p3",
-        "return_token_ids": True,
-        "logprobs": 1,
-        "repetition_penalty": 1.0,
-    }
-    assert backend.generate([[4, 5]], SamplingParams())[0].samples[0].logprobs is None
-    assert server.requests[-1][2]["prompt"] == [4, 5]
-
-
-def test_weights_reach_a_server_through_a_file_that_is_gone_afterwards(server, tmp_path):
-    backend, trainer = VllmServer(server.url, exchange=tmp_path), letters_model(num_kv_heads=2)
-    sync_weights(trainer, backend)
-    expected = dict(huggingface_weights(trainer))
-    assert server.weights.keys() == expected.keys()
-    assert all(torch.equal(server.weights[name], expected[name]) for name in expected)
-    assert [path for _, path, _ in server.requests[-2:]] == ["/collective_rpc", "/reset_prefix_cache"]
-    assert not list(tmp_path.iterdir())
-    server.resets = False
-    with pytest.raises(RuntimeError, match="still running"):
-        backend.reset_prefix_cache()
-
-
-def test_a_server_sleeps_and_wakes(server):
-    backend = VllmServer(server.url)
-    backend.wake()
-    backend.sleep(2)
-    backend.wake()
-    assert [path for _, path, _ in server.requests[1:]] == [
-        "/is_sleeping",
-        "/sleep?level=2",
-        "/is_sleeping",
-        "/wake_up",
-    ]
-    with pytest.raises(ValueError, match="level"):
-        backend.sleep(0)
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "message"),
-    [(400, ValueError, "refused"), (404, RuntimeError, "VLLM_SERVER_DEV_MODE"), (500, RuntimeError, "by 500")],
-)
-def test_a_servers_refusal_is_an_error(server, status, error, message):
-    backend = VllmServer(server.url)
-    server.refuse = status, "/v1/completions"
-    with pytest.raises(error, match=message):
-        backend.generate(["a"], SamplingParams())
-
-
-def test_no_server_is_an_error():
-    with pytest.raises(RuntimeError, match="no vLLM server answers"):
-        VllmServer("http://127.0.0.1:9")
-
-
-@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
-def test_a_server_that_does_not_start_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(adapter, "require_vllm", lambda: None)
-    log = tmp_path / "log"
-    with pytest.raises(UserError, match=r"status 1 .*its log is"), serving("model", log=log):
-        pass
-    assert "vllm" in log.read_text()
+    with pytest.raises(UserError, match=r"pip install 'cs336\[gpu\]'") as error:
+        VllmEngine.start("model")
+    assert "\n" not in str(error.value)
 
 
 # ---- vLLM itself
@@ -367,44 +203,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen2")
     save_qwen2_of_letters(folder)
     return folder
-
-
-def our_engine(folder):
-    from transformers import AutoTokenizer
-
-    return Engine(load_huggingface(folder), HuggingFaceCodec(AutoTokenizer.from_pretrained(folder)))
-
-
-def check_against_ours(backend, folder):
-    """What every backend must do, before and after a sync."""
-    ours = our_engine(folder)
-    prompts, greedy = ["hello", [5, 9, 2], "abc"], SamplingParams(temperature=0, max_tokens=24, logprobs=True)
-    sampled = SamplingParams(n=4, max_tokens=16, min_tokens=4, seed=1, logprobs=True)
-    trainer = copy.deepcopy(ours.model)
-    for _ in range(2):
-        for mine, theirs in zip(ours.generate(prompts, greedy), backend.generate(prompts, greedy), strict=True):
-            assert theirs.prompt_ids == mine.prompt_ids
-            for one, other in zip(mine.samples, theirs.samples, strict=True):
-                assert (other.text, other.token_ids, other.finish) == (one.text, one.token_ids, one.finish)
-                assert other.logprobs == pytest.approx(one.logprobs, abs=1e-3)
-        first = backend.generate(prompts, sampled)
-        for generation, again in zip(first, backend.generate(prompts, sampled), strict=True):
-            assert [sample.text for sample in generation.samples] == [sample.text for sample in again.samples]
-            assert len({sample.text for sample in generation.samples}) == 4
-            assert all(len(sample.token_ids) >= 4 for sample in generation.samples)
-        text = backend.generate(prompts, greedy)[0].samples[0].text
-        for kept in (False, True):
-            stopping = SamplingParams(temperature=0, max_tokens=24, stop=(text[3:5],), include_stop_str_in_output=kept)
-            stopped = backend.generate(prompts, stopping)[0].samples[0]
-            end = text.index(text[3:5])
-            assert (stopped.text, stopped.finish) == (text[: end + 2 * kept], "stop")
-        assert check_logprobs(trainer, backend, prompts, sampled).max_logprob_difference < 1e-3
-        with torch.no_grad():
-            for weight in trainer.parameters():
-                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
-        assert check_logprobs(trainer, backend, prompts, sampled).max_logprob_difference > 0.01
-        sync_weights(trainer, backend)
-        sync_weights(trainer, ours)
 
 
 def test_our_engine_passes_what_vllm_must(checkpoint):
@@ -422,11 +220,3 @@ def test_vllm_in_this_process(checkpoint):
     assert gone() is not None
     backend.close()
     assert gone() is None  # the weights are, and with them their memory
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")
-def test_vllm_as_a_server(checkpoint, tmp_path):
-    options = ("--dtype", "float32", "--max-model-len", "128", "--enforce-eager", "--gpu-memory-utilization", "0.2")
-    with serving(checkpoint, port=8_123, log=tmp_path / "log", options=options) as backend:
-        check_against_ours(backend, checkpoint)

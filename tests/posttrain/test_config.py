@@ -18,6 +18,14 @@ from cs336.posttrain.recipes import MATH_PROBLEMS, MATH_REASONING, REASONER_PROB
 from cs336.presets import PRESETS
 
 
+@pytest.mark.parametrize(
+    ("config", "problems"), [(MATH_REASONING, MATH_PROBLEMS), (REASONER_REASONING, REASONER_PROBLEMS)]
+)
+def test_presets_with_variants_of_grpo_have_both_prompts(config, problems):
+    runs = grpo_runs(config, problems).values()
+    assert {"question_only", problems.template} == {run.template for run in runs}
+
+
 def test_sft_by_size_and_filter():
     runs = sft_runs(replace(MATH_REASONING, sft_runs=("full", "128", "256-correct")), MATH_PROBLEMS)
     assert [(run.size, run.correct_only) for run in runs.values()] == [(0, False), (128, False), (256, True)]

@@ -52,7 +52,11 @@ def test_the_page_shows_the_exercises_rows_and_gaps(exercise):
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()[1:]}
     assert "206 B (" in rows[LOWEST] and "809 B (" in rows[LOWEST] and "-31.4%" in rows[LOWEST]
     assert "127 B" in rows[summary.RAW] and "1.33 T" in rows[summary.RAW]
-    assert "300 B" in rows[summary.EXACT] and "555 B" in rows[summary.EXACT] and "+0.0%" in rows[summary.EXACT]
+    assert (
+        "300 B" in rows[summary.EXACT]
+        and "555 B" in rows[summary.EXACT]
+        and "| 0.0%" in rows[summary.EXACT].replace("  ", "")
+    )
     assert "72 runs at 9 budgets from 6e+18 to 3e+21 FLOPs. Ranges hold 95% of 50 bootstrap draws." in shown
     assert "E 2.6900 (2.6900 to 2.6900)" in shown
     assert "No envelope fit: the envelope needs two sizes" in shown
@@ -155,3 +159,11 @@ def test_a_fit_without_an_answer_at_the_largest_budget_leaves_its_place_empty():
         line for line in summary.page(said).partition("Fitted to smaller")[2].splitlines() if "parabola" in line
     )
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["parabola", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0.0%"), (-4e-4, "0.0%"), (4e-4, "0.0%"), (-6e-4, "-0.1%"), (0.1004, "+10.0%"), (-0.314, "-31.4%")],
+)
+def test_differences_have_a_sign_where_there_is_one(share, text):
+    assert summary.percent(share) == text

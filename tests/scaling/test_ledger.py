@@ -8,7 +8,7 @@ from cs336.scaling.ledger import CHECK, REASONS, Main, budget_ledger, ledger, ma
 from tests.scaling.test_runs import made_run
 
 MAIN = Main(batch_size=128, learning_rate=1e-3, seed=0)
-PREDICTION = {"target_budget": 1e16, "made": "2026-11-26T12:00:00+00:00"}
+PREDICTION = {"target_budget": 1e16}
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ PREDICTION = {"target_budget": 1e16, "made": "2026-11-26T12:00:00+00:00"}
         ({"num_heads": 4}, "shapes"),
         ({"steps": 0, "num_layers": 16}, "initialisation"),
         ({"steps": 0, "outcome": "out of memory: ...", "final_loss": math.nan}, "profiles"),
-        ({"compute_budget": 1e16, "date": "2026-11-26T13:00:00Z", "seed": 2}, "check"),
-        ({"compute_budget": 1e16, "date": "2026-11-26T11:00:00Z"}, "profiles"),
+        ({"compute_budget": 1e16, "seed": 2}, "check"),
+        ({"compute_budget": 1e16, "date": "2020-01-01T00:00:00Z"}, "check"),  # whether too early, `predict.check` says
     ],
 )
 def test_a_run_has_one_purpose(changes, phase):
@@ -57,7 +57,7 @@ def test_every_run_is_in_the_ledger_once_and_the_sums_are_those_of_the_rows():
         made_run(),
         made_run(compute_budget=3e13, real_flops=4e14, wall_seconds=3.0, packed=1),
         made_run(seed=1, outcome="diverged: step 3", final_loss=math.nan, steps=3, tokens=3 * 65_536),
-        made_run(compute_budget=1e16, real_flops=1e17, date="2027-01-01T00:00:00Z"),
+        made_run(compute_budget=1e16, real_flops=1e17),
         made_run(steps=0, tokens=0, compute_budget=7e12, real_flops=1e12),
     ]
     rows = ledger(runs, PREDICTION)

@@ -109,8 +109,23 @@ def test_it_tells_the_prediction_beside_what_was_measured(written, prediction):
     assert f"{checked['loss_error']:+.4f} nats" in page and prediction["made"] in page
     assert f"Named to check it: {prediction['check']['shape']}" in page
     section = page.partition("## The prediction and its check")[2].partition("\n## ")[0]
+    assert "No run of that budget is older. Trained since:" in section
     for size, loss in checked["losses"].items():
         assert re.search(rf"\| {int(size):,} +\| {loss:.4f}", section)
+
+
+def test_a_run_at_the_target_that_is_older_than_the_prediction_is_not_passed_over(
+    rows, prediction, tmp_path, without_exercise
+):
+    """One early run makes the prediction one that was not blind: the later ones check it no more."""
+    later = grid_rows("check", date=LATER)
+    mixed = [dataclasses.replace(later[0], date="2020-01-01T00:00:00+00:00"), *later[1:]]
+    page = write_report(tmp_path, [*rows, *mixed], prediction=prediction, num_draws=5)
+    assert "Not checked: a run of 2020-01-01T00:00:00+00:00 is older than the prediction" in page
+    assert "Trained since" not in page
+    assert re.search(rf"\| check +\| 1e16 +\| +{len(mixed)} \|", page), (
+        "what they were for does not hang on when they ended"
+    )
 
 
 def test_it_names_the_run_of_the_exercise_with_all_its_settings(written):

@@ -309,6 +309,43 @@ def test_a_silent_worker_is_given_up_and_charged_to_its_last_word(jobs, schedule
     assert jobs.budget(1).used_seconds == pytest.approx(50)
 
 
+def heard_but_never_begun(jobs, scheduler, clock, seconds):
+    """A job whose worker tells that it lives, and nothing else."""
+    experiment_id, _ = jobs.submit(1, config(max_runtime_seconds=10_000))
+    scheduler.tick()
+    run_id = jobs.experiment(1, experiment_id).status.run_id
+    for _ in range(seconds // 50):
+        clock.pass_by(50)
+        jobs.worker_event(experiment_id, Heartbeat(type="heartbeat", run_id=run_id))
+    return experiment_id, run_id
+
+
+def test_a_worker_whose_training_does_not_begin_is_ended_though_it_is_heard(jobs, scheduler, clock):
+    experiment_id, run_id = heard_but_never_begun(jobs, scheduler, clock, 1_800)
+    scheduler.tick()
+    assert scheduler.pool.ended == []
+    clock.pass_by(0.1)
+    scheduler.tick()
+    status = jobs.experiment(1, experiment_id).status
+    assert scheduler.pool.ended == [run_id]
+    assert (status.state, status.failure) == ("failed", "unexpected") and "did not begin within 1800 s" in status.error
+    assert jobs.budget(1).used_seconds == 1, "preparing is free"
+
+
+def test_one_that_could_not_tell_that_training_began_is_not_ended(jobs, scheduler, clock, tmp_path):
+    """The service was away meanwhile: the word is on its way."""
+    experiment_id, run_id = heard_but_never_begun(jobs, scheduler, clock, 50)
+    clock.pass_by(3_000)
+    later = Scheduler(jobs, Notes(), folder=tmp_path)
+    clock.pass_by(100)
+    later.tick()
+    assert later.pool.ended == []
+    jobs.worker_event(experiment_id, Started(type="started", run_id=run_id))
+    clock.pass_by(100)
+    later.tick()
+    assert later.pool.ended == []
+
+
 def test_a_service_that_was_away_for_long_gives_workers_time_to_be_heard(jobs, scheduler, clock, tmp_path):
     experiment_id, run_id = begun(jobs, scheduler, max_runtime_seconds=10_000)
     clock.pass_by(3_000)
@@ -323,6 +360,19 @@ def test_a_service_that_was_away_for_long_gives_workers_time_to_be_heard(jobs, s
     clock.pass_by(100)
     later.tick()
     assert later.pool.ended == [run_id]
+
+
+def test_a_worker_that_died_while_the_service_was_away_is_no_timeout(jobs, scheduler, clock, tmp_path):
+    """As after a reboot: nobody knows whether it would have ended in time, so it is charged to its last word."""
+    experiment_id, run_id = begun(jobs, scheduler, max_runtime_seconds=100)
+    clock.pass_by(30)
+    jobs.worker_event(experiment_id, Heartbeat(type="heartbeat", run_id=run_id))
+    scheduler.pool.dead.add(run_id)
+    clock.pass_by(1_000)
+    Scheduler(jobs, scheduler.pool, folder=tmp_path).tick()
+    status = jobs.experiment(1, experiment_id).status
+    assert (status.failure, status.error) == ("unexpected", "the worker died without a word")
+    assert jobs.budget(1).used_seconds == pytest.approx(30)
 
 
 def test_a_run_that_ended_in_time_while_the_service_was_away_is_no_timeout(jobs, scheduler, clock):

@@ -265,6 +265,8 @@ def test_the_detail_has_a_chart_with_a_log_toggle_and_hover(page):
     assert page.is_open("detail")
     assert "Experiment 2" in page.text("detail-title")
     assert page.js("return document.querySelectorAll('#chart .dot').length") == 16
+    titles = page.js("return [...document.querySelectorAll('#chart text')].map(text => text.textContent)")
+    assert {"tokens", "validation loss, nats per token"} <= set(titles)
     plain = page.js("return document.querySelector('#chart .curve').getAttribute('points')")
     page.screenshot("detail")
     page.click("log")

@@ -96,6 +96,14 @@ def test_the_watchdog_waits_for_five_percent_and_ten_seconds_from_the_first_chun
     assert not life_cycle.is_overdue(ended(status), 200, after(10_000))
 
 
+def test_a_run_is_stuck_whose_first_chunk_does_not_begin_though_its_worker_is_heard():
+    status = life_cycle.heard(running(), "a", after(1_800))
+    assert not life_cycle.is_stuck(status, after(5 + 1_800)) and life_cycle.is_stuck(status, after(5 + 1_800.1))
+    begun = life_cycle.started(status, "a", after(1_801))
+    for other in (begun, ended(status), life_cycle.queued(NOON), life_cycle.preempted(status, "a", after(1_801))):
+        assert not life_cycle.is_stuck(other, after(100_000))
+
+
 def test_silence_counts_from_the_last_sign_of_life():
     status = life_cycle.heard(running(), "a", after(100))
     assert not life_cycle.is_silent(status, 180, after(280)) and life_cycle.is_silent(status, 180, after(280.1))
