@@ -242,8 +242,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         cell = next(row["cell"] for row in rows if row["cell"].get("size") == size)
         parts += [
             f"**{size}**, {cell['processes']} ranks of {cell['batch_size']} x {cell['context_length']} tokens, AdamW in"
-            " fp32, products of float32 in TF32; of the fullest rank, peaks of whole steps."
-            f" {how_timed(timed)} {_backends(timed)}".rstrip(),
+            f" fp32{', products of float32 in TF32' if cell['device'] == 'cuda' else ''}; of the fullest rank, peaks of"
+            f" whole steps. {how_timed(timed)} {_backends(timed)}".rstrip(),
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
             _messages(rows, size),
@@ -379,8 +379,9 @@ def gather_lines(rows: Sequence[dict[str, Any]], size: str) -> dict[str, list[di
 
 
 def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
-    """The slack of each forward gather, in the order in which they began; False where there are none."""
+    """The slack of each unit's forward gather, in the order in which they began; False where there are none."""
     from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     lines = gather_lines(rows, size)
     figure = Figure(figsize=(8.0, 3.4), dpi=110, layout="constrained")
@@ -388,7 +389,8 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     for name, gathers in lines.items():
         axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set(xlabel="gather, in the order of the forward pass", ylabel="finished before needed, ms")
+    axes.set(xlabel="unit, in the order of the forward pass", ylabel="gathered before it was needed, ms")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if lines:
