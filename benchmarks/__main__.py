@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--repeats", type=_at_least_one, default=5, help="timed runs of each contender, by turns (default 5)"
+        "--repeats", type=_at_least_one, default=5, help="timed runs of each contender, by turns (default %(default)s)"
     )
     parser.add_argument(
         "--results",

@@ -1,11 +1,11 @@
-"""Sharded parameters on two GPUs: with and without prefetch, fp32 and bf16, beside whole ones and PyTorch's.
+"""Sharded parameters on two GPUs: with and without prefetch, fp32 and bf16, beside whole ones and PyTorch's FSDP2.
 
   NCCL_NVLS_ENABLE=0 python -m benchmarks fsdp                  the handout's xl
   python -m benchmarks fsdp --device cpu --tiny --repeats 3     a dry run over Gloo
 
-ms a step, peak memory against what the closed forms expect, and for each weight whether its gather had finished when
-the forward pass came to need it. Rows are appended to results/fsdp.jsonl as cells finish; a second run goes on where
-the first stopped.
+ms a step, peak memory against what the closed forms expect, and for each unit (a block's weights) whether its gather
+had finished when its forward came to need it. FSDP2 stands there as `--parallel fsdp2` and called directly. Rows are
+appended to results/fsdp.jsonl as cells finish; a second run goes on where the first stopped.
 """
 
 from __future__ import annotations

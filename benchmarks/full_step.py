@@ -7,8 +7,8 @@
 
 Rows are appended to results/full_step.jsonl; the table has all of this machine's, each by its name: ranked, fp32
 masters, or other. The second row nearly fills GPUs of 80 GB: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True spares it
-what fragments take. `--check` times nothing: it trains the sharded and the plain model side by side and prints the
-largest differences; give it few layers and a short context.
+what fragments take. `--check` times nothing: it trains the sharded and the plain model side by side, and its row, which
+is marked as a check, has the largest differences; give it few layers and a short context.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import dataclasses
 from benchmarks.rank_studies import TINY, add_common_arguments, finish, open_rows, say
 from cs336.model.attention import KERNELS
 from cs336.model.sizes import SIZES
-from cs336.profiling import full_step
+from cs336.profiling import full_step, full_step_check
 from cs336.profiling.parallel_config import FullStepConfig
-from cs336.profiling.rank_cells import require_gpus, run_cell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,17 +74,8 @@ def instead_of_cases(options: argparse.Namespace) -> int:
         rep_ms=options.rep,
         timeout_seconds=options.timeout,
     )
-    if options.check:
-        require_gpus("the comparison", config.world_size, config.device)
-        found = run_cell(
-            full_step.compare_with_plain,
-            config.world_size,
-            config,
-            device=config.device,
-            timeout_seconds=config.timeout_seconds,
-        )
-        print(", ".join(f"{name} {value}" for name, value in found.items()))
-        return int("failure" in found)
     rows = open_rows("full_step", options)
-    row = full_step.measure_full_step(config, rows, say)
-    return finish("full_step", options, [row], full_step.page(rows.latest()), {})
+    measure = full_step_check.measure_check if options.check else full_step.measure_full_step
+    row = measure(config, rows, say)
+    parts = [page(rows.latest()) for page in (full_step.page, full_step_check.page)]
+    return finish("full_step", options, [row], "\n\n".join(part for part in parts if part), {})

@@ -37,6 +37,12 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default=handout.precision)
     parser.add_argument("--recompute", type=int, default=0, metavar="LAYERS", help="layers of a segment; 0 keeps all")
     parser.add_argument("--processes", type=int, default=handout.world_size, help="ranks (default %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="jobs of each contender, by turns with the others, each with its --warmup and --repeats steps (default"
+        f" {handout.num_rounds}; --tiny: 1)",
+    )
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, for a dry run")
     add_common_arguments(parser)
 
@@ -69,6 +75,7 @@ def step_config(options: argparse.Namespace) -> ParallelConfig:
         all_reduce_bytes=TINY_BYTES if options.tiny else ParallelConfig().all_reduce_bytes,
         num_warmup=options.warmup,
         num_steps=options.repeats,
+        num_rounds=options.rounds or (1 if options.tiny else ParallelConfig().num_rounds),
         timeout_seconds=options.timeout,
     )
 

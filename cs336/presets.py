@@ -216,6 +216,7 @@ TINY = Preset(  # two CPU cores, minutes, no network
         context_length=64,
         num_warmup=2,
         num_steps=3,
+        num_rounds=1,
         all_reduce_bytes=(100_000, 1_000_000, 10_000_000),
         process_counts=(2, 4),
         bucket_sizes_mb=(0.1, 1.0),

@@ -21,6 +21,7 @@ from cs336.profiling.full_step import page as full_step_page
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.profiling.parallel_correctness import TOLERANCE, compare_forms
 from cs336.profiling.rank_cells import Rows, Say, require_gpus
+from cs336.profiling.spread import pooled
 from cs336.revision import describe_commit
 from cs336.store import describe_machine
 from cs336_assets.asset import Metadata, Step, asset, check
@@ -38,8 +39,9 @@ _study = asset(group="parallel", kinds={"pytorch"}, owner="team:systems", resuma
 def parallel_correctness(step: Step, parallel: ParallelConfig) -> Metadata:
     """Every form of parallel training beside one process: the largest difference of any weight, after four AdamW steps.
 
-    Data parallelism naive, flat, overlapped and in buckets, the sharded optimizer, and FSDP, on as many ranks as the
-    studies have, over NCCL or Gloo. All studies of this group stand below it: a wrong form is not timed.
+    Data parallelism naive, flat, overlapped and in buckets, the sharded optimizer, FSDP, and FSDP2 behind the same
+    switch, on as many ranks as the studies have, over NCCL or Gloo. All studies of this group stand below it: a wrong
+    form is not timed.
     """
     require_gpus("the comparison of parallel forms", parallel.world_size, parallel.device)
     found = compare_forms(parallel.world_size, parallel.device, parallel.timeout_seconds)
@@ -65,7 +67,7 @@ def parallel_forms_equal_one_process(parallel_correctness: Path) -> tuple[bool, 
 def all_reduce_times(step: Step, parallel_correctness: Path, parallel: ParallelConfig) -> Metadata:
     """All-reduce of 1 MB to 1 GB in fp32 on 2, 4 and 6 processes: time, bus bandwidth, and the line through them.
 
-    Between GPUs over NCCL, on as many as there are, where the preset says so.
+    Between GPUs over NCCL, where the preset says so, on those numbers of processes that there are GPUs for.
     """
     return _all_reduces(step, parallel)
 
@@ -102,7 +104,7 @@ def data_parallel_times(step: Step, parallel_correctness: Path, parallel: Parall
 @asset(group="parallel", kinds={"markdown"}, owner="team:systems")
 def bucket_overhead(step: Step, data_parallel_times: Path) -> Metadata:
     """What a bucketed step adds, by the model of two parameters (bandwidth and cost of a call) and as measured."""
-    rows = list(read_jsonl(data_parallel_times / ROWS_FILE))
+    rows = pooled(read_jsonl(data_parallel_times / ROWS_FILE))
     pages = [f"**{size}**\n\n{ddp_times.bucket_page(rows, size)}" for size in ddp_times.sizes_of(rows)]
     line = ddp_times.machine_line(rows)
     _write(step, "\n\n".join(pages))
@@ -141,10 +143,11 @@ def held_bytes_are_those_of_the_closed_form(optimizer_state_memory: Path) -> tup
 
 @_study
 def fsdp_study(step: Step, parallel_correctness: Path, parallel: ParallelConfig) -> Metadata:
-    """A step with parameters whole and sharded: ours with and without prefetch, PyTorch's; in fp32 and bf16.
+    """A step with parameters whole and sharded: ours with and without prefetch, PyTorch's FSDP2; in fp32 and bf16.
 
-    Time, peak memory beside the saving that the closed forms expect, and whether each weight's gather had finished when
-    the forward pass came to need it.
+    FSDP2 as `--parallel fsdp2` has it, and called directly. Time, peak memory beside the saving that the closed forms
+    expect, and whether the gather of each unit (a block's weights, the embedding, the head) had finished when its
+    forward came to need it.
     """
     traces = step.folder / TRACES
     rows = fsdp_times.measure_fsdp(parallel, _rows(step), traces, _say(step))

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from cs336.parallel.process_group import Rank
 from cs336.profiling.parallel_config import ParallelConfig
 from cs336.profiling.rank_cells import Rows, Say, over_ranks, require_gpus, run_cell, start_together, synchronize
+from cs336.profiling.spread import how_timed, median_and_quartiles, spread_of, spread_text
 from cs336.profiling.tables import markdown_table
 
 _COLUMNS = {
@@ -28,7 +29,7 @@ _COLUMNS = {
     "processes": "processes",
     "megabytes": "MB",
     "ms": "ms, slowest rank",
-    "ms_std": "std over calls",
+    "spread": "spread over calls",
     "ms_fastest_rank": "ms, fastest rank",
     "bus_gb_per_second": "bus bandwidth, GB/s",
     "state": "",
@@ -49,10 +50,10 @@ def measure_all_reduces(config: ParallelConfig, rows: Rows, say: Say) -> list[di
     Each number of processes is started once; sizes that have a row already are left out.
 
     Raises:
-        UserError: fewer than two GPUs.
+        UserError: fewer GPUs than the least of the numbers.
     """
     backend = "nccl" if config.device == "cuda" else "gloo"
-    require_gpus("all-reduce between GPUs", 2, config.device)
+    require_gpus("all-reduce between GPUs", min(config.process_counts), config.device)
     found = []
     for count in config.process_counts:
         if config.device == "cuda" and count > torch.cuda.device_count():
@@ -69,7 +70,7 @@ def measure_all_reduces(config: ParallelConfig, rows: Rows, say: Say) -> list[di
                 count,
                 missing,
                 config.num_warmup,
-                config.num_steps,
+                config.num_calls,
                 device=config.device,
                 timeout_seconds=config.timeout_seconds,
             )
@@ -89,8 +90,8 @@ def time_all_reduces(place: Rank, sizes: Sequence[int], num_warmup: int, num_cal
         sizes: in bytes.
 
     Returns:
-        For each size, as text: mean `ms` of the slowest rank, its `ms_std` over calls, the fastest rank's mean, and
-        `bus_gb_per_second`.
+        For each size, as text: median `ms` over calls of the slowest rank, its `ms_quartiles`, the fastest rank's
+        median, and `bus_gb_per_second`.
     """
     results = {}
     for num_bytes in sizes:
@@ -104,13 +105,10 @@ def time_all_reduces(place: Rank, sizes: Sequence[int], num_warmup: int, num_cal
             if number >= num_warmup:
                 seconds.append(default_timer() - start)
         of_ranks = over_ranks(seconds)
-        slowest = [max(each) for each in zip(*of_ranks, strict=True)]
-        mean = statistics.mean(slowest)
-        results[str(num_bytes)] = {
-            "ms": 1e3 * mean,
-            "ms_std": 1e3 * (statistics.stdev(slowest) if len(slowest) > 1 else 0.0),
-            "ms_fastest_rank": 1e3 * min(statistics.mean(each) for each in of_ranks),
-            "bus_gb_per_second": bus_bytes(num_bytes, place.world_size) / mean / 1e9,
+        times = median_and_quartiles([1e3 * max(each) for each in zip(*of_ranks, strict=True)])
+        results[str(num_bytes)] = times | {
+            "ms_fastest_rank": 1e3 * min(statistics.median(each) for each in of_ranks),
+            "bus_gb_per_second": bus_bytes(num_bytes, place.world_size) / times["ms"] / 1e6,
             "num_warmup": num_warmup,
             "num_calls": num_calls,
         }
@@ -160,8 +158,10 @@ def lines_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], Line]:
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The table, and what its figures say."""
     flat = [row["cell"] | {"megabytes": row["cell"]["bytes"] / 1e6} | row for row in rows]
+    flat = [row | {"spread": spread_text(row)} if "ms" in row else row for row in flat]
     flat.sort(key=lambda row: (row["backend"], row["processes"], row["bytes"]))
-    return "\n\n".join([markdown_table(flat, _COLUMNS), *_comments(rows)])
+    parts = [how_timed(rows), markdown_table(flat, _COLUMNS), *_comments(rows)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -178,17 +178,17 @@ def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
             f" {bus_bytes(line.bytes_per_second, count) / 1e9:,.3g} GB/s): below {even / 1e6:,.3g} MB the call costs"
             " more than the bytes."
         )
-    for backend, group in groupby(sorted(lines), key=lambda key: key[0]):
+    known = sorted(key for key, line in lines.items() if math.isfinite(line.bytes_per_second))
+    for backend, group in groupby(known, key=lambda key: key[0]):
         counts = [count for _, count in group]
         if len(counts) > 1:
-            first, last = lines[backend, counts[0]], lines[backend, counts[-1]]
-            buses = [
-                bus_bytes(lines[backend, count].bytes_per_second, count) / 1e9 for count in (counts[0], counts[-1])
-            ]
+            ends = [(count, lines[backend, count]) for count in (counts[0], counts[-1])]
+            calls = [1e6 * line.latency_seconds for _, line in ends]
+            buses = [bus_bytes(line.bytes_per_second, count) / 1e9 for count, line in ends]
             comments.append(
-                f"From {counts[0]} to {counts[-1]} processes {backend}'s latency becomes"
-                f" {last.latency_seconds / max(first.latency_seconds, 1e-9):.2g} times as long and the bus bandwidth"
-                f" goes from {buses[0]:,.3g} to {buses[1]:,.3g} GB/s; on links of their own it would stay."
+                f"From {counts[0]} to {counts[-1]} processes {backend}'s latency goes from {calls[0]:,.0f} to"
+                f" {calls[1]:,.0f} µs and the bus bandwidth goes from {buses[0]:,.3g} to {buses[1]:,.3g} GB/s; on links"
+                " of their own it would stay."
             )
     return comments
 
@@ -199,17 +199,22 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9.5, 3.6), dpi=110, layout="constrained")
     times, buses = figure.subplots(1, 2)
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         if "ms" in row:
-            groups.setdefault(f"{row['cell']['backend']}, {row['cell']['processes']} processes", []).append(row)
-    for name, group in sorted(groups.items()):
+            groups.setdefault((row["cell"]["backend"], row["cell"]["processes"]), []).append(row)
+    for (backend, count), group in sorted(groups.items()):
+        name = f"{backend}, {count} processes"
         group.sort(key=lambda row: row["cell"]["bytes"])
         sizes = [row["cell"]["bytes"] / 1e6 for row in group]
+        spreads = [spread_of(row) for row in group]
         times.errorbar(
             sizes,
             [row["ms"] for row in group],
-            yerr=[row["ms_std"] for row in group],
+            yerr=[  # equal times may have quartiles that are off by a rounding
+                [max(0.0, row["ms"] - low) for row, (low, _) in zip(group, spreads, strict=True)],
+                [max(0.0, high - row["ms"]) for row, (_, high) in zip(group, spreads, strict=True)],
+            ],
             fmt="o-",
             ms=3,
             lw=1.1,

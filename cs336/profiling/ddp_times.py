@@ -35,6 +35,7 @@ from cs336.profiling.rank_cells import (
     weights_agree,
 )
 from cs336.profiling.rank_steps import (
+    by_turns,
     fresh_ranks,
     measured_sizes,
     new_model,
@@ -42,6 +43,7 @@ from cs336.profiling.rank_steps import (
     tensor_bytes,
     training_step,
 )
+from cs336.profiling.spread import how_timed, overlap, ratio_text, spread_of, spread_text
 from cs336.profiling.tables import markdown_table
 from cs336.train.optimizer import AdamW
 
@@ -129,8 +131,9 @@ def measure_ddp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> l
 
     def measure(setting: StepSetting) -> list[dict[str, Any]]:
         ranks = {"processes": config.world_size, "device": config.device}
-        cells = [({"form": form} | ranks | setting.described(), form) for form in forms(config)]
-        found = [rows.measure(cell, run(time_form, form, setting), say) for cell, form in cells]
+        cells = {form: {"form": form} | ranks | setting.described() for form in forms(config)}
+        contenders = [(cell, run(time_form, form, setting)) for form, cell in cells.items()]
+        found = by_turns(config, contenders, rows, say)
         for form in PROFILED:
             path = traces / f"ddp-{setting.name}-{form}.json.gz"
             cell = {"profiled": form} | ranks | setting.described()
@@ -138,7 +141,8 @@ def measure_ddp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> l
         return found
 
     fit = {"form": FIT, "processes": config.world_size, "device": config.device, "bytes": config.all_reduce_bytes}
-    fit_run = run(time_all_reduces, config.all_reduce_bytes, config.num_warmup, config.num_steps)
+    fit |= {"steps": (config.num_warmup, config.num_calls)}
+    fit_run = run(time_all_reduces, config.all_reduce_bytes, config.num_warmup, config.num_calls)
     return [rows.measure(_as_json(fit), fit_run, say), *measured_sizes(config, measure)]
 
 
@@ -211,7 +215,7 @@ def compared(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
     for row in own:
         line = {"form": row["cell"]["form"], "state": row.get("state") or row.get("failure")}
         if "ms" in row:
-            line |= {key: row[key] for key in ("ms", "ms_std", "num_messages", "last_loss")}
+            line |= {key: row[key] for key in ("ms", "num_messages", "last_loss")} | {"spread": spread_text(row)}
             line["after_backward_ms"] = row["parts_ms"]["synchronization"]
             line["gib"] = max(row["memory"]["peak"]) / 2**30 if row["memory"] else None
             if alone is not None:
@@ -263,7 +267,7 @@ def bucket_model(rows: Sequence[dict[str, Any]], size: str) -> tuple[list[dict[s
 _FORMS = {
     "form": "gradients",
     "ms": "ms a step",
-    "ms_std": "std",
+    "spread": "spread",
     "exposed_ms": "exposed, ms",
     "share": "share communicating",
     "after_backward_ms": "after backward, ms",
@@ -287,35 +291,56 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         cell = next(row["cell"] for row in rows if row["cell"].get("size") == size)
         parts.append(
             f"**{size}**, {cell['processes']} ranks of {cell['batch_size']} x {cell['context_length']} tokens,"
-            f" {cell['precision']}, AdamW in fp32. *Exposed* is a step's time less that of the step that sends nothing;"
-            " *after backward* runs from the end of the backward pass to the last averaged gradient."
+            f" {cell['precision']}, AdamW in fp32. {how_timed(_timed_forms(rows, size).values())} *Exposed* is a step's"
+            " time less that of the step that sends nothing; *after backward* runs from the end of the backward pass to"
+            " the last averaged gradient."
         )
-        table = compared(rows, size)
-        parts += [markdown_table(table, _FORMS), _comment(table), _profiles(rows, size), bucket_page(rows, size)]
+        parts += [markdown_table(compared(rows, size), _FORMS), _comment(rows, size)]
+        parts += [_profiles(rows, size), bucket_page(rows, size)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _comment(table: Sequence[dict[str, Any]]) -> str:
-    sent = {row["form"]: row for row in table if "exposed_ms" in row and row["form"] != ALONE}
-    if not sent:
+def _timed_forms(rows: Sequence[dict[str, Any]], size: str) -> dict[str, dict[str, Any]]:
+    """Rows of one size's forms that have a time, by form."""
+    return {
+        row["cell"]["form"]: row
+        for row in rows
+        if row["cell"].get("size") == size and "form" in row["cell"] and "ms" in row
+    }
+
+
+def _comment(rows: Sequence[dict[str, Any]], size: str) -> str:
+    timed = _timed_forms(rows, size)
+    alone = timed.pop(ALONE, None)
+    if alone is None or not timed:
         return ""
-    best, worst = (pick(sent.values(), key=lambda row: row["ms"]) for pick in (min, max))
-    said = (
-        f"Fastest: {best['form']}, {best['ms']:,.4g} ms, {best['share']} of it communicating; slowest: {worst['form']}."
-    )
-    naive, overlapped = (sent.get(form, {}).get("exposed_ms") for form in (NAIVE, OVERLAPPED))
-    if naive is not None and overlapped is not None:
-        if naive <= sent[NAIVE]["ms_std"]:
-            said += " What naive sending adds is less than the steps vary: nothing can be said of hiding it."
-        elif overlapped > naive:
-            said += f" Sending during the backward pass costs {overlapped / naive:.3g} times what naive sending adds."
-        else:
-            hidden = 1 - max(0.0, overlapped) / naive
-            said += f" Sending during the backward pass hides {hidden:.0%} of what naive sending adds."
-    if PEER in sent:
-        own = min((row["ms"] for form, row in sent.items() if form != PEER), default=0.0)
-        said += f" The best of ours takes {own / sent[PEER]['ms']:.3g} times as long as {PEER}."
-    return said
+    best, worst = (pick(timed.values(), key=lambda row: row["ms"]) for pick in (min, max))
+    share = max(0.0, best["ms"] - alone["ms"]) / best["ms"]
+    said = [
+        f"Fastest: {best['cell']['form']}, {best['ms']:,.4g} ms, {share:.1%} of it communicating; slowest:"
+        f" {worst['cell']['form']}."
+    ]
+    level = [form for form, row in timed.items() if row is not best and overlap(row, best)]
+    if level:
+        said.append(f"Spreads overlap with the fastest's, so that the order may be chance: {', '.join(level)}.")
+    if {NAIVE, OVERLAPPED} <= timed.keys():
+        said.append(_hidden(alone, timed[NAIVE], timed[OVERLAPPED]))
+    ours = [row for form, row in timed.items() if form != PEER]
+    if PEER in timed and ours:
+        ratio = ratio_text(min(ours, key=lambda row: row["ms"]), timed[PEER])
+        said.append(f"The best of ours takes {ratio} times as long as {PEER}.")
+    return " ".join(said)
+
+
+def _hidden(alone: dict[str, Any], naive: dict[str, Any], overlapped: dict[str, Any]) -> str:
+    """What sending during the backward pass gains on sending after it."""
+    if spread_of(naive)[0] <= spread_of(alone)[1]:
+        return "What naive sending adds is less than the steps vary: nothing can be said of hiding it."
+    adds, left = naive["ms"] - alone["ms"], overlapped["ms"] - alone["ms"]
+    unsure = ", though the spreads of the two overlap" if overlap(naive, overlapped) else ""
+    if left > adds:
+        return f"Sending during the backward pass costs {left / adds:.3g} times what naive sending adds{unsure}."
+    return f"Sending during the backward pass hides {1 - max(0.0, left) / adds:.0%} of what naive sending adds{unsure}."
 
 
 def _profiles(rows: Sequence[dict[str, Any]], size: str) -> str:

@@ -1,22 +1,24 @@
 """What sharding parameters saves in memory and costs in time, and whether gathers finish before they are needed.
 
-Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`DDP`) and PyTorch's `fully_shard`.
+Ours with and without prefetch, in fp32 and in bf16, beside whole parameters (`DDP`) and PyTorch's `fully_shard`: as
+runs have it by `--parallel fsdp2`, and called directly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.accounting import fsdp_messages, held_bytes, weights_of, whole_weights_bytes
 from cs336.parallel.ddp import DDP
 from cs336.parallel.fsdp import FSDP
+from cs336.parallel.fsdp2 import FullyShard
 from cs336.parallel.process_group import Rank
 from cs336.profiling import timelines
 from cs336.profiling.ddp_times import sizes_of
@@ -32,6 +34,7 @@ from cs336.profiling.rank_cells import (
     time_steps,
 )
 from cs336.profiling.rank_steps import (
+    by_turns,
     fresh_ranks,
     fullest,
     held_by_kind,
@@ -40,12 +43,15 @@ from cs336.profiling.rank_steps import (
     random_batch,
     training_step,
 )
+from cs336.profiling.spread import how_timed, ratio_text, spread_text
 from cs336.profiling.tables import markdown_table
 from cs336.train.optimizer import AdamW
 
-WHOLE, AHEAD, IN_TURN, PEER = "whole (DDP)", "ours, prefetch", "ours, no prefetch", "PyTorch's fully_shard"
-FORMS = (WHOLE, AHEAD, IN_TURN, PEER)
+WHOLE, AHEAD, IN_TURN = "whole (DDP)", "ours, prefetch", "ours, no prefetch"
+BACKEND, PEER = "--parallel fsdp2", "PyTorch's fully_shard"
+FORMS = (WHOLE, AHEAD, IN_TURN, BACKEND, PEER)
 PRECISIONS = ("float32", "bfloat16")
+_LEARNING_RATE = 1e-5
 
 
 def _nothing() -> None:
@@ -67,9 +73,9 @@ def measure_fsdp(config: ParallelConfig, rows: Rows, traces: Path, say: Say) -> 
         ranks = {"processes": config.world_size, "device": config.device}
         for precision in PRECISIONS:
             chosen = replace(setting, precision=precision)
-            for form in FORMS:
-                cell = {"form": form} | ranks | chosen.described()
-                found.append(rows.measure(cell, run(time_form, form, chosen), say))
+            cells = {form: {"form": form} | ranks | chosen.described() for form in FORMS}
+            contenders = [(cell, run(time_form, form, chosen)) for form, cell in cells.items()]
+            found += by_turns(config, contenders, rows, say)
             for form in (AHEAD, IN_TURN):
                 name = form.removeprefix("ours, ").replace(" ", "-")
                 path = traces / f"fsdp-{setting.name}-{precision}-{name}.json.gz"
@@ -86,13 +92,17 @@ class Wrapped:
 
     Attributes:
         call: what is called with the inputs.
+        optimizer: over what this rank holds.
         finish: brings the gradients over the ranks.
+        zero_grad: in place of the optimizer's.
         autocast: the precision for `training_step`: FSDP casts weights itself.
         fsdp: ours.
     """
 
     call: nn.Module
-    finish: Callable[[], object]
+    optimizer: torch.optim.Optimizer
+    finish: Callable[[], object] = field(default=_nothing)
+    zero_grad: Callable[[], object] | None = None
     autocast: str = "float32"
     fsdp: FSDP | None = None
 
@@ -106,17 +116,28 @@ def wrap(form: str, model: TransformerLM, precision: str, place: Rank) -> Wrappe
     low = torch.bfloat16 if precision == "bfloat16" else None
     if form == WHOLE:
         ddp = DDP(model)
-        return Wrapped(ddp, ddp.finish_gradient_synchronization, autocast=precision)
+        return Wrapped(ddp, _adamw(model.parameters()), ddp.finish_gradient_synchronization, autocast=precision)
     if form in (AHEAD, IN_TURN):
         fsdp = FSDP(model, low, prefetch=form == AHEAD)
-        return Wrapped(fsdp, fsdp.finish_gradient_synchronization, fsdp=fsdp)
+        return Wrapped(fsdp, _adamw(fsdp.parameters()), fsdp.finish_gradient_synchronization, fsdp=fsdp)
+    if form == BACKEND:
+        backend = FullyShard(model, model.layers, compute_dtype=low)
+        return Wrapped(
+            model, _adamw(backend.parameters()), backend.finish_gradient_synchronization, zero_grad=backend.zero_grad
+        )
     if form == PEER:
-        return Wrapped(_fully_sharded(model, low, place), _nothing)
+        _fully_shard(model, low, place)
+        # Ours does not know distributed tensors; PyTorch's does the same arithmetic.
+        return Wrapped(model, torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE))
     raise ValueError(f"there is no form {form!r} of sharded training")
 
 
-def _fully_sharded(model: TransformerLM, low: torch.dtype | None, place: Rank) -> nn.Module:
-    """PyTorch's, a unit for each block, gradients travelling in the dtype that ours travel in."""
+def _adamw(parameters: Iterable[nn.Parameter]) -> AdamW:
+    return AdamW(parameters, lr=_LEARNING_RATE)
+
+
+def _fully_shard(model: TransformerLM, low: torch.dtype | None, place: Rank) -> None:
+    """By PyTorch's own call, a unit for each block, gradients travelling in the dtype that ours travel in."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -125,7 +146,6 @@ def _fully_sharded(model: TransformerLM, low: torch.dtype | None, place: Rank) -
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model
 
 
 def time_form(place: Rank, form: str, setting: StepSetting) -> dict[str, Any]:
@@ -137,12 +157,10 @@ def time_form(place: Rank, form: str, setting: StepSetting) -> dict[str, Any]:
     model = new_model(setting, place.device)
     wrapped = wrap(form, model, setting.precision, place)
     peak_and_held(place)  # building is not the study's subject; what follows counts from here
-    # Ours does not know distributed tensors; PyTorch's does the same arithmetic.
-    optimizer = (torch.optim.AdamW if form == PEER else AdamW)(model.parameters(), lr=1e-5)
-    step = training_step(wrapped.call, optimizer, random_batch(setting, place), wrapped.autocast, wrapped.finish)
+    step = _step(wrapped, setting, place)
     times = time_steps(place, step, num_warmup=setting.num_warmup, num_steps=setting.num_steps)
     memory = peak_and_held(place)
-    counted = over_ranks(held_by_kind(model.parameters(), optimizer))
+    counted = over_ranks(held_by_kind(model.parameters(), wrapped.optimizer))
     gathers = watch_gathers(wrapped.fsdp, lambda: step(Stopwatch(place.device))) if wrapped.fsdp else None
     return times | {"memory": memory, "counted": counted, "gathers": over_ranks(gathers)}
 
@@ -150,9 +168,7 @@ def time_form(place: Rank, form: str, setting: StepSetting) -> dict[str, Any]:
 def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> dict[str, Any]:
     """Profile one step of ours, after those of the warm-up; rank 0 writes its small trace."""
     model = new_model(setting, place.device)
-    wrapped = wrap(form, model, setting.precision, place)
-    optimizer = AdamW(model.parameters(), lr=1e-5)
-    step = training_step(wrapped.call, optimizer, random_batch(setting, place), wrapped.autocast, wrapped.finish)
+    step = _step(wrap(form, model, setting.precision, place), setting, place)
     for _ in range(max(2, setting.num_warmup)):  # the first one learns the order of the layers
         step(Stopwatch(place.device))
     over_ranks(None)
@@ -168,18 +184,29 @@ def profile_form(place: Rank, form: str, setting: StepSetting, path: Path) -> di
     }
 
 
+def _step(wrapped: Wrapped, setting: StepSetting, place: Rank) -> Callable[[Stopwatch], Tensor]:
+    return training_step(
+        wrapped.call,
+        wrapped.optimizer,
+        random_batch(setting, place),
+        wrapped.autocast,
+        wrapped.finish,
+        zero_grad=wrapped.zero_grad,
+    )
+
+
 # ---- what the figures say
 
 _COLUMNS = {
     "form": "parameters",
     "precision": "products",
     "ms": "ms a step",
-    "ms_std": "std",
+    "spread": "spread",
     "peak_gib": "peak, GiB",
     "parameters": "weights",
     "gradients": "gradients",
     "states": "states",
-    "in_time": "gathers in time, forward",
+    "in_time": "units gathered in time, forward",
     "worst_ms": "longest wait, ms",
     "state": "",
 }
@@ -195,7 +222,7 @@ def table_of(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
             continue
         line = {"form": cell["form"], "precision": cell["precision"], "state": row.get("state") or row.get("failure")}
         if "ms" in row:
-            line |= {"ms": row["ms"], "ms_std": row["ms_std"]}
+            line |= {"ms": row["ms"], "spread": spread_text(row)}
             line |= {kind: value / _GIB for kind, value in fullest(row["counted"]).items()}
             if row["memory"]:
                 line["peak_gib"] = max(row["memory"]["peak"]) / _GIB
@@ -211,15 +238,17 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     """Tables of all sizes: time, memory, gathers, and the saving expected and measured."""
     parts = []
     for size in sizes_of(rows):
+        timed = [row for row in rows if row["cell"].get("size") == size and "ms" in row]
         cell = next(row["cell"] for row in rows if row["cell"].get("size") == size)
         parts += [
             f"**{size}**, {cell['processes']} ranks of {cell['batch_size']} x {cell['context_length']} tokens, AdamW in"
-            " fp32, products of float32 in TF32; of the fullest rank, peaks of whole steps.",
+            f" fp32{', products of float32 in TF32' if cell['device'] == 'cuda' else ''}; of the fullest rank, peaks of"
+            f" whole steps. {how_timed(timed)} {_backends(timed)}".rstrip(),
             markdown_table(table_of(rows, size), _COLUMNS),
             _savings(rows, size),
             _messages(rows, size),
             _gathers(rows, size),
-            _speeds(rows, size),
+            _ratios(rows, size),
         ]
     return "\n\n".join(part for part in parts if part)
 
@@ -278,12 +307,14 @@ def _messages(rows: Sequence[dict[str, Any]], size: str) -> str:
         return ""
     weights = weights_of(TransformerLM(ModelConfig(**row["cell"]["model"]), device="meta"))
     expected = fsdp_messages(weights)
-    num_sharded = sum(bool(weight.gathered_for) for weight in weights)
+    sharded = [weight for weight in weights if weight.gathered_for]
+    num_sharded, num_units = len(sharded), len({weight.unit for weight in sharded})
     return (
-        f"**Messages.** For {num_sharded} sharded weights, which travel by blocks, a step of ours gathered"
-        f" {len(row['gathers'][0])} times; by the closed form, without recomputation, it gathers"
-        f" {expected['all_gather']} times, reduce-scatters {expected['reduce_scatter']} times, and sums the gradients"
-        f" of all that stays whole in {expected['all_reduce']}."
+        f"**Messages.** Ours sends {num_sharded} sharded weights in {num_units} units: those of a block in one message,"
+        f" embedding and head by themselves. A step gathered {len(row['gathers'][0])} times; by the closed form,"
+        f" without recomputation, it gathers {expected['all_gather']} times, reduce-scatters"
+        f" {expected['reduce_scatter']} times, and sums the gradients of all that stays whole in"
+        f" {expected['all_reduce']}."
     )
 
 
@@ -297,27 +328,45 @@ def _gathers(rows: Sequence[dict[str, Any]], size: str) -> str:
         late = sorted((each for each in ahead if each["slack_ms"] < 0), key=lambda each: each["slack_ms"])
         waited = -sum(each["slack_ms"] for each in late)
         line = (
-            f"{cell['form']}, {cell['precision']}: {len(ahead) - len(late)} of {len(ahead)} gathers were there in time"
+            f"{cell['form']}, {cell['precision']}: the weights of {len(ahead) - len(late)} of {len(ahead)} units were"
+            " there in time"
         )
         if late:
             line += f"; the others kept the forward waiting {waited:,.3g} ms in all, longest {late[0]['name']}"
         said.append(line)
-    return f"**Does a gather finish before the forward needs it?** {'. '.join(said)}." if said else ""
+    return f"**Does a unit's gather finish before its forward needs the weights?** {'. '.join(said)}." if said else ""
 
 
-def _speeds(rows: Sequence[dict[str, Any]], size: str) -> str:
+def _backends(timed: Sequence[dict[str, Any]]) -> str:
+    """What the two forms over PyTorch's FSDP2 are, where both were measured."""
+    if not {BACKEND, PEER} <= {row["cell"]["form"] for row in timed}:
+        return ""
+    return (
+        f"`{BACKEND}` is what runs have: `fully_shard` by blocks behind the switch of ours, with our AdamW on plain"
+        f" slices. {PEER} is the same called directly, with PyTorch's AdamW on its distributed tensors."
+    )
+
+
+def _ratios(rows: Sequence[dict[str, Any]], size: str) -> str:
+    """Time and peak memory of ours, as it comes, over those of each other form."""
     said = []
     for precision in PRECISIONS:
-        times = {
-            row["cell"]["form"]: row["ms"]
+        of_form = {
+            row["cell"]["form"]: row
             for row in rows
             if row["cell"].get("size") == size and row["cell"]["precision"] == precision and "ms" in row
         }
-        ours = times.get(AHEAD)
-        if ours and len(times) > 1:
-            others = ", ".join(f"{ours / ms:.3g} of {form}" for form, ms in times.items() if form != AHEAD)
-            said.append(f"{precision}: ours with prefetch takes {others}")
-    return f"{'; '.join(said)}." if said else ""
+        ours = of_form.pop(AHEAD, None)
+        if ours is None or not of_form:
+            continue
+        times = ", ".join(f"{ratio_text(ours, row)} of {form}" for form, row in of_form.items())
+        line = f"{precision}: ours with prefetch takes, of the time, {times}"
+        if ours["memory"]:
+            peaks = {form: max(row["memory"]["peak"]) for form, row in of_form.items()}
+            own = max(ours["memory"]["peak"])
+            line += f"; of the peak memory, {', '.join(f'{own / peak:.3g} of {form}' for form, peak in peaks.items())}"
+        said.append(f"{line}.")
+    return " ".join(said)
 
 
 def gather_lines(rows: Sequence[dict[str, Any]], size: str) -> dict[str, list[dict[str, Any]]]:
@@ -330,8 +379,9 @@ def gather_lines(rows: Sequence[dict[str, Any]], size: str) -> dict[str, list[di
 
 
 def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
-    """The slack of each forward gather, in the order in which they began; False where there are none."""
+    """The slack of each unit's forward gather, in the order in which they began; False where there are none."""
     from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     lines = gather_lines(rows, size)
     figure = Figure(figsize=(8.0, 3.4), dpi=110, layout="constrained")
@@ -339,7 +389,8 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     for name, gathers in lines.items():
         axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set(xlabel="gather, in the order of the forward pass", ylabel="finished before needed, ms")
+    axes.set(xlabel="unit, in the order of the forward pass", ylabel="gathered before it was needed, ms")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     if lines:

@@ -9,11 +9,9 @@ Source: CS336 2026, assignment 2, leaderboard: 8.13 B parameters, batch 2, bf16,
 
 from __future__ import annotations
 
-import copy
-import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from timeit import default_timer
 from typing import Any
 
@@ -25,7 +23,7 @@ from cs336.hardware import peak_flops_per_second
 from cs336.model.accounting import count_parameters, flops_by_part
 from cs336.model.layers import RMSNorm, RotaryPositionalEmbedding
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.parallel.fsdp import FSDP, gather_full_params
+from cs336.parallel.fsdp import FSDP
 from cs336.parallel.process_group import Rank
 from cs336.profiling.full_step_memory import memory_plan
 from cs336.profiling.parallel_config import FULL_STEP_WITH_MASTERS, FullStepConfig
@@ -91,14 +89,15 @@ class FullStep:
 
 def build(config: FullStepConfig, place: Rank) -> FullStep:
     """The step with random weights and tokens; the same weights on all ranks."""
-    model = _model(config, place.device)
-    inputs, targets = (part.chunk(place.world_size)[place.rank] for part in _batch(config, place.device))
+    model = new_model(config, place.device)
+    inputs, targets = (part.chunk(place.world_size)[place.rank] for part in whole_batch(config, place.device))
     fsdp = FSDP(model, getattr(torch, config.dtype) if config.fp32_masters else None, keep_dtype=True)
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, fused=config.fused)
     return FullStep(model, fsdp, optimizer, inputs, targets, config.chunk_tokens, config.fused)
 
 
-def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
+def new_model(config: FullStepConfig, device: torch.device) -> TransformerLM:
+    """Random weights, the same on all ranks."""
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     model = TransformerLM(config.model, device=device, dtype=getattr(torch, config.slice_dtype)).train()
@@ -110,7 +109,7 @@ def _model(config: FullStepConfig, device: torch.device) -> TransformerLM:
     return model.recompute_in_segments(config.layers_per_segment, keep_attention=config.keep_attention)
 
 
-def _batch(config: FullStepConfig, device: torch.device) -> Tensor:
+def whole_batch(config: FullStepConfig, device: torch.device) -> Tensor:
     """Inputs and targets of all ranks."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, config.num_sequences, config.model.context_length)
@@ -193,66 +192,6 @@ def bench(place: Rank, step: Callable[[], object], *, warmup_ms: float, rep_ms: 
     }
 
 
-def compare_with_plain(place: Rank, config: FullStepConfig, num_steps: int = 3) -> dict[str, float]:
-    """Largest differences from the plain model that one process trains on the whole batch; every rank calls it.
-
-    With fp32 masters the plain model's matrices are copies of its masters in `dtype`, made anew after each update.
-
-    Returns:
-        `output`, `loss` and `weights`, each the largest over steps and ranks; `gradients`, the largest distance of all
-        gradients in parts of their length; and the largest weight, `scale`.
-    """
-    step = build(config, place)
-    plain = _model(replace(config, attention="fused", fused=False, compiled=False), place.device)
-    masters = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
-    for parameter in plain.parameters():
-        if parameter.ndim == 2:  # norms stay in the masters' dtype, as no layer of FSDP's holds them
-            parameter.data = parameter.data.to(getattr(torch, config.dtype))
-    optimizer = AdamW(masters.values(), lr=LEARNING_RATE)
-    inputs, targets = _batch(config, place.device)
-    largest = dict.fromkeys(("output", "loss", "weights", "gradients"), 0.0)
-
-    def note(name: str, ours: Tensor, theirs: Tensor) -> None:
-        largest[name] = max(largest[name], (ours.float() - theirs.float()).abs().max().item())
-
-    for _ in range(num_steps):
-        with torch.no_grad():
-            note("output", step.fsdp(step.inputs), plain(inputs).chunk(place.world_size)[place.rank])
-        loss = step()
-        dist.all_reduce(loss)
-        plain.zero_grad(set_to_none=True)
-        theirs = torch.nn.functional.cross_entropy(plain(inputs).flatten(0, 1).float(), targets.flatten())
-        theirs.backward()
-        for name, parameter in plain.named_parameters():
-            assert parameter.grad is not None
-            masters[name].grad = parameter.grad.to(masters[name].dtype)
-        optimizer.step()
-        with torch.no_grad():
-            for name, parameter in plain.named_parameters():
-                parameter.copy_(masters[name])
-        note("loss", loss / place.world_size, theirs.detach())
-        full = gather_full_params(step.fsdp)
-        for name, master in masters.items():
-            note("weights", full[name], master)
-        largest["gradients"] = max(largest["gradients"], _gradients_apart(step.fsdp, masters))
-    scale = max(master.abs().max().item() for master in masters.values())
-    everyones = over_ranks(copy.copy(largest))
-    return {name: max(each[name] for each in everyones) for name in largest} | {"scale": scale}
-
-
-def _gradients_apart(fsdp: FSDP, masters: dict[str, Tensor]) -> float:
-    """Distance of the ranks' mean gradients from those of the masters, in parts of the latter's length."""
-    cuts = fsdp.cuts()
-    apart, length = 0.0, 0.0
-    for name, parameter in fsdp.named_shards():
-        ours, theirs = parameter.grad, masters[name].grad
-        assert ours is not None and theirs is not None
-        whole = cuts[parameter].gathered(ours) if parameter in cuts else ours
-        apart += (whole.float() - theirs.float()).square().sum().item()
-        length += theirs.float().square().sum().item()
-    return math.sqrt(apart / length)
-
-
 # ---- what the figures say
 
 _COLUMNS = {
@@ -263,7 +202,7 @@ _COLUMNS = {
     "segment": "layers a segment",
     "attention": "attention",
     "rest": "norms, rotation, gate, loss, AdamW",
-    "ms": "ms a step",
+    "ms": "ms a step, mean",
     "spread": "least to most",
     "used": "of peak",
     "peak_gib": "peak, GiB",
@@ -290,22 +229,15 @@ def row_name(cell: dict[str, Any]) -> str:
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each row."""
+    """A line for each row that is no check."""
     table = []
     for row in rows:
         cell = row["cell"]
+        if "check" in cell:
+            continue
         model = ModelConfig(**cell["model"])
         num_tokens = cell["num_sequences"] * model.context_length
-        line = {
-            "row": row_name(cell),
-            "model": f"{count_parameters(model).total / 1e9:.3g} B, {model.num_layers} layers",
-            "tokens": num_tokens,
-            "dtype": cell["dtype"],
-            "segment": cell["layers_per_segment"],
-            "attention": cell["attention"] + (", kept" if cell["keep_attention"] else ""),
-            "rest": ", ".join(name for name in ("fused", "compiled") if cell[name]) or "eager",
-            "state": row.get("state") or row.get("failure"),
-        }
+        line = {"row": row_name(cell), "tokens": num_tokens} | described(row)
         if "ms" in row:
             line |= {"ms": row["ms"], "spread": f"{row['ms_min']:,.0f} to {row['ms_max']:,.0f}"}
             line |= {"setup_seconds": row["setup_seconds"], "planned_gib": row["plan"]["peak"] / 2**30}
@@ -318,9 +250,24 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def described(row: dict[str, Any]) -> dict[str, Any]:
+    """What was measured or compared, or why not."""
+    cell = row["cell"]
+    model = ModelConfig(**cell["model"])
+    return {
+        "model": f"{count_parameters(model).total / 1e9:.3g} B, {model.num_layers} layers",
+        "dtype": cell["dtype"],
+        "segment": cell["layers_per_segment"],
+        "attention": cell["attention"] + (", kept" if cell["keep_attention"] else ""),
+        "rest": ", ".join(name for name in ("fused", "compiled") if cell[name]) or "eager",
+        "state": row.get("state") or row.get("failure"),
+    }
+
+
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """The table, and each row's memory plan beside what was counted and measured."""
-    parts = [markdown_table(table_of(rows), _COLUMNS)]
+    """The table, and each row's memory plan beside what was counted and measured; nothing of checks."""
+    table = table_of(rows)
+    parts = [markdown_table(table, _COLUMNS)] if table else []
     for row in rows:
         if "plan" not in row:
             continue

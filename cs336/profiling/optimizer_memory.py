@@ -27,6 +27,7 @@ from cs336.profiling.rank_cells import (
     weights_agree,
 )
 from cs336.profiling.rank_steps import (
+    by_turns,
     fresh_ranks,
     fullest,
     held_by_kind,
@@ -35,6 +36,7 @@ from cs336.profiling.rank_steps import (
     random_batch,
     training_step,
 )
+from cs336.profiling.spread import how_timed, ratio_text, spread_text
 from cs336.profiling.tables import markdown_table
 from cs336.train.optimizer import AdamW
 
@@ -54,11 +56,10 @@ def measure_optimizers(config: ParallelConfig, rows: Rows, say: Say) -> list[dic
     run = fresh_ranks(config)
 
     def measure(setting: StepSetting) -> list[dict[str, Any]]:
-        found = []
-        for optimizer in OPTIMIZERS:
-            cell = {"optimizer": optimizer, "processes": config.world_size, "device": config.device}
-            found.append(rows.measure(cell | setting.described(), run(measure_optimizer, optimizer, setting), say))
-        return found
+        ranks = {"processes": config.world_size, "device": config.device}
+        cells = {name: {"optimizer": name} | ranks | setting.described() for name in OPTIMIZERS}
+        contenders = [(cell, run(measure_optimizer, name, setting)) for name, cell in cells.items()]
+        return by_turns(config, contenders, rows, say)
 
     return measured_sizes(config, measure)
 
@@ -132,7 +133,7 @@ _COLUMNS = {
 _TIMES = {
     "optimizer": "states",
     "ms": "ms a step",
-    "ms_std": "std",
+    "spread": "spread",
     "update_ms": "of it the update, ms",
     "slower": "against whole",
 }
@@ -170,18 +171,22 @@ def expected_bytes(cell: dict[str, Any]) -> dict[str, int]:
 
 def time_table(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
     """ms a step of each optimizer, and its ratio to whole states."""
-    timed = [row for row in rows if row["cell"].get("size") == size and "ms" in row]
-    whole = next((row["ms"] for row in timed if row["cell"]["optimizer"] == WHOLE), None)
+    timed = _timed(rows, size)
+    whole = next((row for row in timed if row["cell"]["optimizer"] == WHOLE), None)
     return [
         {
             "optimizer": row["cell"]["optimizer"],
             "ms": row["ms"],
-            "ms_std": row["ms_std"],
+            "spread": spread_text(row),
             "update_ms": row["parts_ms"]["optimizer"],
-            "slower": f"{row['ms'] / whole:.3f}" if whole else None,
+            "slower": ratio_text(row, whole) if whole and row is not whole else None,
         }
         for row in timed
     ]
+
+
+def _timed(rows: Sequence[dict[str, Any]], size: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["cell"].get("size") == size and "ms" in row]
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -194,6 +199,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             f" {cell['precision']}, AdamW in fp32; of the fullest rank. Peaks count from the line above.",
             markdown_table(memory_table(rows, size), _COLUMNS),
             _memory_comment(rows, size),
+            how_timed(_timed(rows, size)),
             markdown_table(time_table(rows, size), _TIMES),
             zero_comparison(cell),
         ]

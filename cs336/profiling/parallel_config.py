@@ -20,7 +20,7 @@ class StepSetting:
         batch_size: sequences of one rank.
         precision: "float32", or "bfloat16" for products in bf16 over fp32 weights and gradients.
         layers_per_segment: activation checkpointing; 0 keeps all.
-        num_warmup, num_steps: of the timing.
+        num_warmup, num_steps: of the timing, in each round.
         timeout_seconds: of one cell.
     """
 
@@ -63,6 +63,8 @@ class ParallelConfig:
         all_reduce_bytes: of the tensors whose all-reduce is timed.
         process_counts: numbers of processes for those; on GPUs, those that there are GPUs for.
         bucket_sizes_mb: of the bucketed form.
+        num_warmup, num_steps: of the timing, in each round: the handout's protocol.
+        num_rounds: how often each contender is measured, by turns with the others.
 
     Source: CS336, assignment 2, editions of 2025 and 2026.
     """
@@ -78,10 +80,16 @@ class ParallelConfig:
     world_size: int = 2
     num_warmup: int = 5
     num_steps: int = 10
+    num_rounds: int = 3
     timeout_seconds: float = 300.0
     all_reduce_bytes: tuple[int, ...] = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
     process_counts: tuple[int, ...] = (2, 4, 6)
     bucket_sizes_mb: tuple[float, ...] = (1.0, 10.0, 100.0, 1_000.0)
+
+    @property
+    def num_calls(self) -> int:
+        """All-reduces of a size that are timed: as many as steps of a contender."""
+        return self.num_rounds * self.num_steps
 
     def setting(self, size: str = "") -> StepSetting:
         """The step of the size that is studied, or of another."""

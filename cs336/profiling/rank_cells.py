@@ -19,6 +19,7 @@ import torch.distributed as dist
 from cs336.files import UserError, append_jsonl
 from cs336.parallel.process_group import Rank, RankError, run_ranks
 from cs336.profiling.cells import read_rows
+from cs336.profiling.spread import median_and_quartiles
 from cs336.profiling.tables import OUT_OF_MEMORY
 
 _OUT_OF_MEMORY_SIGNS = ("OutOfMemoryError", "out of memory", "can't allocate memory")
@@ -185,7 +186,7 @@ def time_steps(
         between: called before each step, not timed.
 
     Returns:
-        `ms`, its standard deviation `ms_std`, `ms_by_rank`, and `parts_ms`, means over steps and ranks.
+        `ms` and `ms_quartiles` of the steps, `steps_ms`; medians `ms_by_rank`, and `parts_ms` over steps and ranks.
     """
     mine: list[float] = []
     parts: list[dict[str, float]] = []
@@ -203,10 +204,12 @@ def time_steps(
     all_seconds, all_parts = over_ranks(mine), over_ranks(parts)
     slowest = [1e3 * max(each) for each in zip(*all_seconds, strict=True)]
     return {
-        "ms": statistics.mean(slowest),
-        "ms_std": statistics.stdev(slowest) if len(slowest) > 1 else 0.0,
-        "ms_by_rank": [1e3 * statistics.mean(seconds) for seconds in all_seconds],
-        "parts_ms": {name: 1e3 * statistics.mean(row[name] for rows in all_parts for row in rows) for name in parts[0]},
+        **median_and_quartiles(slowest),
+        "steps_ms": slowest,
+        "ms_by_rank": [1e3 * statistics.median(seconds) for seconds in all_seconds],
+        "parts_ms": {
+            name: 1e3 * statistics.median(row[name] for rows in all_parts for row in rows) for name in parts[0]
+        },
         "num_warmup": num_warmup,
         "num_steps": num_steps,
     }

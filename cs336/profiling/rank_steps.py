@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.profiler import record_function
 from cs336.model.transformer import TransformerLM
 from cs336.parallel.process_group import Rank
 from cs336.profiling.parallel_config import ParallelConfig, StepSetting
-from cs336.profiling.rank_cells import Stopwatch, run_cell
+from cs336.profiling.rank_cells import Rows, Say, Stopwatch, run_cell
+from cs336.profiling.spread import ROUND, pooled
 from cs336.train.loss import cross_entropy
 
 
@@ -25,6 +26,29 @@ def fresh_ranks(config: ParallelConfig) -> Callable[..., Callable[[], dict[str, 
         )
 
     return cell
+
+
+def by_turns(
+    config: ParallelConfig,
+    contenders: Sequence[tuple[dict[str, Any], Callable[[], dict[str, Any]]]],
+    rows: Rows,
+    say: Say,
+) -> list[dict[str, Any]]:
+    """Measure each contender once a round, one after the other; returns a row for each, its rounds together.
+
+    One that is out of memory, or fails, is left out of the rounds after.
+
+    Args:
+        contenders: each with its cell, and what measures it.
+    """
+    # A turn is a job, not a step: at xl weights, gradients and states of one contender take 51 GiB, whole, and its
+    # update 63, so two do not fit on a GPU. A job for each turn also lets none leave its memory's state to the next.
+    found: list[list[dict[str, Any]]] = [[] for _ in contenders]
+    for number in range(config.num_rounds):
+        for (cell, run), own in zip(contenders, found, strict=True):
+            if all("ms" in row for row in own):
+                own.append(rows.measure(cell | {ROUND: number}, run, say))
+    return pooled(row for own in found for row in own)
 
 
 def measured_sizes(
@@ -62,12 +86,14 @@ def training_step(
     precision: str,
     synchronize_gradients: Callable[[], object],
     *,
+    zero_grad: Callable[[], object] | None = None,
     before_update: Callable[[], object] | None = None,
 ) -> Callable[[Stopwatch], Tensor]:
     """A full step: zero_grad, forward, loss, backward, gradients over the ranks, update.
 
     Args:
         precision: "bfloat16" runs forward and loss under autocast.
+        zero_grad: in place of the optimizer's, where gradients are kept elsewhere too.
         before_update: called once the gradients are there.
 
     Returns:
@@ -78,7 +104,7 @@ def training_step(
 
     def step(watch: Stopwatch) -> Tensor:
         watch.mark("start")
-        optimizer.zero_grad(set_to_none=True)
+        (zero_grad or optimizer.zero_grad)()
         low = torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with record_function("forward"), low:
             loss = cross_entropy(model(inputs).float(), targets)

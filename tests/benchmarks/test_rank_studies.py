@@ -3,6 +3,8 @@
 import argparse
 import importlib
 
+import pytest
+
 from benchmarks.__main__ import main
 from benchmarks.rank_studies import step_config
 from cs336.files import read_jsonl
@@ -29,6 +31,7 @@ def test_every_study_has_a_dry_run(tmp_path):
         parser = argparse.ArgumentParser()
         importlib.import_module(f"benchmarks.{subject}").add_arguments(parser)
         config = step_config(parser.parse_args(["--tiny", "--device", "cpu"]))
+        assert config.num_rounds == 1 and step_config(parser.parse_args([])).num_calls == 30
         assert config.setting().model.d_model == 32 and max(config.all_reduce_bytes) <= 10_000_000
 
 
@@ -39,18 +42,51 @@ def test_the_optimizers_memory_is_told_by_kind(tmp_path, capsys):
     assert "Beside ZeRO's first stage" in capsys.readouterr().out
 
 
-def test_the_contests_step_is_compared_with_the_plain_model(capsys):
-    arguments = ["full_step", "--device", "cpu", "--tiny", "--check", "--dtype", "float32"]
+def test_the_contests_step_is_compared_with_the_plain_model_in_a_row(tmp_path, capsys):
+    common = ["full_step", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
+    assert main([*common, "--check", "--dtype", "float32"]) == 0
+    (row,) = read_jsonl(tmp_path / "full_step.jsonl")
+    found = row["differences"]
+    assert found["weights"] < 1e-6 and found["output"] < 1e-5 and found["loss"] < 1e-5 and found["scale"] > 0.5
+    assert row["cell"]["check"] == 3 and row["cell"]["model"]["num_layers"] == 2 and row["commit"] and "ms" not in row
+    said = capsys.readouterr().out
+    assert "**Checks**" in said and "ms a step" not in said
+    # A check is made again, as the code may be another; a time stands beside it in a table of its own.
+    assert main([*common, "--check", "--dtype", "float32"]) == 0 == main([*common, "--warmup", "1", "--rep", "1"])
+    rows = list(read_jsonl(tmp_path / "full_step.jsonl"))
+    assert ["check" in row["cell"] for row in rows] == [True, True, False] and "ms" in rows[2]
+    first, *_, last = (tmp_path / "full_step.md").read_text().split("\n\n")
+    assert "ms a step" in first and len(first.splitlines()) == 3
+    assert "largest weight" in last and len(last.strip().splitlines()) == 3
+
+
+def test_fp32_masters_are_compared_with_the_plain_models(tmp_path):
+    arguments = ["full_step", "--device", "cpu", "--tiny", "--check", "--fp32-masters", "--results", str(tmp_path)]
     assert main(arguments) == 0
-    found = dict(part.split(" ") for part in capsys.readouterr().out.strip().split(", "))
-    assert float(found["weights"]) < 1e-6 and float(found["output"]) < 1e-5 and float(found["scale"]) > 0.5
-
-
-def test_fp32_masters_are_compared_with_the_plain_models(capsys):
-    assert main(["full_step", "--device", "cpu", "--tiny", "--check", "--fp32-masters"]) == 0
-    found = dict(part.split(" ") for part in capsys.readouterr().out.strip().split(", "))
+    (row,) = read_jsonl(tmp_path / "full_step.jsonl")
+    found = row["differences"]
     # bf16 rounds by up to 2^-8: a gradient three times; bf16 masters would be off by that of a weight, 1e-2.
-    assert 0 < float(found["gradients"]) < 4 * 2**-8 and float(found["weights"]) < 6e-4 and float(found["scale"]) > 0.5
+    assert 0 < found["gradients"] < 4 * 2**-8 and found["weights"] < 6e-4 and found["scale"] > 0.5
+
+
+def test_a_check_that_fails_leaves_its_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("cs336.profiling.full_step_check.run_cell", lambda *arguments, **options: {"failure": "gone"})
+    assert main(["full_step", "--device", "cpu", "--tiny", "--check", "--results", str(tmp_path)]) == 1
+    (row,) = read_jsonl(tmp_path / "full_step.jsonl")
+    assert row["failure"] == "gone" and "gone" in (tmp_path / "full_step.md").read_text()
+
+
+def test_all_reduces_are_between_two_processes_or_more(capsys):
+    with pytest.raises(SystemExit):
+        main(["collectives", *SMALL, "--processes", "1"])
+    assert "1 is too few; an all-reduce is between two processes or more" in capsys.readouterr().err
+
+
+def test_all_reduces_between_any_number_of_processes(tmp_path):
+    options = ["--bytes", "1000", "100000", "--processes", "4", "3", "--results", str(tmp_path)]
+    assert main(["collectives", *SMALL, *options]) == 0
+    said = (tmp_path / "collectives.md").read_text()
+    assert "**gloo, 3 processes.**" in said and "**gloo, 4 processes.**" in said
 
 
 def test_the_contests_step_has_a_row_for_fp32_masters_beside_the_other(tmp_path, capsys):

@@ -12,6 +12,7 @@ CONFIG = ParallelConfig(
     precision="float32",
     num_warmup=1,
     num_steps=2,
+    num_rounds=1,
     timeout_seconds=120.0,
     all_reduce_bytes=(10_000, 1_000_000),
     process_counts=(2,),

@@ -12,13 +12,13 @@ from cs336.profiling.full_step import (
     LEARNING_RATE,
     bench,
     build,
-    compare_with_plain,
     page,
     row_name,
     step_flops,
     table_of,
     time_full_step,
 )
+from cs336.profiling.full_step_check import compare_with_plain
 from cs336.profiling.full_step_memory import block_residual_bytes, memory_plan
 from cs336.profiling.parallel_config import FullStepConfig
 from cs336.profiling.rank_cells import over_ranks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cs336.parallel.process_group import run_ranks
-from cs336.profiling import collective_times, ddp_times, fsdp_times, full_step, optimizer_memory
+from cs336.profiling import collective_times, ddp_times, fsdp_times, full_step, full_step_check, optimizer_memory
 from cs336.profiling.rank_cells import Rows
 from tests.profiling.shapes import CONFIG, FULL_STEP
 
@@ -78,5 +78,5 @@ def test_fp32_masters_follow_those_of_the_plain_model_with_our_kernels():
         keep_attention=True,
         fused=True,
     )
-    found = run_ranks(full_step.compare_with_plain, 2, config, device="cuda", start_method="forkserver")[0]
+    found = run_ranks(full_step_check.compare_with_plain, 2, config, device="cuda", start_method="forkserver")[0]
     assert 0 < found["gradients"] < 4 * 2**-7 and found["weights"] <= 3 * 2 * full_step.LEARNING_RATE, found

@@ -11,7 +11,9 @@ from cs336.files import read_jsonl
 from cs336.parallel.cost_model import best_bucket_bytes, bucketed_overhead_seconds
 from cs336.parallel.process_group import Rank, run_ranks
 from cs336.profiling import ddp_times, fsdp_times, optimizer_memory
-from cs336.profiling.rank_cells import Rows, run_cell
+from cs336.profiling.rank_cells import Rows, Stopwatch, run_cell
+from cs336.profiling.rank_steps import new_model
+from cs336.profiling.spread import pooled
 from tests.profiling.shapes import CONFIG
 
 SETTING = CONFIG.setting()
@@ -95,8 +97,8 @@ def test_optimizers_hold_what_the_closed_forms_say():
 
 def test_sharded_forms_hold_half_and_every_gather_is_seen():
     rows = run_ranks(fsdp_rows, 2, timeout_seconds=200, start_method="forkserver")[0]
-    whole, ahead, in_turn, peer = ({**row["counted"][0], **row} for row in rows)
-    for form in (ahead, in_turn, peer):
+    whole, ahead, in_turn, backend, peer = ({**row["counted"][0], **row} for row in rows)
+    for form in (ahead, in_turn, backend, peer):
         assert whole["parameters"] / 2 <= form["parameters"] < 0.6 * whole["parameters"]
         assert form["parameters"] == form["gradients"]
         assert form["states"] == pytest.approx(2 * form["parameters"], rel=0.01)  # PyTorch's count their steps too
@@ -107,10 +109,62 @@ def test_sharded_forms_hold_half_and_every_gather_is_seen():
         backward = [gather["name"] for gather in form["gathers"][0] if not gather["forward"]]
         assert sorted(backward) == sorted(set(forward) - {"token_embeddings"})
     said = fsdp_times.page(rows)
-    assert "expected saving" in said and "of 4 gathers were there in time" in said
-    assert "For 16 sharded weights" in said and "gathered 7 times; " in said
+    assert "expected saving" in said and "of 4 units were there in time" in said
+    assert "16 sharded weights in 4 units: those of a block in one message" in said and "gathered 7 times; " in said
     assert "gathers 7 times, reduce-scatters 4 times" in said
-    assert "ours with prefetch takes" in said
+    assert "ours with prefetch takes, of the time, " in said
+    assert (
+        "TF32" not in said
+        and "`--parallel fsdp2` is what runs have" in said
+        and "medians of 2 steps, their spread the quartiles" in said
+    )
+
+
+def gradients_of_two_steps(place):
+    """Of a rank's first weight, in each form over PyTorch's, after the same pass once and twice."""
+    found = {}
+    for form in (fsdp_times.BACKEND, fsdp_times.PEER):
+        wrapped = fsdp_times.wrap(form, new_model(SETTING, place.device), "float32", place)
+        for group in wrapped.optimizer.param_groups:
+            group["lr"] = group["weight_decay"] = 0.0
+        step = fsdp_times._step(wrapped, SETTING, place)
+        found[form] = []
+        for _ in range(2):
+            step(Stopwatch(place.device))
+            first = wrapped.optimizer.param_groups[0]["params"][0].grad
+            found[form].append(getattr(first, "to_local", lambda first=first: first)().abs().sum().item())
+    return found
+
+
+def test_each_step_of_the_backend_has_the_gradients_of_the_direct_call():
+    for found in run_ranks(gradients_of_two_steps, 2, timeout_seconds=200, start_method="forkserver"):
+        once, twice = found[fsdp_times.BACKEND]
+        assert once > 0 and twice == pytest.approx(once, rel=1e-6)  # no gradient of the step before is left
+        assert found[fsdp_times.PEER] == pytest.approx([once, once], rel=1e-5)
+
+
+def test_pages_of_older_rows_say_that_they_are_means():
+    folder = Path(__file__).parents[2] / "benchmarks/results/runs/course"
+    rows = list(read_jsonl(folder / "fsdp_study/rows.jsonl"))
+    said = fsdp_times.page(pooled(rows))
+    assert "Times are means of 10 steps" in said and "ours, prefetch, float32: the weights of 33 of 34 units" in said
+    assert "products of float32 in TF32" in said
+    assert "of the peak memory, 0.501 of whole (DDP)" in said and fsdp_times.BACKEND not in said
+    assert "float32: weights, gradients and states take 50.8 GiB whole and 25.4 GiB sharded" in said
+    assert "measured, of the peaks, 31.7 (63.5 to 31.8)" in said
+    rows = list(read_jsonl(folder / "data_parallel_times/rows.jsonl"))
+    assert ddp_times.bucket_page(pooled(rows), "xl") in (folder / "bucket_overhead/page.md").read_text()
+    said = ddp_times.page(pooled(rows))
+    assert "Fastest: buckets of 100 MB, 219.9 ms, 8.4% of it communicating; slowest: PyTorch's DDP." in said
+    assert "may be chance: buckets of 1000 MB, PyTorch's DDP." in said
+    assert "hides 15% of what naive sending adds, though the spreads of the two overlap" in said
+    rows = list(read_jsonl(folder / "optimizer_state_memory/rows.jsonl"))
+    slower = {line["optimizer"]: line["slower"] for line in optimizer_memory.time_table(pooled(rows), "xl")}
+    assert slower == {
+        "whole": None,
+        "sharded": "0.96 (spreads overlap)",
+        "PyTorch's ZeroRedundancyOptimizer": "1.11 (spreads overlap)",
+    }
 
 
 def test_the_peaks_measured_on_gpus_are_those_expected_of_the_update():
@@ -125,7 +179,14 @@ def test_the_peaks_measured_on_gpus_are_those_expected_of_the_update():
 
 def row(form, ms, **more):
     cell = {"form": form} | RANKS | SETTING.described()
-    times = {"ms": ms, "ms_std": 0.0, "last_loss": 1.0, "parts_ms": {"synchronization": 0.5}, "memory": None}
+    times = {
+        "ms": ms,
+        "ms_std": 0.0,
+        "num_steps": 10,
+        "last_loss": 1.0,
+        "parts_ms": {"synchronization": 0.5},
+        "memory": None,
+    }
     return {"cell": cell, "num_messages": 1, "gradient_bytes": 80_000_000} | times | more
 
 
@@ -164,6 +225,7 @@ def test_no_number_of_buckets_beats_the_best():
 def test_where_the_size_does_not_fit_the_smaller_one_is_measured_too(tmp_path, monkeypatch):
     sizes = []
     timed = {key: value for key, value in row("", 5.0).items() if key != "cell"}
+    timed |= {"steps_ms": [5.0], "ms_by_rank": [5.0, 5.0]}
 
     def cell(function, world_size, *arguments, **options):
         setting = next((each for each in arguments if hasattr(each, "described")), None)
@@ -177,6 +239,40 @@ def test_where_the_size_does_not_fit_the_smaller_one_is_measured_too(tmp_path, m
     found = ddp_times.measure_ddp(replace(CONFIG, smaller_size="small"), rows, tmp_path, lambda line: None)
     assert set(sizes) == {"own", "small"} and sizes.count("small") == len(ddp_times.forms(CONFIG)) + 2
     assert ddp_times.sizes_of(found) == ["own", "small"] and "out of memory" in ddp_times.page(found)
+
+
+def test_contenders_take_turns_in_rounds_and_make_one_row_each(tmp_path, monkeypatch):
+    order, calls = [], []
+
+    def cell(function, world_size, *arguments, **options):
+        if function is ddp_times.time_all_reduces:
+            calls.append(arguments[-1])
+            return {str(size): {"ms": 1e-9 * size + 1} for size in arguments[0]}
+        if function is ddp_times.profile_form:
+            return {"trace": "", "communication_ms": 1.0, "hidden_share": 0.0}
+        form = arguments[0]
+        order.append(form)
+        if form == "flat":
+            return {"state": "out of memory"}
+        ms = 10.0 * len(order)
+        return {key: value for key, value in row(form, ms).items() if key not in ("cell", "ms_std")} | {
+            "steps_ms": [ms, ms + 1],
+            "ms_quartiles": [ms, ms + 1],
+            "ms_by_rank": [ms, ms],
+            "num_steps": 2,
+        }
+
+    monkeypatch.setattr("cs336.profiling.rank_steps.run_cell", cell)
+    config = replace(CONFIG, num_rounds=3)
+    found = ddp_times.measure_ddp(config, Rows(tmp_path / "rows.jsonl", FACTS), tmp_path, lambda line: None)
+    others = [form for form in ddp_times.forms(CONFIG) if form != "flat"]
+    assert order == [*ddp_times.forms(CONFIG), *others, *others] and calls == [3 * CONFIG.num_steps]
+    table = ddp_times.compared(found, "own")
+    assert [line["form"] for line in table] == ddp_times.forms(CONFIG)
+    assert found[1]["num_steps"] == 6 and found[1]["ms"] == pytest.approx(80.5)  # of 10, 11, 80, 81, 140, 141
+    assert "medians of 6 steps of 3 rounds by turns" in ddp_times.page(found)
+    again = ddp_times.measure_ddp(config, Rows(tmp_path / "rows.jsonl", FACTS), tmp_path, lambda line: None)
+    assert again == found and len(order) == 7 + 6 + 6  # nothing is measured a second time
 
 
 def test_a_study_runs_its_cells_in_jobs_of_their_own(tmp_path):
