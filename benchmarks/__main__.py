@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import benchmarks
-from benchmarks.measure import Subject, run_subject
+from benchmarks.measure import Subject, at_least_one, run_subject
 from cs336.files import UserError
 
 MACHINERY = {"__main__", "measure", "experiments", "peers", "corpus", "pages", "pages_work", "studies"}
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--repeats", type=_at_least_one, default=5, help="timed runs of each contender, by turns (default %(default)s)"
+        "--repeats", type=at_least_one, default=5, help="timed runs of each contender, by turns (default %(default)s)"
     )
     parser.add_argument(
         "--results",
@@ -73,13 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too few; give 1 or more")
-    return number
 
 
 def _print_overview(names: list[str]) -> None:

@@ -1,20 +1,22 @@
-"""Every figure that wants a GPU, measured again by one command: the tasks below, over all GPUs of this machine.
+"""The tables that want a GPU by one command: the tasks below, over all GPUs of this machine.
 
   python -m benchmarks.gpu_tables --list                          what there is, in the order in which it begins
   python -m benchmarks.gpu_tables scaling reasoning               two groups alone
   python -m benchmarks.gpu_tables kernels --minutes 25            stop then; the same line again goes on
 
-A task is a command of this project with one GPU to itself, or several. The first that fits the GPUs that are free
-begins next, so those that want several stand before the others. All go on where they were stopped, and what is done
-is not done again (--again forgets that). Each has a log in the folder; artifacts and rows go where its command puts
-them. Ctrl-C stops all. Group scaling wants the text in grid/ (README: Train a scaling grid); the check of its
-prediction comes after that is committed, and so is no task.
+A task is a command of this project with one GPU to itself, or several; the host it shares with the others. The first
+that fits the GPUs that are free begins next, so those that want the most stand first. All go on where they were
+stopped, and what is done is not done again; --again runs the commands once more, which leave what they find made as it
+is. Each has a log in the folder; artifacts and rows go where its command puts them. Ctrl-C stops all. Group scaling
+wants the text in grid/ (README: Train a scaling grid); the check of its prediction comes after that is committed, and
+so is no task.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -36,7 +38,10 @@ from cs336.revision import describe_commit
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("profiles/gpu_tables")
+_STATES = "states.json"
 SEEDS = ("", "_seed_1", "_seed_2")
+_NCCL = (("NCCL_NVLS_ENABLE", "0"),)  # as all tables here were measured
+_SEGMENTS = (("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),)
 _GRACE_SECONDS = 20.0  # between asking a task to stop and killing it
 _POLL_SECONDS = 0.2
 
@@ -51,6 +56,7 @@ class Task:
         command: arguments of Python, from the project's root.
         gpus: that it has to itself; None for all of the machine.
         after: tasks that must be done before it.
+        environment: variables besides those of this process.
     """
 
     group: str
@@ -58,18 +64,22 @@ class Task:
     command: str
     gpus: int | None = 1
     after: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def all_tasks() -> list[Task]:
-    """The tasks in the order in which they begin."""
-    return [*_scaling(), *_parallel(), *_kernels(), *_reasoning(), *_generation(), *_tests()]
+    """The tasks in the order in which they begin: those of all GPUs, of two, of one."""
+    tasks = [*_scaling(), *_parallel(), *_kernels(), *_reasoning(), *_generation(), *_tests()]
+    return sorted(tasks, key=lambda task: -(task.gpus or math.inf))
 
 
 def _kernels() -> Iterator[Task]:
     course = "-m cs336 run --preset course --job kernels"
     sizes = [size for size in find_preset("course").profiling.sizes if size in SIZES]
-    for size in reversed(sizes):
-        yield Task("kernels", f"profiles-{size}", f"{course} --cells {size}")
+    first, *others = (f"profiles-{size}" for size in reversed(sizes))
+    yield Task("kernels", first, f"{course} --cells {sizes[-1]}")  # alone, since it makes what all of them need
+    for name, size in zip(others, reversed(sizes[:-1]), strict=True):
+        yield Task("kernels", name, f"{course} --cells {size}", after=(first,))
     yield Task("kernels", "profiles", course, after=tuple(f"profiles-{size}" for size in sizes))
     yield Task("kernels", "attention", "-m benchmarks attention --repeats 3")
     yield Task("kernels", "fused-kernels", "-m benchmarks kernels --repeats 3")
@@ -80,22 +90,27 @@ def _kernels() -> Iterator[Task]:
 
 
 def _parallel() -> Iterator[Task]:
-    yield Task("parallel", "parallel", "-m cs336 run --preset course --job parallel", gpus=2)
+    study = "-m cs336 run --preset course --job parallel"
+    yield Task("parallel", "parallel", study, gpus=2, environment=_NCCL)
     step = "-m benchmarks full_step --keep-attention --rep 12000 --warmup 4000"
-    yield Task("parallel", "full-step", step, gpus=2)
-    yield Task("parallel", "full-step-fp32-masters", f"{step} --fp32-masters", gpus=2)
+    for name, options in {"full-step": "", "full-step-fp32-masters": " --fp32-masters"}.items():
+        yield Task("parallel", name, step + options, gpus=2, environment=(*_NCCL, *_SEGMENTS))
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node"
     for gpus in (1, 2):
-        yield Task("parallel", f"course-step-{gpus}", f"{torchrun} {gpus} -m benchmarks.course_step", gpus=gpus)
+        yield Task(
+            "parallel", f"course-step-{gpus}", f"{torchrun} {gpus} -m benchmarks.course_step", gpus, environment=_NCCL
+        )
 
 
 def _scaling() -> Iterator[Task]:
     runner = "-m cs336.scaling.runner --tokens grid"
     grid = f"{runner} --grid h100 --rows cs336/scaling/measured/runs.jsonl --packed 3 --device all"
     yield Task("scaling", "grid", grid, gpus=None)
+    before: tuple[str, ...] = ()
     for name, options in {"1": "--packed 1", "3": "--packed 3", "3-eager": "--packed 3 --eager"}.items():
-        rows = FOLDER / f"packing-{name}.jsonl"
-        yield Task("scaling", f"packing-{name}", f"{runner} --grid h100 --only ^1e14.*b128 --rows {rows} {options}")
+        command = f"{runner} --grid h100 --only ^1e14.*b128 --rows {FOLDER}/packing-{name}.jsonl {options}"
+        yield Task("scaling", f"packing-{name}", command, after=before)
+        before = (f"packing-{name}",)
 
 
 def _reasoning() -> Iterator[Task]:
@@ -157,12 +172,11 @@ def run_tasks(
     """Run what is not done yet; returns each task's state: done, stopped, waiting, or failed with its exit code.
 
     Args:
-        folder: gets the logs, and states.json, which says what is done.
+        folder: gets the logs, and `states.json`, which says what is done.
         gpus: to use, as `CUDA_VISIBLE_DEVICES` names them.
         deadline: by `time.monotonic()`; what runs then is stopped.
     """
-    states_file = folder / "states.json"
-    known: dict[str, str] = read_json(states_file) if states_file.exists() else {}
+    known = _states(folder)
     states = {task.name: "done" if known.get(task.name) == "done" else "waiting" for task in tasks}
     chosen = set(states)
     running: list[Running] = []
@@ -172,7 +186,7 @@ def run_tasks(
 
     def settle(each: Running, state: str) -> None:
         states[each.task.name] = state
-        write_json(states_file, known | states)
+        write_json(folder / _STATES, known | states)
         say(f"{state:<10} {each.task.name} ({time.monotonic() - each.start:.0f} s)")
 
     def may_begin(task: Task, free: int) -> bool:
@@ -183,6 +197,7 @@ def run_tasks(
         while time.monotonic() < deadline:
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
+                each.signal(signal.SIGKILL)  # to what it has left behind on its GPUs
                 settle(each, "done" if (code := each.process.returncode) == 0 else f"failed ({code})")
             free = [gpu for gpu in gpus if not any(gpu in each.gpus for each in running)]
             following = next((task for task in tasks if may_begin(task, len(free))), None)
@@ -197,8 +212,18 @@ def run_tasks(
     finally:
         _stop(running)
         for each in running:
-            settle(each, "done" if each.process.returncode == 0 else "stopped")
+            settle(each, "stopped")
     return states
+
+
+def forget(tasks: Sequence[Task], folder: Path) -> None:
+    """Tasks count as not done."""
+    states = _states(folder)
+    write_json(folder / _STATES, {name: state for name, state in states.items() if name not in {t.name for t in tasks}})
+
+
+def _states(folder: Path) -> dict[str, str]:
+    return read_json(folder / _STATES) if (folder / _STATES).exists() else {}
 
 
 def _begin(task: Task, gpus: Sequence[str], folder: Path) -> Running:
@@ -206,7 +231,9 @@ def _begin(task: Task, gpus: Sequence[str], folder: Path) -> Running:
     home = (folder / f"dagster-{_names(gpus)}").resolve()
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
-    environment = os.environ | {
+    environment = {
+        **os.environ,
+        **dict(task.environment),
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "DAGSTER_HOME": str(home),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -285,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the tasks with their commands, and run none")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop what runs after so many")
     parser.add_argument("--gpus", type=int, help="default: all of this machine")
-    parser.add_argument("--again", action="store_true", help="also what is done")
+    parser.add_argument("--again", action="store_true", help="also what is done before")
     parser.add_argument("--folder", type=Path, default=ROOT / FOLDER, help="for logs (default: profiles/gpu_tables)")
     options = parser.parse_args(arguments)
     start = time.monotonic()
@@ -300,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("there is no GPU here; --list prints the commands")
         options.folder.mkdir(parents=True, exist_ok=True)
         if options.again:
-            (options.folder / "states.json").unlink(missing_ok=True)
+            forget(tasks, options.folder)
 
         def say(line: str) -> None:
             print(f"[{time.monotonic() - start:6.0f} s] {line}", flush=True)

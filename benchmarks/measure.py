@@ -417,3 +417,11 @@ def _gpus() -> list[str]:
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listed.stdout.strip().splitlines() if listed.returncode == 0 else []
+
+
+def at_least_one(text: str) -> int:
+    """An option's number, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give 1 or more")
+    return number

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import hardware
+from benchmarks.measure import at_least_one, hardware
 from cs336.model.sizes import SIZES
 from cs336.model.transformer import ModelConfig
 from cs336.profiling.parallel_config import ParallelConfig
@@ -39,7 +39,7 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=handout.world_size, help="ranks (default %(default)s)")
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=at_least_one,
         help="jobs of each contender, by turns with the others, each with its --warmup and --repeats steps (default"
         f" {handout.num_rounds}; --tiny: 1)",
     )
@@ -75,7 +75,7 @@ def step_config(options: argparse.Namespace) -> ParallelConfig:
         all_reduce_bytes=TINY_BYTES if options.tiny else ParallelConfig().all_reduce_bytes,
         num_warmup=options.warmup,
         num_steps=options.repeats,
-        num_rounds=options.rounds or (1 if options.tiny else ParallelConfig().num_rounds),
+        num_rounds=(1 if options.tiny else ParallelConfig().num_rounds) if options.rounds is None else options.rounds,
         timeout_seconds=options.timeout,
     )
 

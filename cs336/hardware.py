@@ -13,6 +13,9 @@ from cs336.files import UserError
 def pick_device(name: str = "auto") -> torch.device:
     """The device to compute on; "auto" is a GPU where there is one, else the CPU.
 
+    A GPU named by its number becomes this thread's current one: that is where Triton starts kernels and PyTorch opens
+    streams, wherever the tensors lie.
+
     Raises:
         UserError: the device is not there, or its name is none.
     """
@@ -24,6 +27,10 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"device {name!r} is none; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: this machine has no usable GPU; use CS336_DEVICE=cpu")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"device {name}: this machine has {torch.cuda.device_count()}, from cuda:0 on")
+        torch.cuda.set_device(device)
     return device
 
 

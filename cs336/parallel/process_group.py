@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -198,6 +199,7 @@ def _run_rank(
     job: _Job, place: int, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     die_with_parent()
+    _die_with_launcher()
     faulthandler.enable()  # a crash outside Python leaves on stderr where Python stood
     os.environ |= {"RANK": str(place), "WORLD_SIZE": str(job.world_size), "LOCAL_RANK": str(place)}
     os.environ["LOCAL_WORLD_SIZE"] = str(job.world_size)
@@ -217,6 +219,18 @@ def _run_rank(
         if not reported:
             pipe.send_bytes(pickle.dumps(_failure(error)))
     pipe.close()
+
+
+def _die_with_launcher() -> None:
+    """A forked rank's parent is the fork server, which lives as long as its ranks; so watch who asked it for them."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+
+    def watch() -> None:
+        launcher.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def _message(function: Callable[..., Any], this: Rank, arguments: tuple[Any, ...]) -> bytes:

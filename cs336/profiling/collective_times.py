@@ -188,7 +188,7 @@ def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
             comments.append(
                 f"From {counts[0]} to {counts[-1]} processes {backend}'s latency goes from {calls[0]:,.0f} to"
                 f" {calls[1]:,.0f} µs and the bus bandwidth goes from {buses[0]:,.3g} to {buses[1]:,.3g} GB/s; on links"
-                " of their own it would stay."
+                " of their own the bandwidth would stay."
             )
     return comments
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cs336.profiling.tables import span
 
+_ORIGIN = ("commit", "versions", "nccl")
 ROUND = "round"  # in the cell of a row that is one of several
 
 
@@ -25,7 +26,8 @@ def median_and_quartiles(values: Sequence[float]) -> dict[str, Any]:
 def pooled(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each contender, from the latest rows of its rounds: steps together, all else as in the first round.
 
-    A round without times stands for all. Rows without rounds, as older ones are, stay as they are.
+    A round without times stands for all. A row without rounds, as older ones are, stands where there are none.
+    Rounds of another commit, version or way of NCCL than the latest are left out.
     """
     contenders: dict[str, dict[int | None, dict[str, Any]]] = {}
     for row in rows:
@@ -35,9 +37,11 @@ def pooled(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _together(rounds: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
-    rows = [row for number, row in rounds.items() if number is not None]
+    rows = [row for number, row in sorted(rounds.items(), key=lambda item: item[0] or 0) if number is not None]
     if not rows:
         return rounds[None]
+    latest = max(rows, key=lambda row: row.get("date", ""))
+    rows = [row for row in rows if all(row.get(fact) == latest.get(fact) for fact in _ORIGIN)]
     row = next((row for row in rows if "ms" not in row), rows[0])
     row = row | {"cell": {name: value for name, value in row["cell"].items() if name != ROUND}}
     if "ms" not in row:

@@ -21,6 +21,7 @@ from cs336.scaling.report_prediction import prediction_section, target_section
 from cs336.scaling.runs import Run
 from cs336.scaling.study import Study, make_study
 from cs336.scaling.summary import count
+from cs336.scaling.tables import at_once
 
 PAGE_FILE, HTML_FILE = "report.md", "report.html"
 TITLE = "Scaling laws of our own grid"
@@ -237,7 +238,7 @@ def _utilisation_section(study: Study, sessions: Sequence[Mapping[str, Any]], fo
         shown = [
             {
                 "date": str(each["date"])[:16],
-                "packed": each["packed"],
+                "packed": at_once(each),
                 "recorded": each["recorded"],
                 "runs": each["num_runs"],
                 "seconds": each["elapsed_seconds"],

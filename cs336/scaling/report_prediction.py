@@ -46,7 +46,7 @@ def prediction_section(study: Study, folder: Path) -> str:
     checked = study.checked
     report_plots.check(checked, folder / "check.png")
     parts += [
-        "No run of that budget is older. Trained since:",
+        "No finished run of that budget is older. Trained since:",
         _check_table(checked),
         _verdict(checked),
         "![Predicted before, measured after](check.png)",

@@ -87,7 +87,7 @@ class Settings:
         """Names of the devices to train on."""
         if self.device != "all":
             return [self.device]
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cuda"]  # which says what is amiss
 
     @property
     def sessions(self) -> Path:
@@ -291,7 +291,7 @@ def _threads(settings: Settings) -> Iterator[None]:
 
 
 def _session(runs: Sequence[Run], elapsed: float, settings: Settings) -> dict[str, Any]:
-    """Runs, FLOPs and utilisation of one call, start-up and validation included."""
+    """Runs, FLOPs and utilisation of one call, of all its devices, start-up and validation included."""
     devices = settings.devices
     device = pick_device(devices[0])
     done = [run for run in runs if run.finished]
@@ -299,8 +299,9 @@ def _session(runs: Sequence[Run], elapsed: float, settings: Settings) -> dict[st
     peak = (peak_flops_per_second(device, "bfloat16") or 0) * len(devices)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(device) if len(devices) == 1 else f"{len(devices)} x {hardware(device)}",
+        "hardware": hardware(device),
         "packed": settings.packed,
+        "num_devices": len(devices),
         "recorded": settings.record and device.type == "cuda",
         "num_runs": len(done),
         "elapsed_seconds": round(elapsed, 2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cs336.scaling.cell import Cell
@@ -43,10 +43,15 @@ def run_line(cell: Cell, run: Run) -> str:
     )
 
 
-def session_line(session: dict[str, Any]) -> str:
+def at_once(session: Mapping[str, Any]) -> int:
+    """Runs that a session trained at a time; older ones had one device and do not say so."""
+    return session["packed"] * session.get("num_devices", 1)
+
+
+def session_line(session: Mapping[str, Any]) -> str:
     """What one call of the runner came to."""
     used = f", {session['utilisation']:.1%} of the peak" if session["utilisation"] is not None else ""
     return (
-        f"{session['num_runs']} runs in {session['elapsed_seconds']:.0f} s, {session['packed']} at a time:"
+        f"{session['num_runs']} runs in {session['elapsed_seconds']:.0f} s, {at_once(session)} at a time:"
         f" {session['tokens']:,} tokens, {session['real_flops']:.2e} real FLOPs{used}"
     )

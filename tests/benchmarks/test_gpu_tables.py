@@ -1,11 +1,14 @@
 """All tables by one command: tasks get GPUs of their own, wait for each other, and go on where they were stopped."""
 
-import contextlib
 import importlib
+import itertools
+import os
+import re
 import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,9 @@ from benchmarks.__main__ import main as benchmark
 from benchmarks.gpu_tables import Task, all_tasks, chosen_tasks, main, run_tasks
 from cs336.cli import main as cs336
 from cs336.files import UserError, read_json
+from cs336.presets import find_preset
+from cs336_assets.flow import STAGES
+from cs336_assets.selections import SWEEPS
 
 SHOW = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep({}); open({!r}, 'a').write('x')"
 
@@ -86,9 +92,39 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with contextlib.suppress(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         run([waits], tmp_path)
     assert read_json(tmp_path / "states.json") == {"waits": "stopped"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_what_a_task_leaves_behind_ends_with_it(tmp_path):
+    pid = tmp_path / "pid"
+    code = "import subprocess; child = subprocess.Popen(['sleep', '60']); "
+    states, _ = run([task("parent", code + f"open({str(pid)!r}, 'w').write(str(child.pid))")], tmp_path)
+    assert states == {"parent": "done"}
+    status = Path(f"/proc/{pid.read_text()}/stat")
+    end = time.monotonic() + 10
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert time.monotonic() < end
+
+
+def test_again_forgets_the_named_tasks_alone(tmp_path):
+    tasks = [marking(tmp_path, "one"), marking(tmp_path, "other")]
+    run(tasks, tmp_path)
+    gpu_tables.forget(tasks[:1], tmp_path)
+    run(tasks, tmp_path)
+    assert [(tmp_path / f"{name}.ran").read_text() for name in ("one", "other")] == ["xx", "x"]
+
+
+def test_the_most_gpus_come_first_and_kernels_have_one_profile_before_the_others():
+    tasks = all_tasks()
+    wanted = [each.gpus or 1_000 for each in tasks]
+    assert wanted == sorted(wanted, reverse=True) and wanted[0] == 1_000 and 2 in wanted
+    first, *others = [each for each in tasks if each.name.startswith("profiles-")]
+    assert not first.after and len(others) == 5 and {each.after for each in others} == {(first.name,)}
 
 
 def test_names_are_of_groups_or_tasks(capsys, monkeypatch):
@@ -128,5 +164,9 @@ def test_tasks_are_commands_that_there_are(capsys):
         with pytest.raises(SystemExit) as end:
             command([*arguments, "--help"])
         options = {word for word in arguments if word.startswith("--")}
-        help_text = capsys.readouterr().out
-        assert end.value.code == 0 and all(word in help_text for word in options), each.command
+        assert end.value.code == 0 and options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out)), each.command
+        if "--cells" in arguments:
+            values = dict(itertools.pairwise(arguments))
+            preset, wanted = find_preset(values["--preset"]), values["--cells"]
+            of_assets = [STAGES[asset].cells for asset in SWEEPS[values["--job"]]]
+            assert any(wanted in list(cells(preset)) for cells in of_assets if cells), each.command

@@ -1,6 +1,6 @@
 """Compile the attention kernels for an H100, which needs none, and print what ptxas says of each.
 
-Run by test_hopper_attention.py in a process of its own: Triton's interpreter, where it is on, is on for all.
+Run by test_hopper.py in a process of its own: Triton's interpreter, where it is on, is on for all.
 """
 
 from __future__ import annotations

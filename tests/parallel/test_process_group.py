@@ -58,6 +58,46 @@ def test_a_rank_that_hangs_is_named_after_the_time_limit():
         run_ranks(behave, 2, "hang", timeout_seconds=6, start_method="forkserver")
 
 
+ORPHANS = """
+import sys
+from tests.parallel.test_process_group import leave_name
+from cs336.parallel.process_group import run_ranks
+if __name__ == "__main__":
+    run_ranks(leave_name, 2, sys.argv[1], start_method=sys.argv[2])
+"""
+
+
+def leave_name(place, folder):
+    Path(folder, f"rank {place.rank}").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def is_alive(number):
+    status = Path(f"/proc/{number}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_ranks_end_with_the_process_that_started_them(tmp_path, start_method):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    launcher = subprocess.Popen([sys.executable, str(script), str(tmp_path), start_method], env=environment)
+    names = [tmp_path / f"rank {rank}" for rank in range(2)]
+    while not all(name.exists() and name.read_text() for name in names):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    numbers = [int(name.read_text()) for name in names]
+    end = time.monotonic() + 20
+    while any(map(is_alive, numbers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(is_alive, numbers))
+
+
 SCRIPT = """
 import torch
 import torch.distributed as dist

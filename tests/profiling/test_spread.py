@@ -46,6 +46,13 @@ def test_of_a_round_that_was_measured_again_the_later_row_counts():
     ]
 
 
+def test_rounds_of_other_code_than_the_latest_are_left_out():
+    older = of_round(0, 1.0) | {"commit": "a", "date": "2026-01-01"}
+    newer = [of_round(number, 3.0 + number) | {"commit": "b", "date": f"2026-01-0{2 + number}"} for number in (1, 2)]
+    (row,) = pooled([older, *newer])
+    assert row["steps_ms"] == [4.0, 5.0] and row["num_rounds"] == 2 and row["commit"] == "b"
+
+
 def test_rows_of_rounds_stand_for_an_older_row_of_the_same_cell():
     older = MEAN | {"cell": {"form": "naive"}}
     assert [row["ms"] for row in pooled([older, of_round(0, 1.0)])] == [1.0]

@@ -109,7 +109,7 @@ def test_it_tells_the_prediction_beside_what_was_measured(written, prediction):
     assert f"{checked['loss_error']:+.4f} nats" in page and prediction["made"] in page
     assert f"Named to check it: {prediction['check']['shape']}" in page
     section = page.partition("## The prediction and its check")[2].partition("\n## ")[0]
-    assert "No run of that budget is older. Trained since:" in section
+    assert "No finished run of that budget is older. Trained since:" in section
     for size, loss in checked["losses"].items():
         assert re.search(rf"\| {int(size):,} +\| {loss:.4f}", section)
 

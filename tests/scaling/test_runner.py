@@ -116,7 +116,8 @@ def test_several_devices_have_the_rows_of_one(token_folder, tmp_path, monkeypatc
     assert not left and lines[0].startswith("4 runs to train") and "2 at a time" in lines[0]
     assert losses(read_runs(tmp_path / "two.jsonl")) == losses(read_runs(tmp_path / "one.jsonl"))
     (session,) = read_jsonl(tmp_path / "two.sessions.jsonl")
-    assert session["hardware"].startswith("2 x cpu") and session["num_runs"] == 4
+    assert session["num_devices"] == 2 and session["num_runs"] == 4
+    assert any("4 runs in" in line and "2 at a time" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from cs336.hardware import pick_device
 from cs336.model.transformer import TransformerLM
 from cs336.scaling.cell import Cell
 from cs336.scaling.recipe import learning_rates, model_config
@@ -134,3 +135,16 @@ def test_a_recorded_step_is_the_step_itself(text, precision):
     assert replayed.losses == recorded.run(cell).losses, "the same seed, the same draws"
     assert replayed.losses == pytest.approx(eager.run(cell).losses, rel=2e-2)
     assert len(set(replayed.losses)) > 70
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_gpu_trains_as_the_first(text):
+    cell = small_cell(steps=40, d_model=64, precision="bfloat16")
+    losses = []
+    try:
+        for name in ("cuda:0", "cuda:1"):
+            losses.append(Trainer(cell, text, pick_device(name)).run(cell).losses)
+    finally:
+        torch.cuda.set_device(0)
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
