@@ -78,7 +78,7 @@ def is_alive(number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("start_method", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_ranks_end_with_the_process_that_started_them(tmp_path, start_method):
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
