@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure import at_least_one
 from cs336.files import UserError, read_json, write_json
 from cs336.model.sizes import SIZES
 from cs336.presets import find_preset
@@ -136,10 +137,11 @@ def _generation() -> Iterator[Task]:
 
 def _tests() -> Iterator[Task]:
     pytest = "-m pytest -q -p no:cacheprovider"
-    pair = "tests/parallel/test_nccl.py tests/profiling/test_nccl_studies.py tests/generate/test_continuous.py"
-    yield Task("tests", "tests-parallel", f"{pytest} {pair}", gpus=2)
+    of_two = "tests/parallel/test_nccl.py tests/profiling/test_nccl_studies.py tests/generate/test_continuous.py"
+    of_two += " tests/scaling/test_trainer.py"
+    yield Task("tests", "tests-parallel", f"{pytest} {of_two}", gpus=2)
     yield Task("tests", "tests-kernels", f"{pytest} tests/kernels tests/model tests/profiling/test_gpu.py")
-    yield Task("tests", "tests-training", f"{pytest} tests/train tests/scaling/test_trainer.py")
+    yield Task("tests", "tests-training", f"{pytest} tests/train")
     yield Task("tests", "tests-posttrain", f"{pytest} tests/posttrain tests/generate")
 
 
@@ -169,7 +171,7 @@ def run_tasks(
     deadline: float = float("inf"),
     say: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Run what is not done yet; returns each task's state: done, stopped, waiting, or failed with its exit code.
+    """Run what is not done yet; returns each task's state: done, stopped, waiting, left out, or failed (exit code).
 
     Args:
         folder: gets the logs, and `states.json`, which says what is done.
@@ -311,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="*", metavar="GROUP|TASK", help="default: all")
     parser.add_argument("--list", action="store_true", help="print the tasks with their commands, and run none")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop what runs after so many")
-    parser.add_argument("--gpus", type=int, help="default: all of this machine")
+    parser.add_argument("--gpus", type=at_least_one, help="default: all of this machine")
     parser.add_argument("--again", action="store_true", help="also what is done before")
     parser.add_argument("--folder", type=Path, default=ROOT / FOLDER, help="for logs (default: profiles/gpu_tables)")
     options = parser.parse_args(arguments)

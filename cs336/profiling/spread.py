@@ -13,7 +13,6 @@ from typing import Any
 
 from cs336.profiling.tables import span
 
-_ORIGIN = ("commit", "versions", "nccl")
 ROUND = "round"  # in the cell of a row that is one of several
 
 
@@ -41,7 +40,7 @@ def _together(rounds: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     if not rows:
         return rounds[None]
     latest = max(rows, key=lambda row: row.get("date", ""))
-    rows = [row for row in rows if all(row.get(fact) == latest.get(fact) for fact in _ORIGIN)]
+    rows = [row for row in rows if _origin(row) == _origin(latest)]
     row = next((row for row in rows if "ms" not in row), rows[0])
     row = row | {"cell": {name: value for name, value in row["cell"].items() if name != ROUND}}
     if "ms" not in row:
@@ -51,6 +50,11 @@ def _together(rounds: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     by_rank = [statistics.median(each) for each in zip(*(each["ms_by_rank"] for each in rows), strict=True)]
     counts = {"num_steps": len(steps), "num_rounds": len(rows)}
     return row | median_and_quartiles(steps) | {"steps_ms": steps, "parts_ms": parts, "ms_by_rank": by_rank} | counts
+
+
+def _origin(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What measured it; the rows of a study that goes on are themselves changes to the commit, and no others count."""
+    return row.get("commit", "").removesuffix("+changes"), row.get("versions"), row.get("nccl")
 
 
 def spread_of(row: dict[str, Any]) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """The chain in miniature, from an imported checkpoint: SFT, Expert Iteration, GRPO, by our engine and by vLLM."""
 
-import importlib.util
-
 import pytest
 
 from cs336.evals.rewards import reward_each
@@ -14,9 +12,9 @@ from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem, RolloutValidation, Sampler
 from cs336.posttrain.sft import SftConfig, train_sft
 from tests.generate.toy import save_qwen2_of_letters
+from tests.generate.vllm_checks import HAS_VLLM
 from tests.posttrain.models import curve
 
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
 ON_A_CPU = {"dtype": "float32", "sleep_mode": False, "max_model_len": 128, "enforce_eager": True, "memory_share": 0.2}
 STOP = "Z"
 VOWELS, CONSONANTS = "aeiou", "bcdfg"

@@ -1,7 +1,6 @@
 """Which device generates: the policy's, or another, where vLLM is a server of its own."""
 
 import contextlib
-import importlib.util
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from cs336.model.huggingface import load_huggingface
 from cs336.posttrain import generators
 from cs336.posttrain.generators import is_same_device, opened_generator
 from tests.generate.toy import save_qwen2_of_letters
-
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
+from tests.generate.vllm_checks import HAS_VLLM
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,8 @@ def test_rounds_of_other_code_than_the_latest_are_left_out():
     newer = [of_round(number, 3.0 + number) | {"commit": "b", "date": f"2026-01-0{2 + number}"} for number in (1, 2)]
     (row,) = pooled([older, *newer])
     assert row["steps_ms"] == [4.0, 5.0] and row["num_rounds"] == 2 and row["commit"] == "b"
+    gone_on = [newer[0], newer[1] | {"commit": "b+changes"}]  # by the rows of the first round themselves
+    assert pooled(gone_on)[0]["num_rounds"] == 2
 
 
 def test_rows_of_rounds_stand_for_an_older_row_of_the_same_cell():
