@@ -149,8 +149,8 @@ def the_surrogate_is_near_runs_held_out(scaling_surrogate: Path) -> tuple[bool, 
 def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: PredictionConfig) -> Metadata:
     """Best size and loss at a larger budget, written down before anything is trained there.
 
-    By parabolas, with an interval; that by the lowest runs stands beside it. Rows that allow none are a result, too:
-    what is missing is written down. One that was committed with the library's own rows, from the same rows, stays as
+    By parabolas, else by the lowest runs, else by the best sizes that the text's length allows; with intervals, and
+    the others beside it. Rows that allow none are a result, too: what is missing is written down. One that was committed with the library's own rows, from the same rows, stays as
     it was made.
     """
     runs = read_runs(isoflop_profiles / ROWS_FILE)
@@ -165,6 +165,8 @@ def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: Predictio
             max_budget=max_budget,
             shapes=shapes_at(grid, target),
             unique_tokens=grid.unique_tokens,
+            max_epochs=grid.max_epochs,
+            rate_per_width=prediction.rate_per_width,
         )
     except UserError as reason:
         made = {REASON: str(reason), "target_budget": target}

@@ -57,15 +57,16 @@ class PredictionConfig:
     """What a preset predicts from its grid.
 
     Attributes:
-        max_budget: largest budget that laws are fitted to, nominal FLOPs: the last one whose profile has sizes on both
-            sides of its minimum.
+        max_budget: largest budget that laws are fitted to, nominal FLOPs.
         check: the grid, of one budget, that the prediction is for and is checked by; as `ScalingConfig.grid`.
         min_budget: smallest budget that laws are fitted to; see `predict`.
+        rate_per_width: of the check's learning rates; see `predict`.
     """
 
     max_budget: float
     check: str
     min_budget: float = 0.0
+    rate_per_width: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

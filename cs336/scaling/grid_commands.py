@@ -25,8 +25,9 @@ _PREDICT = """Predict the best size and its loss at a larger budget from the row
   cs336 scaling predict runs.jsonl --target 1e16 --max-budget 1e15 --out prediction.json
 
 Fitted are the rows up to --max-budget, as IsoFLOP profiles: at each budget the best recipe (batch size and learning
-rate, or rate over the width) of five sizes or more, by the mean of a shape's seeds. The prediction is by parabolas;
-that by the lowest runs stands beside it. Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at
+rate, or rate over the width) of five sizes or more, by the mean of a shape's seeds. The prediction is by parabolas,
+else by the lowest runs, else by the best sizes among those that read the text no more often than GRID allows; what else
+has an answer stands beside it. Intervals are of bootstrap draws. Of the shapes that the grid GRID trains at
 the target, the one nearest to the predicted size is named. Runs of few steps are near the loss of an untrained model,
 which no law knows of: --min-budget leaves their budgets out; go by the error at the largest budget, left out, which
 is printed. Commit the file, put the shape into the grid, train it, then `cs336 scaling check`."""
@@ -69,6 +70,13 @@ def register(actions: argparse._SubParsersAction) -> None:
         "--min-budget", type=_flops, default=0.0, metavar="FLOPS", help="smallest one to predict from (default: all)"
     )
     action.add_argument("--grid", default="check", metavar="GRID", help="that trains the target (default: %(default)s)")
+    action.add_argument(
+        "--rate-per-width",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="the check's learning rate is X over its width (default: by the profile of the largest budget)",
+    )
     action.add_argument("--out", type=Path, required=True, metavar="FILE", help="new JSON file")
     action.set_defaults(run=_predict)
 
@@ -123,6 +131,8 @@ def _predict(options: argparse.Namespace) -> None:
         min_budget=options.min_budget,
         shapes=shapes,
         unique_tokens=grid.unique_tokens,
+        max_epochs=grid.max_epochs,
+        rate_per_width=options.rate_per_width,
     )
     write_prediction(options.out, prediction)
     print(_prediction_text(prediction))

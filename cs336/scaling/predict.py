@@ -24,14 +24,14 @@ from cs336.scaling.power_law import Frontier
 from cs336.scaling.profiles import fitted_profiles, points
 from cs336.scaling.rates import Rates
 from cs336.scaling.runs import MEASURED_PREDICTION, Run, finished_runs
+from cs336.scaling.text_limit import NUM_DRAWS, SEED, TEXT_LIMIT, TextLimit
 from cs336.scaling.uncertainty import below_held_out, bootstrap_weights, held_out, interval
 
 LEVEL = 0.95  # share of the draws in an interval
-NUM_DRAWS, SEED = 1_000, 0  # of the bootstrap
 METHOD = (
     "at each budget the best recipe of five sizes or more; its best size is {}; power laws of size and tokens by"
     " least squares in log-log space, a power law with a floor of the loss; intervals hold"
-    f" {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws within each budget, seed {SEED}"
+    f" {LEVEL:.0%} of {NUM_DRAWS:,} bootstrap draws {{}}, seed {SEED}"
 )
 REASON = "reason"  # in the place of a prediction: why there is none
 _DECIMALS = 5
@@ -50,9 +50,14 @@ FITTERS: dict[str, Fitter] = {
     PARABOLA: partial(_fit, parabola_minima),
     LOWEST: partial(_fit, lowest_runs),
 }
+_WITHIN = "within each budget"
 METHODS = {
-    PARABOLA: METHOD.format("the vertex of a parabola in log N"),
-    LOWEST: METHOD.format("its lowest run"),
+    PARABOLA: METHOD.format("the vertex of a parabola in log N", _WITHIN),
+    LOWEST: METHOD.format("its lowest run", _WITHIN),
+    TEXT_LIMIT: METHOD.format(
+        "its lowest run, between two sizes or the smallest that does not read the text too often",
+        "of the laws' residuals",
+    ),
 }
 
 
@@ -64,6 +69,8 @@ def predict(
     min_budget: float = 0.0,
     shapes: Iterable[tuple[int, int, int]],
     unique_tokens: int,
+    max_epochs: float = math.inf,
+    rate_per_width: float = 0.0,
     fitters: Mapping[str, Fitter] = FITTERS,
 ) -> dict[str, Any]:
     """Best size and loss at a larger budget, with intervals, and the run that will check them.
@@ -74,34 +81,41 @@ def predict(
             an untrained model; runs of few steps, which are near it, lift what is predicted.
         shapes: (d_model, layers, heads) that can be trained; the one nearest to the predicted size is named.
         unique_tokens: of the text, for how often the check reads it.
-        fitters: by the name of the approach; the first one is the prediction, the others stand beside it.
+        max_epochs: how often a run may read the text. If this is finite, the best size under that limit is the last
+            approach: the only one where the lowest losses are those of the smallest sizes that it allows.
+        rate_per_width: learning rate of the check, times its width, where other runs than the fitted ones say so; 0
+            takes that of the largest budget's profile.
+        fitters: by the name of the approach; the first one with an answer is the prediction, the others stand beside.
 
     Returns:
         JSON-like: what is predicted, how, from which rows, by which commit, when; and how far off each approach was at
         the largest of the budgets when fitted without it.
 
     Raises:
-        UserError: there are no runs to fit, or the first fitter has no answer at the target.
+        UserError: there are no runs to fit, or no fitter has an answer at the target.
     """
     if target <= max_budget:
         raise UserError(
             f"a prediction for {target:.0e} from budgets up to {max_budget:.0e} predicts nothing; aim higher"
         )
     fitted = points(runs, min_budget=min_budget, max_budget=max_budget)
-    first = next(iter(fitters))
+    if math.isfinite(max_epochs):
+        fitters = {**fitters, TEXT_LIMIT: TextLimit(max_epochs * unique_tokens)}
     predictions, errors, left_out = {}, {}, {}
     for name, fitter in fitters.items():
         try:
             predictions[name] = _prediction(*fitter(fitted), target)
             errors[name] = _held_out_error(fitter, fitted)
         except CannotFit as reason:
-            if name == first:
-                raise UserError(f"no prediction by the {name}: {reason}") from None
             left_out[name] = str(reason)
+    if not predictions:
+        raise UserError("no prediction " + "; ".join(f"by the {name}: {reason}" for name, reason in left_out.items()))
+    first = next(iter(predictions))
     size = predictions[first]["parameters"]["estimate"]
     shape = min(shapes, key=lambda each: abs(math.log(num_parameters(each[1], each[0]) / size)))
     used = _between(runs, min_budget, max_budget)
     recipe = fitted_profiles(runs, min_budget=min_budget, max_budget=max_budget)[-1]
+    rates = Rates(per_width=rate_per_width) if rate_per_width else recipe.rates
     parameters = num_parameters(shape[1], shape[0])
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,8 +133,8 @@ def predict(
             "shape": "x".join(map(str, shape)),
             "parameters": parameters,
             "batch_size": recipe.batch_size,  # what was fitted at the largest budget
-            "learning_rate": recipe.rates.at(shape[0]),
-            "rate_per_width": recipe.rates.per_width,  # 0 where all sizes had the same
+            "learning_rate": rates.at(shape[0]),
+            "rate_per_width": rates.per_width,  # 0 where all sizes had the same
             "epochs": round(num_tokens(target, parameters) / unique_tokens, 3),
         },
         "num_points": len(fitted.losses),
@@ -226,7 +240,10 @@ def _between(runs: Iterable[Run], min_budget: float, max_budget: float) -> list[
 def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:
     """Predicted less found, nats, at the largest budget, by a fit to the others; None where they allow none."""
     try:
-        error = held_out(fitted, fitter(below_held_out(fitted))[0]).loss_error
+        if isinstance(fitter, TextLimit):
+            error = fitter.held_out_error(fitted)
+        else:
+            error = held_out(fitted, fitter(below_held_out(fitted))[0]).loss_error
     except CannotFit:
         return None
     return round(error, _DECIMALS) if math.isfinite(error) else None

@@ -136,8 +136,40 @@ def test_an_approach_that_stands_beside_the_prediction_may_have_no_answer():
 
     prediction = made_prediction(made_rows(), fitters={"lines": fit_lines, "other": cannot})
     assert list(prediction["predictions"]) == ["lines"] and prediction["left_out"] == {"other": "too few"}
-    with pytest.raises(UserError, match="no prediction by the other: too few"):
-        made_prediction(made_rows(), fitters={"other": cannot, "lines": fit_lines})
+    turned = made_prediction(made_rows(), fitters={"other": cannot, "lines": fit_lines})
+    assert turned["approach"] == "lines" and turned["left_out"] == {"other": "too few"}
+    with pytest.raises(UserError, match="no prediction by the other: too few; by the last: too few"):
+        made_prediction(made_rows(), fitters={"other": cannot, "last": cannot})
+
+
+def test_where_the_text_ends_before_the_minimum_the_best_size_that_it_allows_is_predicted():
+    text, budgets = 30_000_000, (3e13, 6e13, 1e14, 3e14, 6e14, 1e15)
+    falling = ParametricLaw(2.0, 40, 20_000, 0.2, 0.4)  # smaller sizes would be better still
+    noise = np.random.default_rng(0)
+    rows = []
+    for budget in budgets:
+        for times in (1.0, 1.5, 2.0, 3.0, 5.0):
+            parameters = round(times * budget / 6 / (4 * text))
+            loss = law(parameters, budget, falling) + noise.normal(0, 0.003)
+            values = {"parameters": parameters, "final_loss": loss, "config_hash": f"{budget:.0e} {parameters}"}
+            rows.append(made_run(compute_budget=budget, train_flops=budget, steps=100, **values))
+    asked = {"fitters": FITTERS, "unique_tokens": text, "max_budget": 1e15}
+    with pytest.raises(UserError, match="no prediction by the parabola: 0 of 6 .* by the lowest run: 0 of 6"):
+        made_prediction(rows, **asked)
+    made = made_prediction(rows, **asked, max_epochs=4.0, rate_per_width=0.5)
+    assert (made["approach"], list(made["predictions"])) == ("text limit", ["text limit"])
+    size, loss = (made["predictions"]["text limit"][name] for name in ("parameters", "loss"))
+    least = 1e16 / 6 / (4 * text)
+    assert size["estimate"] == pytest.approx(least, rel=1e-3) and size["low"] <= size["estimate"] <= size["high"]
+    truth = law(least, 1e16, falling)
+    assert loss["estimate"] == pytest.approx(truth, abs=0.05) and loss["low"] < truth < loss["high"] < loss["low"] + 0.3
+    assert abs(made["held_out_loss_errors"]["text limit"]) < 0.02
+    assert "residuals" in made["method"] and made["check"]["rate_per_width"] == 0.5
+    assert made["check"]["learning_rate"] == float(f"{0.5 / int(made['check']['shape'].split('x')[0]):.3g}")
+    with pytest.raises(
+        UserError, match="by the text limit: 0 of 6 budgets have their lowest loss between two sizes or"
+    ):
+        made_prediction(rows, **asked, max_epochs=5.0)  # the sizes would have to be smaller
 
 
 def test_the_grids_own_cells_predict_the_law_that_they_follow():
