@@ -109,7 +109,7 @@ def _scaling() -> Iterator[Task]:
     yield Task("scaling", "grid", grid, gpus=None)
     before: tuple[str, ...] = ()
     for name, options in {"1": "--packed 1", "3": "--packed 3", "3-eager": "--packed 3 --eager"}.items():
-        command = f"{runner} --grid h100 --only ^1e14.*b128 --rows {FOLDER}/packing-{name}.jsonl {options}"
+        command = f"{runner} --grid h100 --only ^1e14.*b128-lr0.001$ --rows {FOLDER}/packing-{name}.jsonl {options}"
         yield Task("scaling", f"packing-{name}", command, after=before)
         before = (f"packing-{name}",)
 

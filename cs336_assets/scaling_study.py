@@ -150,8 +150,8 @@ def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: Predictio
     """Best size and loss at a larger budget, written down before anything is trained there.
 
     By parabolas, else by the lowest runs, else by the best sizes that the text's length allows; with intervals, and
-    the others beside it. Rows that allow none are a result, too: what is missing is written down. One that was committed with the library's own rows, from the same rows, stays as
-    it was made.
+    the others beside it. Rows that allow none are a result, too: what is missing is written down. One that was
+    committed with the library's own rows, from the same rows, stays as it was made.
     """
     runs = read_runs(isoflop_profiles / ROWS_FILE)
     grid = find_grid(prediction.check)

@@ -13,10 +13,11 @@ from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.parametric import ParametricLaw, fit_parametric, fit_parametric_draws
 from cs336.scaling.power_law import Array, Frontier, PowerLaw, fit_raw
+from cs336.scaling.text_limit import TEXT_LIMIT, TextLimit
 from cs336.scaling.uncertainty import HeldOut, below_held_out, bootstrap_weights, held_out
 
 ENVELOPE, LOWEST, PARABOLA, PARAMETRIC = "envelope", "lowest run", "parabola", "parametric"
-APPROACHES = (ENVELOPE, LOWEST, PARABOLA, PARAMETRIC)
+APPROACHES = (ENVELOPE, LOWEST, PARABOLA, PARAMETRIC)  # and TEXT_LIMIT, where there is one
 _MINIMA: dict[str, Callable[..., Minima]] = {
     ENVELOPE: isoflops.envelope,
     LOWEST: isoflops.lowest_runs,
@@ -51,7 +52,7 @@ class Fits:
 
     Attributes:
         runs: what was fitted.
-        fits: by approach, in the order of `APPROACHES`.
+        fits: by approach, in the order of `APPROACHES`; the text's limit last.
         left_out: approaches that these runs do not allow, and why.
         raw: power laws of N and of D through the lowest runs in raw space, for the comparison; None where log-log
             space has no fit either. Their exponents do not sum to 1.
@@ -63,18 +64,24 @@ class Fits:
     raw: tuple[PowerLaw, PowerLaw] | None
 
 
-def fit_all(runs: Measurements, *, num_draws: int = 1_000, seed: int = 0) -> Fits:
+def fit_all(runs: Measurements, *, num_draws: int = 1_000, seed: int = 0, max_tokens: float | None = None) -> Fits:
     """Fit all approaches to the same runs and the same bootstrap draws.
 
     Args:
         runs: one a size and budget; see `measurements.best_of_equals`.
         num_draws: bootstrap draws; 0 for none.
         seed: of the draws.
+        max_tokens: that a run may read: then the best sizes under this limit are one more approach, the last one. Its
+            draws are of its residuals.
     """
     weights = bootstrap_weights(runs, num_draws, seed) if num_draws else None
+    approaches = {
+        name: _fit_parametric if name == PARAMETRIC else partial(_fit_minima, _MINIMA[name]) for name in APPROACHES
+    }
+    if max_tokens is not None:
+        approaches[TEXT_LIMIT] = partial(_fit_limited, TextLimit(max_tokens))
     fits, left_out = {}, {}
-    for name in APPROACHES:
-        fit = _fit_parametric if name == PARAMETRIC else partial(_fit_minima, _MINIMA[name])
+    for name, fit in approaches.items():
         try:
             fits[name] = fit(runs, weights)
         except CannotFit as reason:
@@ -92,8 +99,24 @@ def _fit_minima(find: Callable[..., Minima], runs: Measurements, weights: Array 
     )
 
 
+def _fit_limited(limit: TextLimit, runs: Measurements, weights: Array | None) -> Fit:
+    frontier, draws = limit(runs)
+    try:
+        found = limit.held_out(runs)
+    except CannotFit:
+        found = None
+    return Fit(
+        frontier=frontier,
+        draws=None if weights is None else draws,
+        held_out=found,
+        minima=limit.minima(runs),
+    )
+
+
 def _fit_parametric(runs: Measurements, weights: Array | None) -> Fit:
     law = fit_parametric(runs)
+    if not (law.alpha > 0 and law.beta > 0):
+        raise CannotFit(f"it ends at alpha {law.alpha:.2f} and beta {law.beta:.2f}; with one below 0 no size is best")
     draws = None if weights is None else fit_parametric_draws(runs, weights, law)
     return Fit(
         frontier=law.frontier(),

@@ -120,6 +120,8 @@ def fit_frontier(minima: Minima) -> Frontier:
     parameters = fit_log_log(minima.compute, minima.parameters, use)
     if use.ndim == 1 and not np.isfinite(parameters.exponent):
         raise CannotFit("the budgets with a minimum between two sizes are nearly the same; a line needs others")
+    if use.ndim == 1 and len(sizes := np.unique(minima.parameters[use])) == 1:
+        raise CannotFit(f"{sizes[0]:,.0f} parameters alone are the best between two sizes; a line needs another")
     tokens = fit_log_log(minima.compute, minima.tokens, use)
     # Both were fitted; that they agree is asserted by Frontier.
     some = slice(None, None, max(1, len(minima.compute) // _LOSS_POINTS))

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, Fits
+from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, TEXT_LIMIT, Fits
 from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.uncertainty import interval
 
 LINE_END = 1e24  # lines are drawn at least so far
-_COLORS = dict(zip(APPROACHES, ("#2ca02c", "#d62728", "#1f77b4", "#9467bd"), strict=True))
+_COLORS = dict(zip((*APPROACHES, TEXT_LIMIT), ("#2ca02c", "#d62728", "#1f77b4", "#9467bd", "#ff7f0e"), strict=True))
 _LABELS = {
     "parameters": "best size, parameters",
     "tokens": "best number of tokens",

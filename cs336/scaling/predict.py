@@ -241,12 +241,12 @@ def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:
     """Predicted less found, nats, at the largest budget, by a fit to the others; None where they allow none."""
     try:
         if isinstance(fitter, TextLimit):
-            error = fitter.held_out_error(fitted)
+            found = fitter.held_out(fitted)
         else:
-            error = held_out(fitted, fitter(below_held_out(fitted))[0]).loss_error
+            found = held_out(fitted, fitter(below_held_out(fitted))[0])
     except CannotFit:
         return None
-    return round(error, _DECIMALS) if math.isfinite(error) else None
+    return round(found.loss_error, _DECIMALS) if math.isfinite(found.loss_error) else None
 
 
 def _prediction(frontier: Frontier, draws: Frontier, target: float) -> dict[str, dict[str, float]]:

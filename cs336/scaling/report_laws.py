@@ -12,7 +12,7 @@ import numpy as np
 from cs336.profiling.tables import markdown_table
 from cs336.scaling import plots, report_plots
 from cs336.scaling.exercise import LAW, exercise_runs
-from cs336.scaling.fits import LOWEST, PARABOLA, PARAMETRIC, Fits, fit_all
+from cs336.scaling.fits import LOWEST, PARABOLA, PARAMETRIC, TEXT_LIMIT, Fits, fit_all
 from cs336.scaling.isoflops import lowest_runs, parabola_minima
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
@@ -29,6 +29,11 @@ _METHOD = (
     " power laws go through them by least squares in log-log space, the loss by a power law with a floor. The"
     " parametric law is fitted to all of these runs by Huber loss on log-losses. Ranges are of bootstrap draws within"
     " each budget, the same for all approaches."
+)
+_LIMITED = (
+    " Where the text ends before the minimum, the text's limit takes the best size of those that read it no more often"
+    " than any run did; its ranges are of draws of its residuals, and it holds for this text alone: with more of it,"
+    " smaller sizes may be better."
 )
 
 
@@ -53,7 +58,8 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     plots.draw_laws(study.fits, folder, until=2 * max(study.targets))
     laws = [
         "## Best size, tokens and loss",
-        f"{_METHOD} Budgets from {short_budget(float(study.fitted.budgets[0]))} to"
+        f"{_METHOD}{_LIMITED * (TEXT_LIMIT in study.fits.fits)}"
+        f" Budgets from {short_budget(float(study.fitted.budgets[0]))} to"
         f" {short_budget(float(study.fitted.budgets[-1]))} FLOPs.",
         page(summarize(study.fits, study.targets)).strip(),
         "![Best size over compute, with the draws' ranges](parameters.png)",

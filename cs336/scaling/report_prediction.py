@@ -99,6 +99,11 @@ def target_section(study: Study) -> str:
     if study.fits is None or not study.fits.fits:
         return f"{title}\n\nNo law is fitted, so there is no answer."
     fits = study.fits.fits
+    if study.text_limited:
+        return (
+            f"{title}\n\nThese rows do not say: their lowest losses lie where the text ends, read"
+            f" {max(run.epochs for run in study.runs):.1f} times, and the best sizes for more text are other ones."
+        )
     name = next(each for each in (PARABOLA, PARAMETRIC, *fits) if each in fits)
     fit, further = fits[name], API_TARGET / study.fits.runs.budgets[-1]
     size = float(fit.frontier.parameters(API_TARGET))
@@ -117,7 +122,7 @@ def target_section(study: Study) -> str:
         "optimizer": f"AdamW, weight decay {WEIGHT_DECAY:g}, gradients clipped at {MAX_GRAD_NORM:g}",
         "dropout": f"{DROPOUT:g}",
         "real FLOPs": f"{real_flops(cell):.2e}",
-        "time": f"{Rate().elapsed([cell], packed=1) / 3600:.1f} hours of one H100 or H200 at 40 % of its peak",
+        "time": f"{Rate().elapsed([cell], packed=1) / 3600:.1f} hours of one H100, as fast as the runs here",
     }
     rows = [{"what": what, "value": value} for what, value in settings.items()]
     trained = [run for run in finished_runs(study.runs) if run.compute_budget == API_TARGET]

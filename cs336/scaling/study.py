@@ -16,6 +16,7 @@ from cs336.scaling.measurements import Measurements
 from cs336.scaling.predict import REASON, check
 from cs336.scaling.profiles import points
 from cs336.scaling.runs import Run
+from cs336.scaling.text_limit import TEXT_LIMIT
 
 API_TARGET = 1e19  # that the course's exercise asks for
 _FURTHER = 10.0  # times the largest budget: where laws are read without a prediction
@@ -35,6 +36,7 @@ class Study:
         prediction: as `predict` made it, or None.
         checked: as `check` found it; None where `check` refuses or has no prediction, and `unchecked` says why.
         of_api: runs are of the model that the course's service serves.
+        text_limited: the prediction is that of the best sizes that the text's length allows; no other law holds.
     """
 
     rows: Sequence[Run]
@@ -50,6 +52,7 @@ class Study:
     checked: Mapping[str, Any] | None
     unchecked: str
     of_api: bool
+    text_limited: bool
 
 
 def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num_draws: int, seed: int) -> Study:
@@ -57,16 +60,21 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
     runs = list({run.config_hash: run for run in reversed(rows)}.values())[::-1]
     made = prediction if prediction and "predictions" in prediction else None
     everything, fitted, fits, why_not = None, None, None, ""
+    limited = made is not None and made["approach"] == TEXT_LIMIT
     largest = max(run.compute_budget for run in runs)
     try:
         everything = points(runs, max_budget=math.inf)
         largest = made["max_budget"] if made else _largest_bracketed(everything)
         fitted = points(runs, min_budget=made["min_budget"] if made else 0.0, max_budget=largest)
-        fits = fit_all(fitted, num_draws=num_draws, seed=seed)
+        fits = fit_all(
+            fitted, num_draws=num_draws, seed=seed, max_tokens=float(fitted.tokens.max()) if limited else None
+        )
     except UserError as reason:
         why_not = str(reason)
     of_api = any((run.vocab_size, run.context_length) == (VOCAB_SIZE, CONTEXT_LENGTH) for run in runs)
-    targets = {made["target_budget"] if made else _FURTHER * largest} | ({API_TARGET} if of_api else set())
+    targets = {made["target_budget"] if made else _FURTHER * largest} | (
+        {API_TARGET} if of_api and not limited else set()
+    )
     checked, unchecked = None, (prediction or {}).get(REASON, "no prediction was made before")
     if made:
         try:
@@ -87,6 +95,7 @@ def make_study(rows: Sequence[Run], prediction: Mapping[str, Any] | None, *, num
         checked=checked,
         unchecked=unchecked,
         of_api=of_api,
+        text_limited=limited,
     )
 
 

@@ -1,8 +1,8 @@
 """Approach 2 where the text ends first: the best size among those that do not read it too often.
 
 With a text of U tokens that may be read E times, no budget C can train fewer than C / (6 E U) parameters. From some
-budget on, the lowest loss is that of this size: no profile has sizes on both sides of its minimum any more, and what can
-be extrapolated is the best loss under the limit.
+budget on, the lowest loss is that of this size: no profile has sizes on both sides of its minimum any more, and what
+can be extrapolated is the best loss under the limit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs
 from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier, fit_floored, fit_log_log
+from cs336.scaling.uncertainty import HeldOut
 
 TEXT_LIMIT = "text limit"
 NUM_DRAWS, SEED = 1_000, 0
@@ -64,13 +65,18 @@ class TextLimit:
         sizes, tokens = fit_log_log(compute, of_size), fit_log_log(compute, compute / (6 * of_size))
         return best, Frontier(sizes, tokens, fit_floored(compute, of_loss))
 
-    def held_out_error(self, runs: Measurements) -> float:
-        """Predicted less found, nats, at the largest budget with a best size under the limit, by a fit to those below.
+    def held_out(self, runs: Measurements) -> HeldOut:
+        """The error at the largest budget with a best size under the limit, of a fit to those below.
 
         Raises:
             CannotFit: they allow none.
         """
         minima = self.minima(runs)
-        last = np.flatnonzero(minima.bracketed)[-1]
-        frontier, _ = self(runs.where(runs.compute < minima.compute[last]))
-        return float(frontier.loss(minima.compute[last]) - minima.losses[last])
+        last = int(np.flatnonzero(minima.bracketed)[-1])
+        compute = float(minima.compute[last])
+        frontier, _ = self(runs.where(runs.compute < compute))
+        return HeldOut(
+            compute,
+            (float(frontier.parameters(compute)), float(minima.parameters[last])),
+            (float(frontier.loss(compute)), float(minima.losses[last])),
+        )

@@ -9,8 +9,9 @@ import pytest
 
 from cs336.scaling import fits, summary
 from cs336.scaling.exercise import LAW, exercise_runs
-from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, PARAMETRIC, fit_all
+from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, PARAMETRIC, TEXT_LIMIT, fit_all
 from cs336.scaling.measurements import Measurements, measurements
+from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.plots import draw_all
 
 SECONDS_FOR_1000_DRAWS = 20  # the project's bound on 2 cores; here of processor time, as others use the cores too
@@ -86,6 +87,32 @@ def test_sizes_with_several_budgets_have_an_envelope_and_one_sided_minima_are_to
 def test_runs_that_fit_nothing_leave_every_approach_out():
     found = fit_all(measurements([1, 2], [6, 6], [3, 2]), num_draws=10)
     assert not found.fits and set(found.left_out) == set(APPROACHES) and found.raw is None
+
+
+def test_sizes_that_the_text_limits_are_an_approach_of_their_own_and_a_law_with_no_best_size_is_none():
+    falling = ParametricLaw(2.0, 40, 20_000, 0.2, 0.4)
+    pairs = [
+        (times * budget / 6 / 1e8, budget) for budget in (1e13, 3e13, 1e14, 3e14, 1e15, 3e15) for times in (1, 2, 4)
+    ]
+    sizes, budgets = map(np.array, zip(*pairs, strict=True))
+    runs = measurements(sizes, budgets, falling(sizes, budgets / 6 / sizes))
+    limited = fit_all(runs, num_draws=20, max_tokens=1e8)
+    fit = limited.fits[TEXT_LIMIT]
+    assert tuple(limited.fits)[-1] == TEXT_LIMIT and LOWEST in limited.left_out
+    assert fit.frontier.parameters.exponent == pytest.approx(1.0) and fit.frontier.tokens(1e17) == pytest.approx(1e8)
+    assert fit.frontier.loss(1e17) == pytest.approx(falling(1e17 / 6e8, 1e8), abs=1e-3)
+    assert abs(fit.held_out.loss_error) < 1e-3 and fit.held_out.compute == 3e15
+    assert TEXT_LIMIT not in fit_all(runs, num_draws=0).fits
+
+    growing = measurements(sizes, budgets, 2 + sizes**0.1 / 10 + (budgets / 6 / sizes) ** -0.1)
+    assert "no size is best" in fit_all(growing, num_draws=0).left_out[PARAMETRIC]
+
+
+def test_one_size_that_is_best_at_several_budgets_makes_no_line():
+    columns = zip(
+        *[(n, c, 3 + (n != 2) - np.log10(c) / 100) for c in (6.0, 12.0, 60.0) for n in (1, 2, 3)], strict=True
+    )
+    assert "2 parameters alone are the best" in fit_all(measurements(*columns), num_draws=0).left_out[LOWEST]
 
 
 def test_a_mistake_in_a_fitter_is_not_taken_for_runs_that_do_not_fit(monkeypatch):

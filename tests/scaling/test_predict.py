@@ -154,7 +154,7 @@ def test_where_the_text_ends_before_the_minimum_the_best_size_that_it_allows_is_
             values = {"parameters": parameters, "final_loss": loss, "config_hash": f"{budget:.0e} {parameters}"}
             rows.append(made_run(compute_budget=budget, train_flops=budget, steps=100, **values))
     asked = {"fitters": FITTERS, "unique_tokens": text, "max_budget": 1e15}
-    with pytest.raises(UserError, match="no prediction by the parabola: 0 of 6 .* by the lowest run: 0 of 6"):
+    with pytest.raises(UserError, match=r"no prediction by the parabola: 0 of 6 .* by the lowest run: 0 of 6"):
         made_prediction(rows, **asked)
     made = made_prediction(rows, **asked, max_epochs=4.0, rate_per_width=0.5)
     assert (made["approach"], list(made["predictions"])) == ("text limit", ["text limit"])
