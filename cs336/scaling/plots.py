@@ -35,14 +35,27 @@ def draw_all(fits: Fits, folder: Path, *, until: float = LINE_END, truth: Parame
     return [*draw_laws(fits, folder, until=until, truth=truth), "profiles.png"]
 
 
-def draw_laws(fits: Fits, folder: Path, *, until: float = LINE_END, truth: ParametricLaw | None = None) -> list[str]:
-    """Write parameters.png, tokens.png and loss.png, as `draw_all` does."""
+def draw_laws(
+    fits: Fits,
+    folder: Path,
+    *,
+    until: float = LINE_END,
+    truth: ParametricLaw | None = None,
+    later: Mapping[str, float] | None = None,
+) -> list[str]:
+    """Write parameters.png, tokens.png and loss.png, as `draw_all` does.
+
+    Args:
+        later: what was measured after the fit: `compute`, and the best `parameters`, `tokens` and `loss` there.
+    """
     for quantity in _LABELS:
-        _draw_laws(fits, quantity, folder / f"{quantity}.png", until, truth)
+        _draw_laws(fits, quantity, folder / f"{quantity}.png", until, truth, later or {})
     return [f"{name}.png" for name in _LABELS]
 
 
-def _draw_laws(fits: Fits, quantity: str, path: Path, until: float, truth: ParametricLaw | None) -> None:
+def _draw_laws(
+    fits: Fits, quantity: str, path: Path, until: float, truth: ParametricLaw | None, later: Mapping[str, float]
+) -> None:
     """Points that were fitted and each approach's line over the budget: log-log, but a loss has a floor."""
     figure, axes = new_axes()
     compute = np.geomspace(fits.runs.budgets[0], max(until, fits.runs.budgets[-1]), 200)
@@ -59,6 +72,8 @@ def _draw_laws(fits: Fits, quantity: str, path: Path, until: float, truth: Param
             axes.plot(fit.minima.compute[use], values[use], "o", color=_COLORS[name], mfc="none", **dots)
     if truth is not None:
         axes.plot(compute, getattr(truth.frontier(), quantity)(compute), "--", lw=1.0, color="black", label="exact law")
+    if later:
+        axes.plot(later["compute"], later[quantity], "*", ms=10, color="black", label="measured later")
     drawn = any(np.isfinite(line.get_ydata()).any() for line in axes.lines)  # a law may have no answer anywhere
     axes.set_yscale("log" if drawn and quantity != "loss" else "linear")
     axes.set_xlim(compute[0], compute[-1])

@@ -11,6 +11,7 @@ import numpy as np
 
 from cs336.profiling.tables import markdown_table
 from cs336.scaling import plots, report_plots
+from cs336.scaling.accounting import num_tokens
 from cs336.scaling.exercise import LAW, exercise_runs
 from cs336.scaling.fits import LOWEST, PARABOLA, PARAMETRIC, TEXT_LIMIT, Fits, fit_all
 from cs336.scaling.isoflops import lowest_runs, parabola_minima
@@ -55,7 +56,7 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     if not study.fits.fits:
         reasons = "\n".join(f"- {name}: {reason}" for name, reason in study.fits.left_out.items())
         return ["\n\n".join(profiles), f"## Best size, tokens and loss\n\nNo approach can be fitted:\n\n{reasons}"]
-    plots.draw_laws(study.fits, folder, until=2 * max(study.targets))
+    plots.draw_laws(study.fits, folder, until=2 * max(study.targets), later=_measured_later(study))
     laws = [
         "## Best size, tokens and loss",
         f"{_METHOD}{_LIMITED * (TEXT_LIMIT in study.fits.fits)}"
@@ -78,6 +79,14 @@ def law_sections(study: Study, folder: Path) -> list[str]:
         "![Lines of equal loss over compute and size](contours.png)",
     ]
     return ["\n\n".join(section) for section in (profiles, laws, parametric)]
+
+
+def _measured_later(study: Study) -> dict[str, float] | None:
+    if study.checked is None:
+        return None
+    compute, size = study.checked["target_budget"], study.checked["best_parameters"]
+    found = {"compute": compute, "parameters": size, "tokens": float(num_tokens(compute, size))}
+    return found | {"loss": study.checked["best_loss"]}
 
 
 def _minima_table(runs: Measurements) -> str:
