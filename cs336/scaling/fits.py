@@ -79,7 +79,7 @@ def fit_all(runs: Measurements, *, num_draws: int = 1_000, seed: int = 0, max_to
         name: _fit_parametric if name == PARAMETRIC else partial(_fit_minima, _MINIMA[name]) for name in APPROACHES
     }
     if max_tokens is not None:
-        approaches[TEXT_LIMIT] = partial(_fit_limited, TextLimit(max_tokens))
+        approaches[TEXT_LIMIT] = partial(_fit_limited, TextLimit(max_tokens, num_draws, seed))
     fits, left_out = {}, {}
     for name, fit in approaches.items():
         try:
@@ -100,7 +100,7 @@ def _fit_minima(find: Callable[..., Minima], runs: Measurements, weights: Array 
 
 
 def _fit_limited(limit: TextLimit, runs: Measurements, weights: Array | None) -> Fit:
-    frontier, draws = limit(runs)
+    frontier, draws = limit(runs)  # its draws are not of runs, so they have no weights
     try:
         found = limit.held_out(runs)
     except CannotFit:

@@ -28,9 +28,13 @@ class TextLimit:
 
     Attributes:
         max_tokens: that a run may read: unique tokens by epochs.
+        num_draws: of the residuals; 0 for none.
+        seed: of the draws.
     """
 
     max_tokens: float
+    num_draws: int = NUM_DRAWS
+    seed: int = SEED
 
     def minima(self, runs: Measurements) -> Minima:
         """The lowest run at each budget; one of the smallest size counts where a smaller one would exceed the limit."""
@@ -54,11 +58,11 @@ class TextLimit:
             )
         compute, parameters, losses = minima.compute[use], minima.parameters[use], minima.losses[use]
         best = fit_frontier(Minima(compute, parameters, losses, use[use]))
-        generator = np.random.default_rng(SEED)
+        generator = np.random.default_rng(self.seed)
 
         def drawn(values: Array, law: Array, numbers: int) -> Array:
             residuals = (values - law) * np.sqrt(len(values) / (len(values) - numbers))
-            return law + generator.choice(residuals, size=(NUM_DRAWS, len(values)))
+            return law + generator.choice(residuals, size=(self.num_draws, len(values)))
 
         of_size = np.exp(drawn(np.log(parameters), np.log(best.parameters(compute)), _SIZE_NUMBERS))
         of_loss = drawn(losses, best.loss(compute), _LOSS_NUMBERS)
@@ -72,6 +76,8 @@ class TextLimit:
             CannotFit: they allow none.
         """
         minima = self.minima(runs)
+        if not minima.bracketed.any():
+            raise CannotFit("no budget has a best size under the limit, so none to compare a prediction with")
         last = int(np.flatnonzero(minima.bracketed)[-1])
         compute = float(minima.compute[last])
         frontier, _ = self(runs.where(runs.compute < compute))

@@ -10,9 +10,10 @@ import pytest
 from cs336.scaling import fits, summary
 from cs336.scaling.exercise import LAW, exercise_runs
 from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, PARAMETRIC, TEXT_LIMIT, fit_all
-from cs336.scaling.measurements import Measurements, measurements
+from cs336.scaling.measurements import CannotFit, Measurements, measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.plots import draw_all
+from cs336.scaling.text_limit import TextLimit
 
 SECONDS_FOR_1000_DRAWS = 20  # the project's bound on 2 cores; here of processor time, as others use the cores too
 
@@ -102,6 +103,12 @@ def test_sizes_that_the_text_limits_are_an_approach_of_their_own_and_a_law_with_
     assert fit.frontier.parameters.exponent == pytest.approx(1.0) and fit.frontier.tokens(1e17) == pytest.approx(1e8)
     assert fit.frontier.loss(1e17) == pytest.approx(falling(1e17 / 6e8, 1e8), abs=1e-3)
     assert abs(fit.held_out.loss_error) < 1e-3 and fit.held_out.compute == 3e15
+    assert (
+        fit.draws.loss(1e17).shape == (20,)
+        and fit_all(runs, num_draws=0, max_tokens=1e8).fits[TEXT_LIMIT].draws is None
+    )
+    with pytest.raises(CannotFit, match="no budget has a best size under the limit"):
+        TextLimit(2e8).held_out(runs)  # smaller sizes would have been allowed
     assert TEXT_LIMIT not in fit_all(runs, num_draws=0).fits
 
     growing = measurements(sizes, budgets, 2 + sizes**0.1 / 10 + (budgets / 6 / sizes) ** -0.1)
