@@ -203,6 +203,7 @@ def _prediction_text(prediction: dict[str, Any]) -> str:
 
 
 def _check_text(checked: dict[str, Any]) -> str:
+    from cs336.scaling.predict import edge_of
     from cs336.scaling.summary import count, percent
 
     seeds = checked["num_seeds"]
@@ -210,7 +211,7 @@ def _check_text(checked: dict[str, Any]) -> str:
         f"{checked['target_budget']:.3g} FLOPs, predicted {checked['prediction_made']}",
         f"  predicted    {_estimates(checked['predicted'])}",
         f"  measured     N {count(checked['best_parameters'])}, L {checked['best_loss']:.4f}"
-        + (": the smallest or the largest of the sizes" if checked["best_at_edge"] else ""),
+        + (f": the {edge} size trained" if (edge := edge_of(checked)) else ""),
     ]
     if checked["vertex"]:
         lines.append(f"  vertex       N {count(checked['vertex']['parameters'])}, L {checked['vertex']['loss']:.4f}")

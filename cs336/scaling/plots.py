@@ -60,8 +60,9 @@ def _draw_laws(
     figure, axes = new_axes()
     compute = np.geomspace(fits.runs.budgets[0], max(until, fits.runs.budgets[-1]), 200)
     for name, fit in fits.fits.items():
-        law = getattr(fit.frontier, quantity)
-        axes.plot(compute, law(compute), lw=1.3, color=_COLORS[name], label=name)
+        line = getattr(fit.frontier, quantity)(compute)
+        if np.isfinite(line).any():  # a law may have no answer anywhere
+            axes.plot(compute, line, lw=1.3, color=_COLORS[name], label=name)
         if fit.draws is not None:
             draws = getattr(fit.draws, quantity)
             edges = [interval(draws(each)) or (np.nan, np.nan) for each in compute]
@@ -74,7 +75,7 @@ def _draw_laws(
         axes.plot(compute, getattr(truth.frontier(), quantity)(compute), "--", lw=1.0, color="black", label="exact law")
     if later:
         axes.plot(later["compute"], later[quantity], "*", ms=10, color="black", label="measured later")
-    drawn = any(np.isfinite(line.get_ydata()).any() for line in axes.lines)  # a law may have no answer anywhere
+    drawn = any(np.isfinite(line.get_ydata()).any() for line in axes.lines)
     axes.set_yscale("log" if drawn and quantity != "loss" else "linear")
     axes.set_xlim(compute[0], compute[-1])
     label(axes, "compute, FLOPs", _LABELS[quantity])

@@ -216,6 +216,13 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     }
 
 
+def edge_of(checked: Mapping[str, Any]) -> str:
+    """Which end of the check's sizes the best one is, "smallest" or "largest": a better one may lie beyond; else ""."""
+    if not checked["best_at_edge"]:
+        return ""
+    return "smallest" if checked["best_parameters"] == min(map(int, checked["losses"])) else "largest"
+
+
 def write_prediction(path: Path, prediction: Mapping[str, Any]) -> None:
     """Write a prediction once: one that is there stays as it was made.
 

@@ -185,16 +185,19 @@ def _sweeps_section(study: Study, folder: Path) -> str:
 
 
 def _rates_table(rows: Sequence[sweeps.Row]) -> str:
-    tried = sorted({rate for row in rows for rate in row["losses"]})
     shown = []
     for row in rows:
-        losses = {
-            f"{rate:g}": f"{loss:.4f}" if math.isfinite(loss) else "diverged" for rate, loss in row["losses"].items()
-        }
+        best = row["losses"][row["best_rate"]]
+        others = [
+            f"{rate:g} {f'{loss - best:+.3f}' if math.isfinite(loss) else 'diverged'}"
+            for rate, loss in row["losses"].items()
+            if rate != row["best_rate"]
+        ]
         about = {"budget": short_budget(row["budget"]), "batch": row["batch_size"], "shape": row["shape"]}
-        shown.append(about | losses | {"best": f"{row['best_rate']:g}"})
-    names = ["budget", "batch", "shape", *(f"{rate:g}" for rate in tried), "best"]
-    return markdown_table(shown, {name: name for name in names})
+        found = {"best": f"{row['best_rate']:g}", "loss": f"{best:.4f}", "others": ", ".join(others)}
+        shown.append(about | found)
+    names = {"budget": "budget", "batch": "batch", "shape": "shape", "best": "best rate", "loss": "its loss"}
+    return markdown_table(shown, names | {"others": "other rates, and how much higher their loss is"})
 
 
 def _shapes_table(rows: Sequence[sweeps.Row]) -> str:

@@ -32,9 +32,9 @@ _METHOD = (
     " each budget, the same for all approaches."
 )
 _LIMITED = (
-    " Where the text ends before the minimum, the text's limit takes the best size of those that read it no more often"
-    " than any run did; its ranges are of draws of its residuals, and it holds for this text alone: with more of it,"
-    " smaller sizes may be better."
+    " Where the text ends before the minimum, the approach text limit takes the best size of those that read it no more"
+    " often than any run did; its ranges are of draws of its residuals, and it holds for this text alone: with more of"
+    " it, smaller sizes may be better."
 )
 
 
@@ -47,7 +47,8 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     profiles = [
         "## Profiles",
         "At each budget the best recipe that five sizes or more were trained with. A minimum at the edge of its profile"
-        " may be no minimum: it is called one-sided, and no law goes through it.",
+        f" may be no minimum: it is called one-sided, and no law{' but the text limit' * study.text_limited} goes"
+        " through it.",
         _minima_table(study.everything),
         "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
     ]

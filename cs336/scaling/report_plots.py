@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,34 +13,49 @@ from cs336.scaling.accounting import num_tokens
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.plots import budget_colors, label, new_axes, save, short_budget
+from cs336.scaling.summary import count
 
 Row = Mapping[str, Any]
 _MARKS = "osD^v<>PX"
+_STYLES: Sequence[Literal["-", "--"]] = ("-", "--")  # of the smallest batch, and of the others
 _NATS = "final loss, nats per token"
 
 
 def losses_by_rate(rows: Sequence[Row], path: Path) -> None:
-    """`sweeps.learning_rates`: loss over learning rate, a line a size, a color a budget; diverged at the top edge."""
-    figure, axes = new_axes()
-    sound = [loss for row in rows for loss in row["losses"].values() if math.isfinite(loss)]
-    top = max(sound, default=1.0) + 0.1
-    batch_sizes = sorted({row["batch_size"] for row in rows})
-    colors = budget_colors(row["budget"] for row in rows)
-    for row in rows:
-        color, style = colors[row["budget"]], "-" if row["batch_size"] == batch_sizes[0] else "--"
-        places = list(row["losses"])
-        heights = [loss if math.isfinite(loss) else top for loss in row["losses"].values()]
-        axes.plot(places, heights, style, lw=1.0, color=color)
-        axes.plot(places, heights, "o", ms=3, color=color)
-        axes.plot(row["best_rate"], row["losses"][row["best_rate"]], "o", ms=8, mfc="none", color=color)
-        lost = [rate for rate, loss in row["losses"].items() if not math.isfinite(loss)]
-        axes.plot(lost, [top] * len(lost), "x", ms=8, color=color)
-    for budget, color in colors.items():
-        axes.plot([], [], "-", color=color, label=short_budget(budget))
-    for size, style in zip(batch_sizes, ("-", "--"), strict=False):
-        axes.plot([], [], style, color="grey", label=f"batch {size}")
-    label(axes, "learning rate", _NATS)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """`sweeps.learning_rates`: loss over learning rate, a panel a budget, a line a size; diverged at the top edge."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    budgets, batch_sizes = (sorted({row[name] for row in rows}) for name in ("budget", "batch_size"))
+    columns = min(4, len(budgets))
+    lines = math.ceil(len(budgets) / columns)
+    figure = Figure(figsize=(2.4 * columns + 1.2, 2.4 * lines), dpi=110, layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False).flat)
+    colors = budget_colors(row["parameters"] for row in rows)
+    for budget, axes in zip(budgets, panels, strict=False):
+        axes.set_xscale("log")
+        axes.set_title(short_budget(budget), fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        some = [row for row in rows if row["budget"] == budget]
+        sound = [loss for row in some for loss in row["losses"].values() if math.isfinite(loss)]
+        top = max(sound, default=1.0) + 0.1
+        for row in some:
+            color, style = colors[row["parameters"]], _STYLES[row["batch_size"] != batch_sizes[0]]
+            places = list(row["losses"])
+            heights = [loss if math.isfinite(loss) else top for loss in row["losses"].values()]
+            axes.plot(places, heights, style, marker="o", ms=2.5, lw=1.0, color=color)
+            axes.plot(row["best_rate"], row["losses"][row["best_rate"]], "o", ms=6, mfc="none", color=color)
+            lost = [rate for rate, loss in row["losses"].items() if not math.isfinite(loss)]
+            axes.plot(lost, [top] * len(lost), "x", ms=8, color=color)
+    for axes in panels[len(budgets) :]:
+        axes.set_axis_off()
+    marks = [Line2D([], [], color=color, label=count(size)) for size, color in colors.items()]
+    for size, dashes in zip(batch_sizes, _STYLES, strict=False):
+        marks.append(Line2D([], [], linestyle=dashes, color="grey", label=f"batch {size}"))
+    figure.legend(handles=marks, frameon=False, fontsize=7, loc="outside right center", title="parameters")
+    figure.supxlabel("learning rate", fontsize=9)
+    figure.supylabel(_NATS, fontsize=9)
     save(figure, path)
 
 

@@ -14,7 +14,7 @@ from cs336.scaling.cell import Cell
 from cs336.scaling.fits import PARABOLA, PARAMETRIC
 from cs336.scaling.plan import Rate
 from cs336.scaling.plots import short_budget
-from cs336.scaling.predict import LEVEL
+from cs336.scaling.predict import LEVEL, edge_of
 from cs336.scaling.profiles import fitted_profiles
 from cs336.scaling.recipe import DROPOUT, FINAL_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, real_flops
 from cs336.scaling.runs import finished_runs
@@ -79,7 +79,7 @@ def _check_table(checked: Mapping[str, Any]) -> str:
 def _verdict(checked: Mapping[str, Any]) -> str:
     lines = [
         f"Best of the sizes trained: {count(checked['best_parameters'])} with {checked['best_loss']:.4f} nats"
-        + (", the smallest or the largest of them" if checked["best_at_edge"] else "")
+        + (f", the {edge} of them" if (edge := edge_of(checked)) else "")
         + ".",
         f"**Predicted less measured: loss {checked['loss_error']:+.4f} nats"
         f" ({_inside(checked['loss_within'])} the interval), size {percent(checked['parameters_error'])}"

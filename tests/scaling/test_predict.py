@@ -12,7 +12,7 @@ from cs336.revision import describe_commit
 from cs336.scaling.grid import find_grid
 from cs336.scaling.measurements import CannotFit
 from cs336.scaling.parametric import ParametricLaw
-from cs336.scaling.predict import FITTERS, check, predict, write_prediction
+from cs336.scaling.predict import FITTERS, check, edge_of, predict, write_prediction
 from cs336.scaling.profiles import points
 from cs336.scaling.runs import append_run
 from tests.scaling.test_runs import made_run
@@ -204,7 +204,9 @@ def test_the_check_compares_the_best_size_and_its_loss():
     seeds = [replace(named, seed=seed, final_loss=named.final_loss + noise) for seed, noise in ((1, 0.02), (2, -0.02))]
     checked = check(prediction, [*made_rows(), *later, *seeds])
     best = min(later, key=lambda run: run.final_loss)
-    assert checked["best_parameters"] == best.parameters and not checked["best_at_edge"]
+    assert checked["best_parameters"] == best.parameters and edge_of(checked) == ""
+    smaller, larger = ([run for run in later if sign * (run.parameters - best.parameters) >= 0] for sign in (-1, 1))
+    assert (edge_of(check(prediction, smaller)), edge_of(check(prediction, larger))) == ("largest", "smallest")
     assert checked["best_loss"] == pytest.approx(best.final_loss, abs=1e-5)
     assert checked["seed_spread"] == pytest.approx(0.02) and checked["num_seeds"][str(named.parameters)] == 3
     assert checked["loss_error"] == pytest.approx(

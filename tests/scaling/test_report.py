@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from cs336.cli import main
-from cs336.files import UserError, append_jsonl, write_json
+from cs336.files import UserError, append_jsonl, read_json, write_json
 from cs336.scaling import report, runs
 from cs336.scaling.grid import find_grid
 from cs336.scaling.predict import check
 from cs336.scaling.report import write_report
+from cs336.scaling.report_laws import law_sections
 from cs336.scaling.report_page import pictures
-from cs336.scaling.runs import append_run
+from cs336.scaling.report_prediction import target_section
+from cs336.scaling.runs import MEASURED_CHECK, MEASURED_PREDICTION, MEASURED_RUNS, append_run, read_runs
+from cs336.scaling.study import make_study
 from tests.scaling.test_predict import GRID_LAW, law, made_prediction
 from tests.scaling.test_runs import made_run
 
@@ -86,6 +89,8 @@ def test_it_tells_the_ledger_the_sweeps_and_the_law(written, rows):
     assert "64x2x2 at 1e13, batch 128, learning rate 0.002: diverged: step 3" in page
     found = re.search(r"in (\d+) of (\d+) cases it is the lowest or the highest", page)
     assert found and (int(found[1]), int(found[2])) == rates_at_edge([*rows, *later])
+    (line,) = [line for line in page.splitlines() if re.match(r"\| 3e13 +\| +128 \| 64x2x2 .* 0\.004 ", line)]
+    assert re.search(r"\| 0\.0312 +\| [\d.]+ +\| 0\.001 \+[\d.]+, 0\.004 \+[\d.]+, 0\.016 \+[\d.]+ ", line)
     fewest = re.search(r"The smallest batch has the lowest loss in (\d+) of (\d+) comparisons", page)
     assert fewest and fewest[1] == fewest[2]
     a = float(re.search(r"\| parabola +\| ([\d.]+) \(", page)[1])
@@ -126,6 +131,16 @@ def test_a_run_at_the_target_that_is_older_than_the_prediction_is_not_passed_ove
     assert re.search(rf"\| check +\| 1e16 +\| +{len(mixed)} \|", page), (
         "what they were for does not hang on when they ended"
     )
+
+
+def test_where_the_text_ends_before_the_minimum_the_measured_rows_say_what_holds_for_this_text_alone(tmp_path):
+    rows = [*read_runs(MEASURED_RUNS), *read_runs(MEASURED_CHECK)]
+    study = make_study(rows, read_json(MEASURED_PREDICTION), num_draws=20, seed=0)
+    profiles, laws, *_ = law_sections(study, tmp_path)
+    assert "no law but the text limit goes through it" in profiles and "| text limit " in laws
+    predicted = study.prediction["predictions"]["text limit"]["loss"]["estimate"]
+    assert f"| {predicted:.3f} (" in laws, "the report's limit is what was read most often, the prediction's its grid's"
+    assert "These rows do not say" in target_section(study) and study.targets == (1e16,)
 
 
 def test_it_names_the_run_of_the_exercise_with_all_its_settings(written):
