@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,18 +162,18 @@ def measured_prediction(
 def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     """Predicted beside measured: the best size among those trained at the target, and its loss over the seeds.
 
-    Compared are runs of the batch size and learning rate that the prediction names: its loss is theirs.
+    Compared are runs of the batch size and learning rate that the prediction names.
 
     Raises:
-        UserError: nothing was trained so at the target; or a run there is older than the prediction, or on other text.
+        UserError: nothing was trained so at the target; or a run there began before the prediction was made, or is on
+            other text.
     """
     target = prediction["target_budget"]
     measured = [run for run in finished_runs(runs) if run.compute_budget == target and run.steps]
     if not measured:
         raise UserError(f"no finished run at {target:.0e}; train the grid `check` first")
     made = datetime.fromisoformat(prediction["made"])
-    early = [run for run in measured if datetime.fromisoformat(run.date.replace("Z", "+00:00")) < made]
-    if early:
+    if early := [run for run in measured if _began(run) < made]:
         raise UserError(
             f"a run of {early[0].date} is older than the prediction of {prediction['made']}; it checks nothing"
         )
@@ -242,6 +242,11 @@ def rows_mark(runs: Iterable[Run]) -> str:
 
 def _between(runs: Iterable[Run], min_budget: float, max_budget: float) -> list[Run]:
     return [run for run in finished_runs(runs) if min_budget <= run.compute_budget <= max_budget]
+
+
+def _began(run: Run) -> datetime:
+    """When a run began; its date is that of its end."""
+    return datetime.fromisoformat(run.date.replace("Z", "+00:00")) - timedelta(seconds=run.wall_seconds)
 
 
 def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:
