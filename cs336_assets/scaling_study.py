@@ -157,17 +157,15 @@ def scaling_prediction(step: Step, isoflop_profiles: Path, prediction: Predictio
     runs = read_runs(isoflop_profiles / ROWS_FILE)
     grid = find_grid(prediction.check)
     target = only_budget(grid)
-    min_budget, max_budget = prediction.min_budget, prediction.max_budget
+    asked = {name: getattr(prediction, name) for name in ("min_budget", "max_budget", "rate_per_width")}
+    asked["target"] = target
     try:
-        made = measured_prediction(runs, target=target, min_budget=min_budget, max_budget=max_budget) or predict(
+        made = measured_prediction(runs, **asked) or predict(
             runs,
-            target=target,
-            min_budget=min_budget,
-            max_budget=max_budget,
+            **asked,
             shapes=shapes_at(grid, target),
             unique_tokens=grid.unique_tokens,
             max_epochs=grid.max_epochs,
-            rate_per_width=prediction.rate_per_width,
         )
     except UserError as reason:
         made = {REASON: str(reason), "target_budget": target}

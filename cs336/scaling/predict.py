@@ -145,7 +145,12 @@ def predict(
 
 
 def measured_prediction(
-    runs: Iterable[Run], *, target: float, max_budget: float, min_budget: float = 0.0
+    runs: Iterable[Run],
+    *,
+    target: float,
+    max_budget: float,
+    min_budget: float = 0.0,
+    rate_per_width: float = 0.0,
 ) -> dict[str, Any] | None:
     """The prediction that comes with this package, where it was made for this budget from these very rows; or None.
 
@@ -156,6 +161,8 @@ def measured_prediction(
     made = read_json(MEASURED_PREDICTION)
     asked = made["target_budget"], made["min_budget"], made["max_budget"], made["rows"]
     own = target, min_budget, max_budget, rows_mark(_between(runs, min_budget, max_budget))
+    if rate_per_width and rate_per_width != made["check"]["rate_per_width"]:
+        return None
     return made if asked == own else None
 
 

@@ -51,7 +51,7 @@ class Interval(NamedTuple):
 
 
 def interval(draws: ArrayLike, level: float = 0.95) -> Interval | None:
-    """The middle share `level` of the draws; those without a value are left out, and None is returned if all are.
+    """The middle share `level` of the draws; those without a value are left out, and None is returned if most are.
 
     Raises:
         ValueError: `level` is not between 0 and 1.
@@ -59,10 +59,12 @@ def interval(draws: ArrayLike, level: float = 0.95) -> Interval | None:
     if not 0 < level < 1:
         raise ValueError(f"an interval's level is a share between 0 and 1, not {level}")
     values = np.asarray(draws, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    found = values[np.isfinite(values)]
+    if (
+        not len(found) or len(found) < len(values) / 2
+    ):  # few of many are no sample: they are those that resemble the fit
         return None
-    return Interval(*map(float, np.quantile(values, [(1 - level) / 2, (1 + level) / 2])))
+    return Interval(*map(float, np.quantile(found, [(1 - level) / 2, (1 + level) / 2])))
 
 
 class HeldOut(NamedTuple):

@@ -233,6 +233,9 @@ def test_a_prediction_that_comes_with_the_rows_stays_as_it_was_made(tmp_path, mo
     write_json(tmp_path / "committed.json", first | {"made": "2020-01-01T00:00:00+00:00"})
     again = made.make(study.scaling_prediction, made["one"], prediction=config, name="again") / "prediction.json"
     assert read_json(again)["made"] == "2020-01-01T00:00:00+00:00"
+    rate = replace(config, rate_per_width=0.5)
+    faster = made.make(study.scaling_prediction, made["one"], prediction=rate, name="faster") / "prediction.json"
+    assert read_json(faster)["check"]["rate_per_width"] == 0.5
     other = made.make(study.scaling_prediction, joined(made["two"], rows[:-1]), prediction=config, name="other")
     assert read_json(other / "prediction.json")["made"] != "2020-01-01T00:00:00+00:00"
 

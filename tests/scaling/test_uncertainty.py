@@ -37,6 +37,7 @@ def test_an_interval_by_hand():
     assert interval(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
     assert interval([1.0, np.nan, 3.0], 0.5) == (1.5, 2.5)
     assert interval([np.nan]) is None
+    assert interval([1.0, 3.0, np.nan, np.nan]) and interval([1.0, 3.0, np.nan, np.nan, np.nan]) is None
     with pytest.raises(ValueError, match="not 95"):
         interval([1.0], 95)
 
