@@ -33,7 +33,7 @@ import torch
 from benchmarks.measure import at_least_one
 from cs336.files import UserError, read_json, write_json
 from cs336.model.sizes import SIZES
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.processes import die_with_parent
 from cs336.revision import describe_commit
 from cs336.scaling.runner import RUNS_LEFT

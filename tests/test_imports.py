@@ -13,7 +13,7 @@ STAGES += ["train", "profiling", "scaling", "posttrain", "evals"]
 # Beyond "a stage imports only stages above it": the turns that the house allows.
 TURNS = {("model", "kernels"), ("posttrain", "evals")}
 # What combines stages or knows how their results are kept; stages take folders and data.
-ABOVE_STAGES = ("presets", "cli", "store", "fingerprint", "leaderboard", "sheets", "service")
+ABOVE_STAGES = ("presets", "preset_lookup", "cli", "store", "fingerprint", "leaderboard", "sheets", "service")
 NO_TORCH = ("crawl", "extract", "filters", "dedup", "tokenizer")
 
 

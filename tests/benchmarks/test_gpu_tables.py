@@ -17,7 +17,7 @@ from benchmarks.__main__ import main as benchmark
 from benchmarks.gpu_tables import Task, all_tasks, chosen_tasks, main, run_tasks
 from cs336.cli import main as cs336
 from cs336.files import UserError, read_json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.scaling.runner import RUNS_LEFT
 from cs336_assets.flow import STAGES
 from cs336_assets.selections import SWEEPS
