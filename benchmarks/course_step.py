@@ -43,7 +43,7 @@ from cs336.files import UserError, append_jsonl
 from cs336.hardware import peak_bytes, peak_flops_per_second, pick_device
 from cs336.model.accounting import count_parameters, training_flops
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.revision import describe_commit
 from cs336.store import versions_of
 from cs336.tokens.batches import Batches

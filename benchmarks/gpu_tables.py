@@ -33,9 +33,10 @@ import torch
 from benchmarks.measure import at_least_one
 from cs336.files import UserError, read_json, write_json
 from cs336.model.sizes import SIZES
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.processes import die_with_parent
 from cs336.revision import describe_commit
+from cs336.scaling.runner import RUNS_LEFT
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("profiles/gpu_tables")
@@ -58,6 +59,8 @@ class Task:
         gpus: that it has to itself; None for all of the machine.
         after: tasks that must be done before it.
         environment: variables besides those of this process.
+        stopped_code: exit code by which it says that it has not done all, and goes on when begun again; it then counts
+            as stopped.
     """
 
     group: str
@@ -66,6 +69,7 @@ class Task:
     gpus: int | None = 1
     after: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    stopped_code: int | None = None
 
 
 def all_tasks() -> list[Task]:
@@ -106,11 +110,11 @@ def _parallel() -> Iterator[Task]:
 def _scaling() -> Iterator[Task]:
     runner = "-m cs336.scaling.runner --tokens grid"
     grid = f"{runner} --grid h100 --rows cs336/scaling/measured/runs.jsonl --packed 3 --device all"
-    yield Task("scaling", "grid", grid, gpus=None)
+    yield Task("scaling", "grid", grid, gpus=None, stopped_code=RUNS_LEFT)
     before: tuple[str, ...] = ()
     for name, options in {"1": "--packed 1", "3": "--packed 3", "3-eager": "--packed 3 --eager"}.items():
         command = f"{runner} --grid h100 --only ^1e14.*b128-lr0.001$ --rows {FOLDER}/packing-{name}.jsonl {options}"
-        yield Task("scaling", f"packing-{name}", command, after=before)
+        yield Task("scaling", f"packing-{name}", command, after=before, stopped_code=RUNS_LEFT)
         before = (f"packing-{name}",)
 
 
@@ -200,7 +204,7 @@ def run_tasks(
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 each.signal(signal.SIGKILL)  # to what it has left behind on its GPUs
-                settle(each, "done" if (code := each.process.returncode) == 0 else f"failed ({code})")
+                settle(each, _state_at_end(each.task, each.process.returncode))
             free = [gpu for gpu in gpus if not any(gpu in each.gpus for each in running)]
             following = next((task for task in tasks if may_begin(task, len(free))), None)
             if following is not None:
@@ -216,6 +220,12 @@ def run_tasks(
         for each in running:
             settle(each, "stopped")
     return states
+
+
+def _state_at_end(task: Task, code: int) -> str:
+    if code == 0:
+        return "done"
+    return "stopped" if code == task.stopped_code else f"failed ({code})"
 
 
 def forget(tasks: Sequence[Task], folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cs336 import pictures
+
 
 def draw_growth(path: Path, title: str, over: str, rows: list[dict[str, Any]]) -> None:
     """Write a PNG with a line for each contender: its figure, and its peak memory where it was measured.
@@ -15,7 +17,7 @@ def draw_growth(path: Path, title: str, over: str, rows: list[dict[str, Any]]) -
     """
     from matplotlib.figure import Figure  # no global state, no display
 
-    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(11.0, 4.0), dpi=110, layout="constrained")
     speed, memory = figure.subplots(1, 2)
     for contender in dict.fromkeys(row["contender"] for row in rows):
         own = sorted(
@@ -32,8 +34,7 @@ def draw_growth(path: Path, title: str, over: str, rows: list[dict[str, Any]]) -
         axes.set_ylim(low / 2, high * 2)  # what hardly changes is to look so
         axes.grid(True, which="major", alpha=0.3)
         axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path)
 
 
 def draw_growth_of(rows: list[dict[str, Any]], prefixes: dict[str, str], over: str, folder: Path) -> list[Path]:

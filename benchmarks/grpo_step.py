@@ -28,9 +28,9 @@ from benchmarks.rollouts import SHAPES, start_vllm
 from cs336.evals.rewards import WatchedReward, r1_zero_reward_fn
 from cs336.files import append_jsonl, read_jsonl
 from cs336.generate.backend import Backend
+from cs336.generate.generators import GENERATORS, generator_for
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.posttrain.generators import GENERATORS, generator_for
 from cs336.posttrain.grpo import GrpoConfig
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem

@@ -17,7 +17,7 @@ from cs336.files import UserError, read_json
 from cs336.hardware import pick_device
 from cs336.model.attention import KERNELS
 from cs336.model.sizes import CONTEXT_LENGTH, SIZES
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.profiling.cells import FAILURE, Cell, Row, run_cells
 from cs336.profiling.memory import record_step, thinned
 from cs336.profiling.memory_study import TIMELINES

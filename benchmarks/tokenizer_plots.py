@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cs336 import pictures
+
 Row = dict[str, Any]
 Points = dict[str, list[tuple[float, float]]]
 
@@ -110,7 +112,7 @@ def _points(rows: list[Row], plot: _Plot) -> Points:
 def _draw(path: Path, plot: _Plot, points: Points) -> None:
     from matplotlib.figure import Figure  # no global state, no display
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for contender, line in points.items():
         places, values = zip(*sorted(line), strict=True)
@@ -118,5 +120,4 @@ def _draw(path: Path, plot: _Plot, points: Points) -> None:
     axes.set(title=plot.title, xlabel=plot.over_label, ylabel=plot.label, xscale="log", yscale="log")
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    pictures.save(figure, path)

@@ -42,7 +42,7 @@ from cs336.files import UserError, append_jsonl
 from cs336.hardware import peak_flops_per_second, pick_device
 from cs336.model.accounting import training_flops
 from cs336.model.transformer import ModelConfig
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.profiling.kernel_times import KINDS, kind_of
 from cs336.revision import describe_commit
 from cs336.train.loop import TrainConfig, training_step

@@ -173,7 +173,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
 
 
 def _presets(options: argparse.Namespace) -> int:
-    from cs336.presets import find_preset, preset_names, presets_file
+    from cs336.preset_lookup import find_preset, preset_names, presets_file
 
     if options.name:
         _print_settings(find_preset(options.name), indent="")
@@ -192,7 +192,7 @@ def _presets(options: argparse.Namespace) -> int:
         if preset.train.max_seconds:
             amount = f"{preset.train.max_seconds:>16,.0f} s of training"
         print(f"{name:<12} source {source:<12} d_model {preset.model.d_model:<6} {amount}")
-    print(f"\nyour own: {presets_file()} (format: the beginning of cs336/presets.py)")
+    print(f"\nyour own: {presets_file()} (format: the beginning of cs336/preset_lookup.py)")
     return int(mistakes > 0)
 
 
@@ -231,7 +231,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
 def _pin(options: argparse.Namespace) -> None:
     from cs336.crawl.common_crawl import CommonCrawl, pin_shard, write_manifest
     from cs336.crawl.source import Shard
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
 
     source = find_preset(options.preset).source
@@ -250,7 +250,7 @@ def _pin(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import MANIFEST, Store
 
     find_preset(options.preset)
@@ -335,7 +335,7 @@ def _not_there(preset: str, asset: str) -> str:
 
 def _look(options: argparse.Namespace) -> None:
     from cs336.documents import DOCUMENTS_FILE, read_documents
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
 
     find_preset(options.preset)
@@ -429,7 +429,7 @@ def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, 
     """The model that `--model` or `--preset` names, its tokenizer, and its folder."""
     from cs336.hardware import pick_device
     from cs336.model.transformer import load_model
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
     from cs336.tokenizer.bpe import Tokenizer
     from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
@@ -497,7 +497,7 @@ def _scores(options: argparse.Namespace) -> None:
     from cs336.evals.report import text_table
     from cs336.evals.seeds import over_seeds, seeds_table, without_seed
     from cs336.leaderboard import collect_scores
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import default_root
 
     rows = collect_scores(default_root())
@@ -521,7 +521,7 @@ def _scores(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import MANIFEST, Store, verify
 
     find_preset(options.preset)

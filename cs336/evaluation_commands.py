@@ -135,7 +135,7 @@ def _check(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
     if options.model:
         return options.model, options.tokenizer
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
 
     find_preset(options.preset)

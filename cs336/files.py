@@ -124,6 +124,13 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+def write_compact_json(path: Path, value: Any) -> None:
+    """Write JSON of more numbers than anybody reads, with sorted keys on one line, whole or not at all."""
+    with replacing(path, "w") as file:
+        json.dump(value, file, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 

@@ -1,25 +1,14 @@
 """Every number that shapes an artifact, in one place.
 
 A preset combines the configurations that live beside their owners, its source and its filters
-included. Workers, devices and log intervals are not here: they never change an artifact. Presets of
-your own go into `presets.toml` (or the file named by `CS336_PRESETS`):
-
-    [mine]
-    base = "tiny"
-    seed = 1
-    source = {kind = "warc", paths = ["crawl/*.warc.gz"]}
-    train = {num_steps = 200}
+included. Workers, devices and log intervals are not here: they never change an artifact. Here are
+the built-in ones; `preset_lookup` finds them by name, and reads those of your own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-import tomllib
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from cs336.catalog import ENTRIES
 from cs336.crawl.common_crawl import CommonCrawl
@@ -33,7 +22,6 @@ from cs336.evals.generated_tasks import DIGITS, GeneratedConfig
 from cs336.evals.suite import ChatEvalConfig, JudgeConfig
 from cs336.evals.task import EvalConfig
 from cs336.extract.shard import ExtractConfig
-from cs336.files import UserError
 from cs336.filters.c4 import C4Config
 from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
@@ -59,7 +47,6 @@ from cs336.posttrain.recipes import (
     TINY_REASONING,
 )
 from cs336.posttrain.start import PolicyConfig
-from cs336.preset_values import changed
 from cs336.profiling.config import TINY_PROFILING, ProfilingConfig
 from cs336.profiling.parallel_config import FullStepConfig, ParallelConfig
 from cs336.scaling.grid import PredictionConfig, ScalingConfig
@@ -545,68 +532,3 @@ PRESETS = {
         LLAMA,
     )
 }
-
-
-_SEEDED = re.compile(r"(\w+?)_seed_(\d+)")
-
-
-def presets_file() -> Path:
-    """`CS336_PRESETS`, else `presets.toml` beside the packages."""
-    return Path(os.environ.get("CS336_PRESETS") or Path(__file__).resolve().parent.parent / "presets.toml")
-
-
-def preset_names() -> list[str]:
-    """Built-in presets, then those of the user's file."""
-    return [*PRESETS, *(name for name in _user_presets() if name not in PRESETS)]
-
-
-def find_preset(name: str) -> Preset:
-    """A preset by its name; NAME_seed_2 is the preset NAME with the seed 2.
-
-    Raises:
-        UserError: there is none, or the file that describes it has a mistake.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    described = _user_presets()
-    if name not in described and (seeded := _SEEDED.fullmatch(name)):
-        return replace(find_preset(seeded[1]), name=name, seed=int(seeded[2]))
-    if name not in described:
-        raise UserError(
-            f"no preset {name!r}; there are {', '.join(preset_names())} (your own go into {presets_file()})"
-        )
-    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-        raise UserError(f"{presets_file()}: [{name}] names assets and folders; use letters, digits and _ only")
-    values = dict(described[name])
-    if "name" in values:
-        raise UserError(f"{presets_file()}: [{name}] is the preset's name; take `name` out")
-    base = values.pop("base", None)
-    if base is None:
-        raise UserError(f'{presets_file()}: [{name}] needs base = "tiny" (or another preset) to start from')
-    chain = [name]
-    while base not in PRESETS and base in described and base not in chain:
-        chain.append(base)
-        base = described[base].get("base")
-    if base in chain:
-        raise UserError(f"{presets_file()}: [{name}] is based on itself")
-    try:
-        return changed(replace(find_preset(described[name]["base"]), name=name), values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{presets_file()}: [{name}] {error}") from None
-
-
-def _user_presets() -> dict[str, dict[str, Any]]:
-    path = presets_file()
-    if not path.exists():
-        return {}
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML ({error})") from None
-    stray = [name for name, values in tables.items() if not isinstance(values, dict)]
-    if stray:
-        raise UserError(f"{path}: {stray[0]!r} stands outside any preset; put it below a [name]")
-    taken = sorted(tables.keys() & PRESETS.keys())
-    if taken:
-        raise UserError(f"{path}: [{taken[0]}] is built in; give yours another name")
-    return tables

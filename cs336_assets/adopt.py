@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from cs336.files import UserError, read_json, read_jsonl, write_json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
 from cs336_assets.asset import ELSEWHERE, data_version, part_names, version_of
 from cs336_assets.binding import to_dagster

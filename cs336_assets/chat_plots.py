@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
+from cs336.pictures import save
+
 _FIELDS_A_ROW = 4
 _TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
 
@@ -19,7 +21,7 @@ def instruction_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _draw(axes, rows, "train_loss", color=_TRAINED, label="training, one batch", lw=0.6, alpha=0.45)
     _draw(axes, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
     _dress(axes, "loss, nats per token")
-    _save(figure, path)
+    save(figure, path)
 
 
 def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -42,7 +44,7 @@ def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _draw(reward, rows, column, "o-", color=color, label=label, ms=3)
     reward.axhline(0.0, lw=0.8, ls=":", color="grey")
     _dress(reward, "reward, nats")
-    _save(figure, path)
+    save(figure, path)
 
 
 def preferences_by_kind(
@@ -70,7 +72,7 @@ def preferences_by_kind(
     _bars(right, shares)
     right.spines[["top", "right"]].set_visible(False)
     right.set_ylabel("problems answered rightly, %")
-    _save(figure, path)
+    save(figure, path)
 
 
 def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path) -> None:
@@ -87,7 +89,7 @@ def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]
         axes.set_ylim(0, max(5.0, axes.get_ylim()[1]))
         axes.set_title(task.replace(": ", ":\n", 1), fontsize=9)
         axes.set_ylabel("%")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(axes: Any, shares: Mapping[str, tuple[float, float, float] | None]) -> None:
@@ -111,8 +113,3 @@ def _dress(axes: Any, label: str) -> None:
     axes.set_xlabel("steps")
     axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Without the version note, the same data gives the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -84,7 +84,7 @@ def run(preset: str, job: str, cells: str | None = None, *, base_model_is_made: 
     use_project_home()
     import dagster as dg
 
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336_assets.graph import build_definitions
     from cs336_assets.jobs import job_assets
     from cs336_assets.resources import Runtime

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 
 def measured(store: Store) -> list[Cost]:
     """The cost of each asset of the data job that is there; older manifests do not tell it."""
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336_assets.asset import part_names
     from cs336_assets.flow import STAGES
     from cs336_assets.jobs import job_assets

@@ -11,7 +11,7 @@ import polars as pl
 
 from cs336.crawl.local_files import TextFiles
 from cs336.documents import Document, read_documents, read_table, write_documents
-from cs336.files import read_json, write_json
+from cs336.files import read_json, write_compact_json, write_json
 from cs336.filters.decontaminate import EvalIndex
 from cs336.presets import Preset
 from cs336.tokenizer.bpe import Tokenizer
@@ -204,7 +204,9 @@ def data_ablation_study(
     page = comment_on_data(summary, differences, num_tokens)
     study = {"variants": summary, "differences": [[*pair, *each] for pair, each in differences.items()]}
     facts = {"held_out_documents": sum(1 for _ in read_index(clean_text, "valid")), "tokens_of_a_run": num_tokens}
-    write_json(step.folder / STUDY_FILE, study | facts | {"dropped": dropped, "comment": page, "runs": outcomes})
+    write_compact_json(
+        step.folder / STUDY_FILE, study | facts | {"dropped": dropped, "comment": page, "runs": outcomes}
+    )
     means = {name: (each["valid_loss"], each["spread"]) for name, each in summary.items() if each["valid_loss"]}
     plots.means_with_spread(means, step.folder / "means.png")
     return facts | {

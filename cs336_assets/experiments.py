@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cs336.documents import read_documents
-from cs336.files import read_json, write_json
+from cs336.files import read_json, write_compact_json, write_json
 from cs336.hardware import pick_device
 from cs336.model.transformer import ModelConfig
 from cs336.presets import Preset
@@ -96,7 +96,7 @@ def learning_rate_study(step: Step, learning_rates: list[Path]) -> Metadata:
     diverged = [each["learning_rate"] for each in outcomes.values() if each["diverged"]]
     edge = min(diverged) if diverged else None
     facts = {"learning_rate": best["learning_rate"], "batch_size": best["batch_size"], "valid_loss": best["valid_loss"]}
-    write_json(step.folder / STUDY_FILE, facts | {"lowest_diverged": edge, "runs": outcomes})
+    write_compact_json(step.folder / STUDY_FILE, facts | {"lowest_diverged": edge, "runs": outcomes})
     plots.loss_over_rate({"": list(outcomes.values())}, step.folder / "rates.png")
     return facts | {
         "comment": {"markdown": comment_on_rates(outcomes)},
@@ -169,7 +169,7 @@ def batch_size_study(step: Step, batch_sizes: list[Path]) -> Metadata:
     for name, each in outcomes.items():
         by_size.setdefault(each["batch_size"], {})[name] = each
     best = {size: runs[best_run(runs)] for size, runs in sorted(by_size.items())}
-    write_json(step.folder / STUDY_FILE, {"best": best, "runs": outcomes})
+    write_compact_json(step.folder / STUDY_FILE, {"best": best, "runs": outcomes})
     plots.loss_over_rate(
         {f"batch {size:,}": list(runs.values()) for size, runs in sorted(by_size.items())}, step.folder / "rates.png"
     )
@@ -206,7 +206,7 @@ def ablation_study(step: Step, ablations: list[Path]) -> Metadata:
         worse = each["valid_loss"] - base if each["valid_loss"] and base else None
         rows.append([name, each["learning_rate"], *map(number_shown, (each["valid_loss"], each["spread"], worse))])
         rows[-1].append(each["diverged"])
-    write_json(step.folder / STUDY_FILE, {"variants": summary, "runs": outcomes})
+    write_compact_json(step.folder / STUDY_FILE, {"variants": summary, "runs": outcomes})
     plots.means_with_spread(
         {name: (each["valid_loss"], each["spread"]) for name, each in summary.items() if each["valid_loss"]},
         step.folder / "means.png",
@@ -329,7 +329,7 @@ def runs_shown(step: Step, folders: list[Path]) -> Metadata:
     plots.loss_curves(curves, step.folder / "curves.png")
     drawn = ("num_tokens", "seconds", "valid_loss")
     points = {name: [[row[column] for column in drawn] for row in rows] for name, rows in curves.items()}
-    write_json(step.folder / CURVES_FILE, {"columns": drawn, "runs": points})
+    write_compact_json(step.folder / CURVES_FILE, {"columns": drawn, "runs": points})
     rows = [[name, each["batch_size"], *_figures(each), each["diverged"] or "no"] for name, each in outcomes.items()]
     columns = ["run", "batch", *_FIGURES, "diverged"]
     return {"runs": table(columns, rows), "curves": {"image": "curves.png"}}

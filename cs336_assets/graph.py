@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from cs336.presets import Preset, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import Preset
 from cs336_assets import benchmarks
 from cs336_assets.binding import bind_check, bind_stage
 from cs336_assets.contest_run import scaling_contest

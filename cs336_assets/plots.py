@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
+from cs336.pictures import save
+
 
 def _axes(width: float = 6.0, height: float = 3.2) -> Any:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
@@ -41,7 +43,7 @@ def training_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     rate.plot(tokens, [row["learning_rate"] for row in rows], lw=0.8, ls=":", color="grey")
     rate.set_ylabel("learning rate", color="grey")
     rate.spines[["top"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
@@ -73,7 +75,7 @@ def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> N
         lines, names = sides[0].get_legend_handles_labels()
         legend = dict(zip(names, lines, strict=True))
         figure.legend(legend.values(), legend.keys(), loc="outside right center", frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_over_rate(groups: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
@@ -94,7 +96,7 @@ def loss_over_rate(groups: Mapping[str, Sequence[dict[str, Any]]], path: Path) -
     axes.set_ylabel("validation loss, nats per token")
     if any(axes.get_legend_handles_labels()[1]):
         axes.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def means_with_spread(values: Mapping[str, tuple[float, float]], path: Path) -> None:
@@ -108,7 +110,7 @@ def means_with_spread(values: Mapping[str, tuple[float, float]], path: Path) -> 
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
     axes.set_xlabel("validation loss, nats per token")
-    _save(figure, path)
+    save(figure, path)
 
 
 def ledger_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -120,7 +122,7 @@ def ledger_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.text(row["dropped"], position, f" {row['dropped']:,}", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("documents dropped")
-    _save(figure, path)
+    save(figure, path)
 
 
 def compression(by_size: Mapping[int, float], others: Mapping[str, tuple[int, float]], path: Path) -> None:
@@ -135,7 +137,7 @@ def compression(by_size: Mapping[int, float], others: Mapping[str, tuple[int, fl
     axes.set_xlabel("entries of the vocabulary")
     axes.set_ylabel("bytes per token")
     axes.legend(frameon=False, loc="lower right", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def stacked_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -153,7 +155,7 @@ def stacked_shares(shares: Mapping[str, Mapping[str, float]], path: Path) -> Non
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the forward pass's FLOPs")
     axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    _save(figure, path)
+    save(figure, path)
 
 
 def losses_by_rate(losses: Mapping[float, Sequence[float]], path: Path) -> None:
@@ -165,7 +167,7 @@ def losses_by_rate(losses: Mapping[float, Sequence[float]], path: Path) -> None:
     axes.set_xlabel("steps done")
     axes.set_ylabel("loss")
     axes.legend(frameon=False, title="learning rate", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def precision_recall(curves: Mapping[str, Sequence[tuple[bool, float]]], path: Path) -> None:
@@ -186,7 +188,7 @@ def precision_recall(curves: Mapping[str, Sequence[tuple[bool, float]]], path: P
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_by_length(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
@@ -200,9 +202,4 @@ def accuracy_by_length(curves: Mapping[str, Mapping[int, float]], path: Path) ->
     axes.set_xlabel("sentences in a text")
     axes.set_ylabel("right language")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    # Without the version note, the same data gives the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save(figure, path)

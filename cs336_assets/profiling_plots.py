@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
 
+from cs336.pictures import save
 from cs336.profiling.cells import FAILURE, Row
 from cs336.profiling.kernel_times import KINDS
 
@@ -36,7 +37,7 @@ def milliseconds_by_size(rows: Sequence[Row], path: Path) -> None:
     if any(FAILURE not in row for row in rows):
         axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def shares_by_kind(rows: Sequence[Row], path: Path) -> None:
@@ -56,7 +57,7 @@ def shares_by_kind(rows: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("share of the forward pass's kernel time")
     if sound:
         axes.legend(frameon=False, ncols=3, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    _save(figure, path)
+    save(figure, path)
 
 
 def time_and_memory_by_length(rows: Sequence[Row], path: Path) -> None:
@@ -89,7 +90,7 @@ def time_and_memory_by_length(rows: Sequence[Row], path: Path) -> None:
         axes.set_title(title, fontsize=9)
     if lines:
         sides[0].legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def memory_timeline(timeline: Mapping[str, Any], title: str, path: Path) -> None:
@@ -112,7 +113,7 @@ def memory_timeline(timeline: Mapping[str, Any], title: str, path: Path) -> None
     axes.set_xlabel("allocations and releases of the step, in order")
     axes.set_ylabel("active memory, GiB")
     axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _axes(width: float = 6.5, height: float = 3.4) -> Any:
@@ -125,8 +126,3 @@ def _axes(width: float = 6.5, height: float = 3.4) -> Any:
 def _tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -78,7 +78,7 @@ _count.__name__ = "whole number"  # as argparse calls it: "invalid whole number 
 
 
 def _why(options: argparse.Namespace) -> None:
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
     from cs336_assets.why import MAX_LISTED, fate, find_records, tell
 
@@ -98,7 +98,7 @@ def _why(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
     from cs336_assets.trace import trace_batch, trace_token
 
@@ -122,7 +122,7 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _what_if(options: argparse.Namespace) -> None:
-    from cs336.presets import find_preset
+    from cs336.preset_lookup import find_preset
     from cs336.store import Store
     from cs336_assets.what_if import what_if
 

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from cs336.pictures import save
+
 # Column of a run's rows -> how its axis is called.
 LABELS = {
     "valid_accuracy": "accuracy, held out",
@@ -60,7 +62,7 @@ def run_panels(
     if len(runs) > 1:
         lines, names = panels[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _place(row: Mapping[str, Any], over: str) -> float:
@@ -82,7 +84,7 @@ def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path
     axes.invert_yaxis()
     axes.set_xlim(0, min(1.15, 1.15 * max(0.05, *(high for _, _, high in shares.values()))))
     axes.set_xlabel(label)
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limit_seconds: float, path: Path) -> None:
@@ -100,9 +102,4 @@ def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limi
     axes.set_xlabel("seconds of training since the start policy")
     axes.set_ylabel("accuracy, held out")
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Without the version note, the same data gives the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    save(figure, path)

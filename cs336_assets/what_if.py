@@ -13,7 +13,8 @@ import polars as pl
 from cs336.documents import read_table
 from cs336.files import UserError, read_json
 from cs336.filters.pipeline import FilterConfig, decide, ledger
-from cs336.presets import Preset, changed
+from cs336.preset_values import changed
+from cs336.presets import Preset
 from cs336.store import Store
 from cs336_assets.filters import SCORES_FILE
 from cs336_assets.why import artifact, leaves, shard_names_of

@@ -10,10 +10,9 @@ import torch
 from cs336.cli import main
 from cs336.evals import judges, suite
 from cs336.files import read_jsonl
-from cs336.generate import vllm
+from cs336.generate import generators, vllm
 from cs336.generate.backend import Generation, Sample
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from tests.evals.test_answerer import BYTES
 from tests.posttrain.models import params_of

@@ -11,7 +11,8 @@ from cs336.files import UserError
 from cs336.fingerprint import digest
 from cs336.model.accounting import count_parameters, training_memory
 from cs336.model.transformer import ModelConfig
-from cs336.presets import COURSE, LLAMA, PRESETS, TINY, TWO_B, find_preset, preset_names
+from cs336.preset_lookup import find_preset, preset_names
+from cs336.presets import COURSE, LLAMA, PRESETS, TINY, TWO_B
 
 
 @pytest.fixture

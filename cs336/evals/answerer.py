@@ -13,9 +13,9 @@ from cs336.generate.backend import Backend, SamplingParams
 from cs336.generate.checkpoints import Checkpoint
 from cs336.generate.continuous import Engine
 from cs336.generate.engine import TextCodec, continuation_logprobs
+from cs336.generate.generators import GENERATORS, generator_for
 from cs336.generate.vllm import VllmEngine
 from cs336.model.transformer import TransformerLM
-from cs336.posttrain.generators import GENERATORS, generator_for
 from cs336.progress import Progress, silent
 from cs336.tokens.codec import crop_prompt, encode_prompts
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from cs336.evals.report import METRIC_NAMES, ScoreRow, format_score, lined_up
 
-_SEED = re.compile(r"_seed_(\d+)$")  # as `cs336.presets.find_preset` names a preset with another seed
+_SEED = re.compile(r"_seed_(\d+)$")  # as `cs336.preset_lookup.find_preset` names a preset with another seed
 _COLUMNS = (
     "preset",
     "model",

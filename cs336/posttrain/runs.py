@@ -18,10 +18,10 @@ from cs336.evals.rewards import RewardAll, WatchedReward, reward_named
 from cs336.evals.task import EvalResult
 from cs336.files import read_jsonl, write_json, write_jsonl
 from cs336.generate.backend import Backend, SamplingParams, codec_of
+from cs336.generate.generators import is_same_device, opened_generator
 from cs336.model.transformer import TransformerLM
 from cs336.posttrain.config import ExpertIterationRun, GrpoRun, ScoreRun, SftRun, stop_strings
 from cs336.posttrain.expert_iteration import train_expert_iteration
-from cs336.posttrain.generators import is_same_device, opened_generator
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.loop import Outcome, drop_checkpoints
 from cs336.posttrain.problems import ProblemSet, prompts_of

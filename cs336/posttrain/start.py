@@ -13,9 +13,9 @@ import torch
 from cs336.download import cached_sha256
 from cs336.files import UserError, read_json, write_json
 from cs336.generate.checkpoints import find_checkpoint, load_checkpoint, load_tokenizer
+from cs336.generate.generators import GENERATORS
 from cs336.model.huggingface import config_from_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.posttrain.generators import GENERATORS
 
 CHECKPOINT_FILE = "checkpoint.json"  # of a folder that only says which checkpoint it is
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cs336 import pictures
 from cs336.parallel.process_group import Rank
 from cs336.profiling.parallel_config import ParallelConfig
 from cs336.profiling.rank_cells import Rows, Say, over_ranks, require_gpus, run_cell, start_together, synchronize
@@ -228,4 +229,4 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
     if groups:
         times.legend(frameon=False, fontsize=8)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    pictures.save(figure, path)

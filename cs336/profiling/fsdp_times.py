@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cs336 import pictures
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.parallel.accounting import fsdp_messages, held_bytes, weights_of, whole_weights_bytes
 from cs336.parallel.ddp import DDP
@@ -395,5 +396,5 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     axes.grid(alpha=0.25)
     if lines:
         axes.legend(frameon=False, fontsize=8)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        pictures.save(figure, path)
     return bool(lines)

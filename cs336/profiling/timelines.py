@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cs336 import pictures
+
 PHASES = ("forward", "backward", "synchronization", "optimizer")
 _GPU_KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 _MAX_NAME = 90  # letters kept of a kernel's name: the rest is template arguments
@@ -192,4 +194,4 @@ def draw(timelines: dict[str, Timeline], path: Path) -> None:
             loc="left",
         )
     sides[-1].set_xlabel("ms")
-    figure.savefig(path, format="png", metadata={"Software": None})
+    pictures.save(figure, path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cs336.pictures import save
 from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, TEXT_LIMIT, Fits
 from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import Measurements
@@ -138,9 +139,3 @@ def label(axes: Any, x: str, y: str) -> None:
     axes.set_ylabel(y)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a PNG."""
-    # Without the version note, the same data gives the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cs336.pictures import save
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
-from cs336.scaling.plots import budget_colors, label, new_axes, save, short_budget
+from cs336.scaling.plots import budget_colors, label, new_axes, short_budget
 from cs336.scaling.summary import count
 
 Row = Mapping[str, Any]

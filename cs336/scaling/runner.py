@@ -4,6 +4,7 @@
 
 FOLDER holds train.bin and valid.bin, bare uint16 ids. What is in the rows file already is not trained again, so the
 same command goes on where the last one stopped or was killed; runs that did not fit into memory are tried again.
+While runs are left over, by the deadline or for lack of memory, the exit code is 3.
 
 Several processes share a device (`--packed`). They take turns at it: while one loads, draws weights, validates or
 writes, another computes. Each takes all cells of one shape at a time, the longest shapes first. With `--device all`
@@ -42,6 +43,7 @@ from cs336.scaling.tables import run_line, session_line, table_lines
 from cs336.scaling.trainer import Outcome, OutOfTime, Trainer
 from cs336.scaling.windows import Text, WindowOrder
 
+RUNS_LEFT = 3  # exit code; 2 is argparse's
 OUT_OF_MEMORY = "out of memory"
 DIVERGED = "diverged"
 _LIBRARY = Path(__file__).parents[1]
@@ -350,7 +352,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Train what the options choose; 1 where a grid has problems.
+    """Train what the options choose; 1 where a grid has problems, RUNS_LEFT where the same command has more to do.
 
     Raises:
         UserError: as of `find_grid`, `chosen_cells` and `train_cells`.
@@ -379,14 +381,19 @@ def run_command(options: argparse.Namespace) -> int:
     say("\n".join(plan_lines(grid, packed=options.packed)))
     left = train_cells(cells, options.tokens, settings, max_epochs=grid.max_epochs, say=say)
     if left:
-        say(f"{len(left)} runs are left; the same command goes on with them")
-    return 0
+        say(f"{len(left)} of {len(cells)} runs left; the same command goes on with them (exit code {RUNS_LEFT})")
+    return RUNS_LEFT if left else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; a mistake ends with one line and exit code 1."""
+    """Run the command; a mistake ends with one line and exit code 1, runs left for another time with RUNS_LEFT."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = argparse.ArgumentParser(prog="python -m cs336.scaling.runner", description="Train a scaling grid.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cs336.scaling.runner",
+        description="Train a scaling grid.",
+        epilog=f"Exit codes: 0 all are trained; 1 a mistake, in one line; {RUNS_LEFT} runs are left, by the deadline or"
+        " for lack of memory, and the same command goes on with them.",
+    )
     add_options(parser)
     try:
         return run_command(parser.parse_args(arguments))

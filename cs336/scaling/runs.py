@@ -94,7 +94,8 @@ def append_run(path: Path, run: Run) -> None:
         UserError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(_plain(run), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    row = json.dumps(_plain(run), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    line = f"{row}\n".encode()
     with name_full_disk(path), path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:

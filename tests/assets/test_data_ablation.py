@@ -11,7 +11,7 @@ import pytest
 from benchmarks import experiments
 from cs336.crawl.local_files import TextFiles
 from cs336.documents import Document, read_documents, write_documents, write_table
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.store import Store
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokens.index import read_index

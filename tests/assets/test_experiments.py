@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import experiments
-from cs336.presets import TINY, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import TINY
 from cs336.store import Store
 from cs336.train.experiments import OUTCOME_FILE, batch_size_runs
 from cs336_assets.asset import Step, part_names, version_of

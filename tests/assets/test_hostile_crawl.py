@@ -13,7 +13,7 @@ import pytest
 from cs336.crawl.warc import write_record
 from cs336.documents import read_documents
 from cs336.files import read_json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.store import Store
 from cs336_assets.asset import shard_names
 from cs336_assets.binding import evaluate

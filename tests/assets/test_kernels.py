@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cs336.files import UserError, append_jsonl
-from cs336.presets import TINY, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import TINY
 from cs336.profiling.cells import read_rows
 from cs336_assets import kernels, profiling_plots
 from cs336_assets.asset import Step

@@ -6,7 +6,8 @@ import pytest
 from cs336.crawl.local_files import TextFiles
 from cs336.documents import Document, read_documents, write_documents
 from cs336.files import read_json
-from cs336.presets import TINY, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import TINY
 from cs336.store import MANIFEST, Store, verify
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig

@@ -14,7 +14,8 @@ import pytest
 from cs336.cli import main
 from cs336.files import read_json
 from cs336.filters.pipeline import FilterConfig
-from cs336.presets import TINY, changed
+from cs336.preset_values import changed
+from cs336.presets import TINY
 from cs336.store import MANIFEST
 from cs336.tokens.batches import Batches
 from cs336.tokens.index import read_index

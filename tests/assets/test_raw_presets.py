@@ -10,7 +10,8 @@ import pytest
 from cs336.catalog import ENTRIES
 from cs336.documents import read_documents
 from cs336.files import UserError, read_json
-from cs336.presets import PRESETS, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import PRESETS
 from cs336.store import Store
 from cs336_assets.asset import Step, input_folders, make, shard_names
 from cs336_assets.flow import CHECKS, STAGES

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.store import Store
 from cs336_assets.asset import Step, make
 from cs336_assets.flow import STAGES

@@ -15,7 +15,8 @@ from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
 from cs336.posttrain.config import chain_cells
 from cs336.posttrain.runs import training_seconds
-from cs336.presets import Preset, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import Preset
 from cs336.store import Store, Version
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.formats import END_OF_TEXT, OWN_FILE

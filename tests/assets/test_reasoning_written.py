@@ -7,7 +7,7 @@ import pytest
 
 from cs336.evals.report import Share, difference, wilson_interval
 from cs336.files import write_json, write_jsonl
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.train.metrics import METRICS_FILE
 from cs336_assets.asset import Step
 from cs336_assets.flow import CHECKS

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.scaling.grid import ScalingConfig
 from cs336.scaling.runs import read_runs
 from cs336.tokenizer.bpe import Tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cs336.files import read_json, write_json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336.scaling import predict, report, runs
 from cs336.scaling.grid import PredictionConfig, ScalingConfig
 from cs336.scaling.runs import append_run, read_runs

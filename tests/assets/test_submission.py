@@ -9,7 +9,9 @@ import pytest
 from cs336.documents import Document, read_documents, write_documents
 from cs336.files import UserError
 from cs336.filters.pipeline import FilterConfig, FilterModels, decide, measure_documents
-from cs336.presets import DATA_COURSE, changed, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.preset_values import changed
+from cs336.presets import DATA_COURSE
 from cs336.store import MANIFEST, Store
 from cs336.tokenizer.bpe import Tokenizer
 from cs336.tokenizer.train import BpeConfig

@@ -9,7 +9,8 @@ import pytest
 
 from cs336.crawl.local_files import TextFiles
 from cs336.files import UserError
-from cs336.presets import TINY, find_preset
+from cs336.preset_lookup import find_preset
+from cs336.presets import TINY
 from cs336.store import MANIFEST, Store, Version
 from cs336_assets.asset import part_names, version_of
 from cs336_assets.flow import STAGES
@@ -18,7 +19,7 @@ from tests.assets.conftest import ROOT
 
 PRINT_VERSIONS = """
 import json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
 from cs336_assets.asset import STAGES, code_version
 import cs336_assets.flow
 print(json.dumps({name: code_version(stage, find_preset("micro")) for name, stage in STAGES.items()}))

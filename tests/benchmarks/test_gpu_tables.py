@@ -17,7 +17,8 @@ from benchmarks.__main__ import main as benchmark
 from benchmarks.gpu_tables import Task, all_tasks, chosen_tasks, main, run_tasks
 from cs336.cli import main as cs336
 from cs336.files import UserError, read_json
-from cs336.presets import find_preset
+from cs336.preset_lookup import find_preset
+from cs336.scaling.runner import RUNS_LEFT
 from cs336_assets.flow import STAGES
 from cs336_assets.selections import SWEEPS
 
@@ -80,6 +81,18 @@ def test_at_the_deadline_tasks_are_asked_to_stop_then_killed_and_go_on_next_time
     assert read_json(tmp_path / "states.json")["polite"] == "stopped"
     states, _ = run([marking(tmp_path, "polite"), tasks[2]], tmp_path)
     assert set(states.values()) == {"done"}
+
+
+def test_a_task_that_says_something_is_left_counts_as_stopped_and_goes_on_next_time(tmp_path):
+    left = task("left", "raise SystemExit(3)", stopped_code=3)
+    tasks = [left, task("wrong", "raise SystemExit(2)", stopped_code=3), marking(tmp_path, "behind", after=("left",))]
+    states, lines = run(tasks, tmp_path)
+    assert states == {"left": "stopped", "wrong": "failed (2)", "behind": "waiting"}
+    assert sum(line.startswith("begins     left") for line in lines) == 1, "once a call"
+    states, _ = run([task("left", stopped_code=3), tasks[2]], tmp_path)
+    assert states == {"left": "done", "behind": "done"}
+    runners = [each for each in all_tasks() if "cs336.scaling.runner" in each.command]
+    assert len(runners) == 4 and all(each.stopped_code == RUNS_LEFT for each in runners)
 
 
 def test_an_interrupted_call_leaves_nothing_behind(tmp_path):

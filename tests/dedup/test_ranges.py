@@ -15,7 +15,8 @@ from cs336.dedup.ranges import hashes_of_range, own_range, write_hashes
 from cs336.documents import Document, read_documents, write_documents
 from cs336.filters.decontaminate import EvalIndex
 from cs336.filters.pipeline import FilterConfig
-from cs336.presets import TINY, changed
+from cs336.preset_values import changed
+from cs336.presets import TINY
 from cs336.store import Store
 from cs336_assets.asset import Step
 from cs336_assets.dedup import (

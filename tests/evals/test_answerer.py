@@ -9,11 +9,11 @@ import torch
 from cs336.evals.answerer import Answerer, open_answerer
 from cs336.evals.reasoning import evaluate_reasoning
 from cs336.evals.rewards import r1_zero_reward_fn, reward_each
+from cs336.generate import generators
 from cs336.generate.backend import Generation, HuggingFaceCodec, Sample
 from cs336.generate.checkpoints import load_checkpoint
 from cs336.generate.engine import continuation_logprobs, generate
 from cs336.model.transformer import ModelConfig, TransformerLM
-from cs336.posttrain import generators
 from cs336.posttrain.policy import save_policy
 from cs336.tokenizer.bpe import Tokenizer
 from tests.posttrain.tokenizers import BOS, Letters, TheirLetters

@@ -4,9 +4,9 @@ import pytest
 
 from cs336.evals.rewards import reward_each
 from cs336.generate.backend import SamplingParams
+from cs336.generate.generators import generator_for
 from cs336.model.huggingface import load_huggingface
 from cs336.posttrain.expert_iteration import ExpertIterationConfig, train_expert_iteration
-from cs336.posttrain.generators import generator_for
 from cs336.posttrain.grpo import GrpoConfig
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem, RolloutValidation, Sampler

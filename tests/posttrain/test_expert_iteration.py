@@ -6,9 +6,9 @@ import pytest
 
 from cs336.evals.rewards import reward_each
 from cs336.files import UserError, read_jsonl
+from cs336.generate.generators import generator_for
 from cs336.posttrain import expert_iteration
 from cs336.posttrain.expert_iteration import KEPT_FILE, ExpertIterationConfig, train_expert_iteration
-from cs336.posttrain.generators import generator_for
 from cs336.posttrain.sft import SftConfig, train_sft
 from tests.posttrain.models import Saved, assert_same_weights, curve, our_model, weights
 from tests.posttrain.test_grpo_loop import PROBLEMS, said

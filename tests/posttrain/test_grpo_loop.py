@@ -13,9 +13,9 @@ import torch
 
 from cs336.evals.rewards import reward_each
 from cs336.files import UserError, read_jsonl
+from cs336.generate.generators import generator_for
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import load_model
-from cs336.posttrain.generators import generator_for
 from cs336.posttrain.grpo import LOSS_TYPES, OFF_POLICY_LOSS_TYPES, GrpoConfig
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem, problems_of_step, rollouts_path

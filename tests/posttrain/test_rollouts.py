@@ -7,8 +7,8 @@ from cs336.evals.rewards import reward_each
 from cs336.files import UserError, read_jsonl
 from cs336.generate.backend import SamplingParams
 from cs336.generate.continuous import Engine
+from cs336.generate.generators import generator_for
 from cs336.generate.vllm import require_vllm
-from cs336.posttrain.generators import generator_for
 from cs336.posttrain.policy import device_of
 from cs336.posttrain.rollouts import (
     Problem,

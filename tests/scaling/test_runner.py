@@ -16,7 +16,7 @@ import torch
 from cs336.files import UserError, read_jsonl
 from cs336.scaling import runner
 from cs336.scaling.grid import read_grid
-from cs336.scaling.runner import Settings, code_revision, main, train_cells
+from cs336.scaling.runner import RUNS_LEFT, Settings, code_revision, main, train_cells
 from cs336.scaling.runs import append_run, read_runs
 from cs336.scaling.tables import table_lines
 from cs336.scaling.trainer import Trainer
@@ -200,12 +200,25 @@ def test_the_command_plans_trains_and_shows_a_table(token_folder, tmp_path, grid
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "grid small, version 1: 12 runs" in printed and "6 runs to train" in printed and "5e+07" in printed
+    assert "left" not in printed
     assert main([*arguments, "--only", "none such"]) == 1
     assert "no such cells" in capsys.readouterr().err
     grid_file.write_text(GRID.replace("max_epochs = 8.0", "max_epochs = 0.01"))
     assert main(arguments) == 1
     wrong = capsys.readouterr().err.splitlines()
     assert len(wrong) == 12 and all("reads the text" in line for line in wrong)
+
+
+def test_runs_that_are_left_have_an_exit_code_of_their_own(token_folder, tmp_path, grid_file, capsys):
+    arguments = ["--grid", str(grid_file), "--tokens", str(token_folder), "--rows", str(tmp_path / "runs.jsonl")]
+    arguments += ["--device", "cpu", "--packed", "1", "--only", "16x1x1.*b4"]
+    assert main([*arguments, "--minutes", "0"]) == RUNS_LEFT == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("2 of 2 runs left; the same command goes on with them (exit code 3)")
+    assert main(arguments) == 0 and len(read_runs(tmp_path / "runs.jsonl")) == 2
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "3 runs are left" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_table_marks_profiles_without_a_minimum_inside(tmp_path):

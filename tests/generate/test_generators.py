@@ -5,12 +5,12 @@ import contextlib
 import pytest
 import torch
 
+from cs336.generate import generators
 from cs336.generate.backend import SamplingParams
 from cs336.generate.continuous import Engine
+from cs336.generate.generators import is_same_device, opened_generator
 from cs336.generate.weight_sync import check_logprobs, sync_weights
 from cs336.model.huggingface import load_huggingface
-from cs336.posttrain import generators
-from cs336.posttrain.generators import is_same_device, opened_generator
 from tests.generate.toy import save_qwen2_of_letters
 from tests.generate.vllm_checks import HAS_VLLM
 
