@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -25,7 +24,7 @@ from cs336.scaling.report_page import pictures, without_pictures
 from cs336.scaling.runner import train_shape
 from cs336.scaling.runs import Run, append_run, finished_runs, read_runs
 from cs336.scaling.summary import FITS_FILE, page, write_fits
-from cs336.scaling.surrogate import BUDGETS, fit_surrogate
+from cs336.scaling.surrogate import BUDGETS, LIMITED_FROM, HeldOut, fit_surrogate, rmse
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.scaling import ROWS_FILE, train_cell
@@ -33,7 +32,7 @@ from cs336_assets.scaling_exercise import worst_of_costs
 
 SURROGATE_FILE, PREDICTION_FILE, CHECK_FILE = "surrogate.json", "prediction.json", "checked.json"
 MAX_LOSS_ERROR = 0.05  # nats: what the specification asks of a predicted loss
-MAX_HELD_OUT_ERROR, _FROM_BUDGET = 0.03, 1e15  # nats: of the surrogate, from this budget up
+MAX_HELD_OUT_ERROR = 0.03  # nats: what the specification asks of the surrogate
 _MIN_SEEDS = 3  # of the shape that a prediction names
 
 
@@ -100,8 +99,11 @@ def scaling_surrogate(step: Step, isoflop_profiles: Path) -> Metadata:
     if not pairs:
         return shown
     report_plots.parity(pairs, step.folder / "parity.png")
-    decades = [[name, each["runs"], round(each["rmse"], 4)] for name, each in surrogate.held_out_rmse().items()]
-    columns = ["budgets from", "runs", "held-out error, rms, nats"]
+    columns = ["budgets from", "held-out error, rms, nats", "runs", "of what the API accepts", "runs"]
+    decades = [
+        [name, *("none" if value is None else round(value, 4) for value in each.values())]
+        for name, each in surrogate.held_out_rmse().items()
+    ]
     return shown | {"held_out": table(columns, decades), "parity": {"image": "parity.png"}}
 
 
@@ -137,13 +139,19 @@ def more_compute_never_costs_loss(scaling_surrogate: Path) -> tuple[bool, Metada
 
 @check(asset="scaling_surrogate")
 def the_surrogate_is_near_runs_held_out(scaling_surrogate: Path) -> tuple[bool, Metadata]:
-    """From 1e15 FLOPs on the error of runs held out is 0.03 nats at most, root mean squared."""
-    pairs = read_json(scaling_surrogate / SURROGATE_FILE)["held_out_pairs"]
-    errors = [predicted - measured for budget, measured, predicted in pairs if budget >= _FROM_BUDGET]
-    if not errors:
-        return False, {"state": "no runs of the service's model from 1e15 FLOPs on"}
-    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
-    return rms <= MAX_HELD_OUT_ERROR, {"rms_nats": rms, "num_runs": len(errors)}
+    """From 1e15 FLOPs up the error of runs held out is 0.03 nats at most, root mean squared over what the API accepts.
+
+    The API is asked for nothing else. The grid has learning rates far above its range, too, where training is about to
+    diverge and losses are harder to foretell: the error over all rows from 1e15 FLOPs up is shown, and not limited.
+    """
+    pairs = [HeldOut(*pair) for pair in read_json(scaling_surrogate / SURROGATE_FILE)["held_out_pairs"]]
+    large = [pair for pair in pairs if pair.budget >= LIMITED_FROM]
+    accepted = [pair for pair in large if pair.of_api]
+    error = rmse(accepted)
+    if error is None:
+        return False, {"state": "no runs that the API accepts from 1e15 FLOPs up"}
+    facts = {"rms_nats": error, "num_runs": len(accepted), "rms_nats_of_all": rmse(large), "num_of_all": len(large)}
+    return error <= MAX_HELD_OUT_ERROR, facts
 
 
 @asset(group="scaling", kinds={"numpy"}, owner="team:models")

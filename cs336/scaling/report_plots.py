@@ -15,6 +15,7 @@ from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.plots import budget_colors, label, new_axes, short_budget
 from cs336.scaling.summary import count
+from cs336.scaling.surrogate import HeldOut
 
 Row = Mapping[str, Any]
 _MARKS = "osD^v<>PX"
@@ -136,15 +137,19 @@ def contours(runs: Measurements, law: ParametricLaw, path: Path) -> None:
     save(figure, path)
 
 
-def parity(pairs: Sequence[tuple[float, float, float]], path: Path) -> None:
-    """(budget, measured, predicted) of runs that were held out, a color a decade."""
+def parity(pairs: Sequence[HeldOut], path: Path) -> None:
+    """Runs that were held out, a color a decade; those that the API accepts are filled."""
     figure, axes = new_axes()
-    decades = [10.0 ** math.floor(math.log10(budget) + 1e-12) for budget, _, _ in pairs]
+    decades = [10.0 ** math.floor(math.log10(pair.budget) + 1e-12) for pair in pairs]
     for decade, color in budget_colors(decades).items():
-        some = [pair for pair, of in zip(pairs, decades, strict=True) if of == decade]
-        places, heights = [measured for _, measured, _ in some], [predicted for _, _, predicted in some]
-        axes.plot(places, heights, "o", ms=4, mfc="none", color=color, label=f"from {short_budget(decade)}")
-    ends = [min(min(pair[1:]) for pair in pairs), max(max(pair[1:]) for pair in pairs)]
+        name: str | None = f"from {short_budget(decade)}"
+        for of_api, fill in ((True, color), (False, "none")):
+            some = [pair for pair, of in zip(pairs, decades, strict=True) if of == decade and pair.of_api == of_api]
+            places, heights = [pair.measured for pair in some], [pair.predicted for pair in some]
+            axes.plot(places, heights, "o", ms=4, mfc=fill, color=color, label=name if some else None)
+            name = None if some else name
+    losses = [loss for pair in pairs for loss in (pair.measured, pair.predicted)]
+    ends = [min(losses), max(losses)]
     axes.plot(ends, ends, "-", lw=0.8, color="grey")
     axes.set_xscale("linear")
     label(axes, "measured, nats per token", "predicted without the run")

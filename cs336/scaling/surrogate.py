@@ -14,30 +14,35 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cs336.scaling.accounting import CONTEXT_LENGTH, VOCAB_SIZE
-from cs336.scaling.boosting import Array
+from cs336.scaling.gaussian_process import Array
 from cs336.scaling.loss_model import (
-    SHARPNESSES,
+    FEATURES,
     Configuration,
     LossModel,
-    Settings,
-    choose_settings,
     configuration_of,
     decade,
-    features,
     fit_loss_model,
-    losses_of,
+    held_out,
 )
-from cs336.scaling.parametric import CHINCHILLA
 from cs336.scaling.runs import Run, finished_runs
 
-BUDGETS = tuple(sorted([digit * 10**power for power in range(13, 18) for digit in (1, 3, 6)] + [10**18]))  # handout's
+# What the handout's API accepts.
+BUDGETS = tuple(sorted([digit * 10**power for power in range(13, 18) for digit in (1, 3, 6)] + [10**18]))
+RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
+    "d_model": (64, 1024),
+    "num_layers": (2, 24),
+    "num_heads": (2, 16),
+    "learning_rate": (1e-4, 1e-3),
+}
+CHOICES: dict[str, tuple[int, ...]] = {"batch_size": (128, 256), "train_flops": BUDGETS}
 LOSS_AT_INITIALISATION = 10.5  # nats: about what it is, where no run below one step was measured; ln 32,000 = 10.37
 MIN_RUNS = 24  # for a fit of our own
+LIMITED_FROM = 1e15  # nominal FLOPs: from here up the specification limits the error of runs held out
 # The only published answer of the course's own API.
 SAMPLE_LOSS = 9.071
 SAMPLE_QUERY = Configuration(
@@ -45,9 +50,24 @@ SAMPLE_QUERY = Configuration(
 )
 
 MEASURED, INTERPOLATED, EXTRAPOLATED = "measured", "interpolated", "extrapolated"
+PUBLISHED, FITTED = "the published law of Hoffmann et al. 2022", "a Gaussian process"
 
-_MIN_RUNS_OF_A_DECADE = 5  # else the error of all decades together stands for its own
-_ROUNDING = 1e-9  # of logarithms that are compared
+_ROUNDING = 1e-9  # of shares
+
+
+class HeldOut(NamedTuple):
+    """A run that was held out.
+
+    Attributes:
+        budget: nominal FLOPs.
+        measured, predicted: losses, nats per token.
+        of_api: whether the API accepts its configuration; the grid has higher learning rates, and smaller models, too.
+    """
+
+    budget: float
+    measured: float
+    predicted: float
+    of_api: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +76,9 @@ class Prediction:
 
     Attributes:
         loss: final training loss, nats per token.
-        provenance: "measured", "interpolated" (within the measured runs' box) or "extrapolated".
-        uncertainty: standard error, nats. Of a measured loss: the noise of its seed. Else the error of runs held out,
-            and outside the box, with the distance, that at the largest measured budget when it was held out.
+        provenance: "measured", "interpolated" (in the range of the measured runs in every respect) or "extrapolated".
+        uncertainty: standard error, nats. Of a measured loss: the noise of its seed. Else the process's, times how far
+            runs held out were off in its measure; of an extrapolated loss, never less than at a smaller budget.
         source: a sentence for people.
     """
 
@@ -70,48 +90,36 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """What is known of the losses' errors, in nats.
+    """What is known of the losses' errors.
 
     Attributes:
-        seed_noise: standard deviation over seeds; None where no configuration has two.
-        held_out: (runs, ) of the five-fold errors, root mean squared; None without a fit.
-        by_decade: of the budget, such as "1e15": `rmse` of the runs held out, and how many `runs`.
-        growth: per e-fold of distance from the measured runs.
-        pairs: budget, measured loss, and loss predicted without the run's fold, of each run that was fitted.
+        seed_noise: standard deviation over seeds, nats; None where no configuration has two.
+        pairs: of each run that was fitted, in five folds; none without a fit.
+        calibration: standard errors of runs held out over those that the process gives, root mean squared.
     """
 
     seed_noise: float | None
-    held_out: float | None
-    by_decade: dict[str, dict[str, float]]
-    growth: float
-    pairs: tuple[tuple[float, float, float], ...] = ()
+    pairs: tuple[HeldOut, ...] = ()
+    calibration: float = 1.0
 
     @property
     def of_a_measured_loss(self) -> float | None:
         """The noise of its seed; where nobody measured that, the error of runs held out, which is above it."""
-        return self.held_out if self.seed_noise is None else self.seed_noise
-
-    def at(self, budget: float, distance: float) -> float:
-        """Of a prediction, `distance` e-folds outside the measured runs."""
-        found = self.by_decade.get(decade(budget))
-        near = found["rmse"] if found and found["runs"] >= _MIN_RUNS_OF_A_DECADE else self.held_out
-        assert near is not None
-        return math.hypot(near, self.growth * distance)
+        return rmse(self.pairs) if self.seed_noise is None else self.seed_noise
 
 
 class Surrogate:
     """Losses of all configurations; made by `fit_surrogate`. Threads may share it."""
 
-    def __init__(self, runs: Sequence[Run], model: LossModel, settings: Settings, errors: Errors) -> None:
+    def __init__(self, runs: Sequence[Run], model: LossModel, errors: Errors) -> None:
         self._measured: dict[Configuration, Run] = {}
         for run in runs:
             self._measured.setdefault(configuration_of(run), run)  # the lowest seed's
         self._num_runs = len(runs)
         self._model = model
-        self._settings = settings
         self._errors = errors
-        fitted = [configuration for configuration in self._measured if configuration.steps > 0]
-        self._box = (_places(fitted).min(axis=0), _places(fitted).max(axis=0)) if fitted else None
+        places = [_places(configuration) for configuration in self._measured if configuration.steps > 0]
+        self._box = {name: _ends([place[name] for place in places]) for name in places[0]} if places else {}
 
     def predict(self, asked: Configuration) -> Prediction:
         """The loss of one configuration; the same for ever from the same runs."""
@@ -133,50 +141,56 @@ class Surrogate:
                 uncertainty=abs(self._model.initial_loss - math.log(VOCAB_SIZE)),
                 source="the loss at initialisation: the budget is below one step",
             )
-        if self._model.correction is None:
+        if self._model.process is None:
             return Prediction(
                 loss=loss,
                 provenance=EXTRAPOLATED,
                 uncertainty=self._error_at_sample(),
-                source="the published law of Hoffmann et al. 2022, for want of measured runs; the uncertainty is its"
-                " error at the one published answer of the course's API",
+                source=f"{PUBLISHED}, for want of measured runs; the uncertainty is its error at the one published"
+                " answer of the course's API",
             )
-        distance = self._distance(asked)
-        outside = distance > _ROUNDING
+        outside = self._outside(asked)
+        beyond = f", beyond their {' and '.join(outside)}" if outside else ""
         return Prediction(
             loss=loss,
             provenance=EXTRAPOLATED if outside else INTERPOLATED,
-            uncertainty=self._errors.at(asked.train_flops, distance if outside else 0.0),
-            source=f"fitted to {self._num_runs} measured runs" + (f", {distance:.1f} e-folds outside" * outside),
+            uncertainty=self._error(asked),
+            source=f"{FITTED} fitted to {self._num_runs} measured runs{beyond}",
         )
 
-    def held_out_rmse(self) -> dict[str, dict[str, float]]:
-        """By decade of the budget, such as "1e15": `rmse` in nats of `runs` held out, five-fold.
-
-        The fit's settings were chosen by the same folds, so the numbers are slightly too good. Empty without a fit.
+    def held_out_rmse(self) -> dict[str, dict[str, float | None]]:
+        """By decade of the budget, such as "1e15": `rmse` in nats of `runs` held out, five-fold, and `api_rmse` of the
+        `api_runs` of them that the API accepts, None of none. Empty without a fit.
         """
-        return self._errors.by_decade
+        decades: dict[str, list[HeldOut]] = {}
+        for pair in self._errors.pairs:
+            decades.setdefault(decade(pair.budget), []).append(pair)
+        return {name: errors_of(decades[name]) for name in sorted(decades, key=float)}
 
-    def held_out_pairs(self) -> tuple[tuple[float, float, float], ...]:
-        """(budget, measured, predicted without it) of each run, five-fold; empty without a fit."""
+    def held_out_pairs(self) -> tuple[HeldOut, ...]:
+        """Each run, predicted without it, five-fold; empty without a fit."""
         return self._errors.pairs
 
     def summary(self) -> dict[str, Any]:
         """What the losses are made from and how far off they are; for people and for JSON."""
-        law, fitted = self._model.law, self._model.correction is not None
-        ridge = self._settings.ridge if math.isfinite(self._settings.ridge) else "none"
-        return {
+        process = self._model.process
+        known = {
             "measured_runs": self._num_runs,
             "measured_configurations": len(self._measured),
-            "law": {name: float(getattr(law, name)) for name in ("E", "A", "B", "alpha", "beta")},
-            "law_source": "Hoffmann et al. 2022, published" if law == CHINCHILLA else "fitted to the measured runs",
-            "correction": f"ridge {ridge}, {self._settings.num_trees} trees" if fitted else "none",
-            "bend_sharpness": self._model.sharpness,
+            "model": PUBLISHED if process is None else FITTED,
             "loss_at_initialisation": self._model.initial_loss,
             "seed_noise_nats": self._errors.seed_noise,
-            "held_out_rmse_nats": self._errors.held_out,
-            "held_out_rmse_nats_by_decade": self._errors.by_decade,
-            "error_growth_nats_per_e_fold": self._errors.growth,
+        }
+        if process is None:
+            return known
+        return known | {
+            "lengths_e_folds": dict(zip(FEATURES, process.lengths.tolist(), strict=True)),
+            "amplitude_logits": process.amplitude,
+            "noise_nats": process.noise,
+            "calibration": self._errors.calibration,
+            "held_out_rmse_nats": rmse(self._errors.pairs),
+            "held_out_rmse_nats_of_the_api": rmse(pair for pair in self._errors.pairs if pair.of_api),
+            "held_out_rmse_nats_by_decade": self.held_out_rmse(),
         }
 
     def _monotone(self, asked: Configuration) -> float:
@@ -190,13 +204,22 @@ class Surrogate:
         below = max((loss for at, loss in measured if at > place), default=-math.inf)
         return float(min(max(lowest_so_far[place], below), above))
 
-    def _distance(self, asked: Configuration) -> float:
-        """How far outside the measured runs' box, in e-folds."""
-        if self._box is None:
-            return math.inf
-        (place,), (low, high) = _places([asked]), self._box
-        *outside, compute_outside = np.maximum(0, np.maximum(low - place, place - high))
-        return max(float(np.linalg.norm(outside)), float(compute_outside))
+    def _outside(self, asked: Configuration) -> list[str]:
+        """In which respects no measured run is as low, or as high."""
+        inside = 1 + _ROUNDING
+        return [
+            name
+            for name, value in _places(asked).items()
+            if not self._box[name][0] <= value * inside or not value <= self._box[name][1] * inside
+        ]
+
+    def _error(self, asked: Configuration) -> float:
+        """Near the floor the process's errors vanish with the distance to it, which nothing measured vouches for: out
+        there an error is the largest on the way.
+        """
+        smaller = (dataclasses.replace(asked, train_flops=each) for each in BUDGETS if each < asked.train_flops)
+        way = [each for each in smaller if each.steps > 0 and self._outside(each)] if self._outside(asked) else []
+        return self._errors.calibration * float(self._model.errors([*way, asked]).max())
 
     def _error_at_sample(self) -> float:
         return abs(float(self._model([SAMPLE_QUERY])[0]) - SAMPLE_LOSS)
@@ -209,7 +232,7 @@ def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
     of other steps than their budget pays for, are none of what the API is asked for, and are left out.
     """
     rows = sorted(
-        (run for run in finished_runs(runs) if _is_of_the_api(run)),
+        (run for run in finished_runs(runs) if _is_of_the_grid(run)),
         key=lambda run: (astuple(configuration_of(run)), run.seed, run.date),
     )
     started = [run for run in rows if configuration_of(run).steps > 0]
@@ -217,53 +240,55 @@ def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
     initial_loss = float(np.mean(initial)) if initial else LOSS_AT_INITIALISATION
     seed_noise = _seed_noise(rows)
     if len(started) < MIN_RUNS:
-        published = LossModel(law=CHINCHILLA, sharpness=SHARPNESSES[-1], initial_loss=initial_loss)
-        none = Settings(ridge=math.inf, num_trees=0, sharpness=SHARPNESSES[-1])
-        return Surrogate(rows, published, none, Errors(seed_noise=seed_noise, held_out=None, by_decade={}, growth=0.0))
-    settings, errors = choose_settings(started, initial_loss)
-    model = fit_loss_model(started, settings, initial_loss)
-    held_out, measured = _rms(errors), losses_of(started)
-    known = Errors(
-        seed_noise=seed_noise,
-        held_out=held_out,
-        by_decade=_by_decade(started, errors),
-        growth=_growth(started, model, settings, otherwise=held_out),
-        pairs=tuple(
-            zip([r.train_flops for r in started], measured.tolist(), (measured + errors).tolist(), strict=True)
-        ),
-    )
-    return Surrogate(rows, model, settings, known)
+        return Surrogate(rows, LossModel(initial_loss=initial_loss), Errors(seed_noise=seed_noise))
+    losses, deviations = held_out(started, initial_loss)
+    pairs = [
+        HeldOut(run.train_flops, run.final_loss, loss, api_accepts(configuration_of(run)))
+        for run, loss in zip(started, losses.tolist(), strict=True)
+    ]
+    errors = Errors(seed_noise=seed_noise, pairs=tuple(pairs), calibration=_rms(deviations))
+    return Surrogate(rows, fit_loss_model(started, initial_loss), errors)
 
 
-def _is_of_the_api(run: Run) -> bool:
+def api_accepts(asked: Configuration) -> bool:
+    """Whether every value is in `RANGES` and `CHOICES`."""
+    values = vars(asked)
+    in_ranges = all(low <= values[name] <= high for name, (low, high) in RANGES.items())
+    return in_ranges and all(values[name] in choices for name, choices in CHOICES.items())
+
+
+def rmse(pairs: Iterable[HeldOut]) -> float | None:
+    """Root mean squared error, nats; None of none."""
+    errors = np.array([pair.predicted - pair.measured for pair in pairs])
+    return _rms(errors) if len(errors) else None
+
+
+def errors_of(pairs: Sequence[HeldOut]) -> dict[str, float | None]:
+    """Error and number of them all, and of those that the API accepts; see `Surrogate.held_out_rmse`."""
+    accepted = [pair for pair in pairs if pair.of_api]
+    return {"rmse": rmse(pairs), "runs": len(pairs), "api_rmse": rmse(accepted), "api_runs": len(accepted)}
+
+
+def _is_of_the_grid(run: Run) -> bool:
     same_text = (run.vocab_size, run.context_length) == (VOCAB_SIZE, CONTEXT_LENGTH)
     return same_text and run.steps == configuration_of(run).steps
 
 
-def _places(asked: Sequence[Configuration]) -> Array:
-    """(configurations, 7): what the box is made of: the features without the steps, and compute."""
-    values = features(asked)
-    return np.column_stack([values[:, :6], values[:, 0] + values[:, 1]])
-
-
-def _by_decade(runs: Sequence[Run], errors: Array) -> dict[str, dict[str, float]]:
-    decades = np.array([decade(run.train_flops) for run in runs])
+def _places(asked: Configuration) -> dict[str, float]:
+    """What the measured runs' ranges are of."""
     return {
-        name: {"rmse": _rms(errors[decades == name]), "runs": int((decades == name).sum())}
-        for name in sorted(set(decades.tolist()), key=float)
+        "width": asked.d_model,
+        "depth": asked.num_layers,
+        "head size": asked.d_model / asked.num_heads,
+        "batch size": asked.batch_size,
+        "learning rate": asked.learning_rate,
+        "steps": asked.steps,
+        "budget": asked.train_flops,
     }
 
 
-def _growth(runs: Sequence[Run], model: LossModel, settings: Settings, *, otherwise: float) -> float:
-    """Nats of error per e-fold of compute: of the largest budget's runs, predicted from the others."""
-    budgets = sorted({run.train_flops for run in runs})
-    rest = [run for run in runs if run.train_flops < budgets[-1]]
-    if len(rest) < MIN_RUNS:
-        return otherwise
-    largest = [run for run in runs if run.train_flops == budgets[-1]]
-    without = fit_loss_model(rest, settings, model.initial_loss, like=model.law)
-    errors = without([configuration_of(run) for run in largest]) - losses_of(largest)
-    return _rms(errors) / math.log(budgets[-1] / budgets[-2])
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _seed_noise(runs: Sequence[Run]) -> float | None:

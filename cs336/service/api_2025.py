@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from cs336.scaling.loss_model import Configuration
-from cs336.scaling.surrogate import BUDGETS, Surrogate
+from cs336.scaling.surrogate import BUDGETS, CHOICES, RANGES, Surrogate
 from cs336.service.app import Part, Refusal
 from cs336.service.database import keys, metadata
 from cs336.service.keys import Key
@@ -25,14 +25,6 @@ from cs336.service.state import Service, service_of
 OUT_OF_RANGE_STATUS = 404  # the handout's; 422 is often quoted
 NO_KEY_STATUS = 422  # ours: the handout does not say
 BUDGET_SPENT_STATUS = 400  # ours
-
-RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
-    "d_model": (64, 1024),
-    "num_layers": (2, 24),
-    "num_heads": (2, 16),
-    "learning_rate": (1e-4, 1e-3),
-}
-CHOICES: dict[str, tuple[int, ...]] = {"batch_size": (128, 256), "train_flops": BUDGETS}
 
 queries = sa.Table(
     "loss_queries",

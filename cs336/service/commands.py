@@ -179,8 +179,8 @@ def _serve_scaling(options: argparse.Namespace) -> int:
     app = create_app(settings, [api_2025.part(surrogate), contest_part(contest_of(options))])
     known = surrogate.summary()
     print(
-        f"http://{options.host}:{options.port}/docs: {known['measured_runs']} measured runs, law"
-        f" {known['law_source']}, correction {known['correction']}",
+        f"http://{options.host}:{options.port}/docs: {known['measured_runs']} measured runs, and for the rest"
+        f" {known['model']}",
         flush=True,
     )
     trains = f"jobs train on {options.text}, {options.workers} at once" if options.text else "jobs wait: no --text"

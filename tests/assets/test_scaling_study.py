@@ -117,7 +117,7 @@ def test_its_report_tells_all_of_it(trained):
 
 def test_rows_of_another_model_leave_the_service_its_published_law(trained):
     shown = trained.shown["scaling_surrogate"]
-    assert shown["measured_runs"] == 0 and "published" in shown["law_source"]
+    assert shown["measured_runs"] == 0 and "published" in shown["model"]
     assert not study.the_surrogate_is_near_runs_held_out(trained["scaling_surrogate"])[0]
     assert study.more_compute_never_costs_loss(trained["scaling_surrogate"])[0]
 
@@ -148,12 +148,29 @@ def test_the_surrogate_is_what_the_server_reads(served):
     assert surrogate.predict(asked).loss == rows[0].final_loss
 
 
-@pytest.mark.parametrize(("shift", "passes"), [(0.0, True), (0.2, False)])
-def test_a_surrogate_far_from_runs_held_out_fails_its_check(served, tmp_path, shift, passes):
+@pytest.mark.parametrize(
+    ("shift", "other_shift", "from_budget", "passes"),
+    [
+        (0.029, 0.0, 0, True),
+        (0.031, 0.0, 0, False),
+        (0.0, 0.5, 0, True),  # of rows that the API would not accept
+        (0.5, 0.5, 3e15, False),
+        (0.0, 0.0, 1e16, False),  # no rows are no proof
+    ],
+)
+def test_a_surrogate_far_from_runs_held_out_fails_its_check(served, tmp_path, shift, other_shift, from_budget, passes):
     known = read_json(served[0]["scaling_surrogate"] / "surrogate.json")
-    known["held_out_pairs"] = [[budget, loss, loss + shift] for budget, loss, _ in known["held_out_pairs"]]
+    pairs = [(budget, loss) for budget, loss, _, of_api in known["held_out_pairs"] if of_api and budget >= from_budget]
+    known["held_out_pairs"] = [[budget, loss, loss + shift, True] for budget, loss in pairs]
+    known["held_out_pairs"] += [[budget, loss, loss - other_shift, False] for budget, loss in pairs]
+    known["held_out_pairs"].append([1e14, 7.0, 9.0, True])  # below 1e15
     write_json(tmp_path / "surrogate.json", known)
-    assert study.the_surrogate_is_near_runs_held_out(tmp_path)[0] == passes
+    passed, facts = study.the_surrogate_is_near_runs_held_out(tmp_path)
+    assert passed == passes
+    if pairs:
+        assert facts["rms_nats"] == pytest.approx(shift)
+        assert facts["rms_nats_of_all"] == pytest.approx(((shift**2 + other_shift**2) / 2) ** 0.5)
+        assert facts["num_of_all"] == 2 * facts["num_runs"] > 0
 
 
 def test_fits_that_miss_the_largest_budget_or_cost_too_much_fail_their_checks(tmp_path):

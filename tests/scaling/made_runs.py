@@ -13,6 +13,7 @@ from tests.scaling.test_runs import made_run as made_row
 
 INITIAL_LOSS = 10.45
 SHAPES = [(64, 2, 2), (128, 2, 2), (192, 3, 3), (192, 4, 4), (256, 4, 4), (320, 5, 5), (384, 6, 6), (512, 8, 8)]
+SHAPES += [(512, 2, 4), (320, 2, 8), (128, 8, 2), (192, 8, 2), (64, 5, 4)]  # off the ladder
 
 
 def made_loss(asked: Configuration) -> float:
