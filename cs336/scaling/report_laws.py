@@ -137,7 +137,7 @@ def surrogate_section(study: Study, folder: Path) -> str:
     noise = known["seed_noise_nats"]
     parts = [
         "## The surrogate",
-        f"What `cs336 serve scaling` answers from, for what was not measured: {known['model']}, with"
+        f"What `cs336 serve scaling` answers from, for what was not measured: {known['model']}, beside"
         f" {known['measured_runs']} of these runs."
         + ("" if noise is None else f" The noise of a seed is {noise:.4f} nats."),
     ]
@@ -147,11 +147,12 @@ def surrogate_section(study: Study, folder: Path) -> str:
         return "\n\n".join(parts)
     report_plots.parity(pairs, folder / "parity.png")
     parts.append(
-        "It is a Gaussian process over logarithms of steps, width, size, learning rate, batch and head size, on the"
-        " logit of the loss between the one at initialisation and the published law's floor for the size; lengths,"
-        " amplitude and noise are those of the largest marginal likelihood. Each run is predicted once without its"
-        " fold of five, for which all of that is fitted anew. The API accepts learning rates up to 1e-3 only, and the"
-        " grid goes far above them, to where training is about to diverge: errors of what it accepts stand apart."
+        "Its features are logarithms of steps, width, size, batch, head size, and of learning rate times width times"
+        " steps; its target is the logit of the loss between the one at initialisation and the published law's floor"
+        " for the size; lengths, amplitude and noise are those of the largest marginal likelihood. Each run is"
+        " predicted once without its fold of five, for which all of that is fitted anew. The API accepts learning"
+        " rates up to 1e-3 only, and the grid goes far above them, to where training is about to diverge: errors of"
+        " what it accepts stand apart."
     )
     groups = {f"decade of {name}": each for name, each in surrogate.held_out_rmse().items()}
     large = [pair for pair in pairs if pair.budget >= LIMITED_FROM]

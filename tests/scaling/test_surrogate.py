@@ -169,7 +169,16 @@ def test_runs_count_by_what_the_api_accepts(runs, changes, accepted):
 
 
 def test_a_run_held_out_never_helps_to_predict_itself(runs):
-    """Noise of the losses that nothing explains comes back whole: it would vanish, were a fold fitted to itself."""
+    """Whatever it lost, its fold is predicted alike, to the last bit; the other folds, which it is fitted in, are not.
+
+    And noise that nothing explains comes back whole.
+    """
+    before, _ = held_out(runs, INITIAL_LOSS)
+    folds = loss_model._folds(runs)
+    changed = [replace(runs[0], final_loss=runs[0].final_loss - 1.0), *runs[1:]]
+    after, _ = held_out(changed, INITIAL_LOSS)
+    np.testing.assert_array_equal(after[folds == folds[0]], before[folds == folds[0]])
+    assert (after[folds != folds[0]] != before[folds != folds[0]]).all()
     noise = np.random.default_rng(2).normal(scale=0.2, size=len(runs))
     noisy = [replace(run, final_loss=made_loss(configuration_of(run)) + error) for run, error in
              zip(runs, noise, strict=True)]  # fmt: skip
@@ -193,6 +202,16 @@ def test_more_compute_never_gives_a_higher_loss(surrogate, unfitted, asked):
         losses = [fitted.predict(replace(asked, train_flops=budget)).loss for budget in BUDGETS]
         assert all(more <= less for less, more in itertools.pairwise(losses))
         assert all(math.isfinite(loss) and 0 < loss <= LOSS_AT_INITIALISATION for loss in losses)
+
+
+def test_more_compute_never_gives_a_higher_loss_where_the_runs_say_so(runs):
+    """Runs from 6e14 FLOPs up that went wrong lift the process there, and no answer."""
+    wrong = [replace(run, final_loss=run.final_loss + 2.0 * (run.train_flops >= BUDGETS[5])) for run in runs]
+    fitted = fit_surrogate(wrong)
+    asked = [configuration(200, 4, 4, 128, 7e-4, budget) for budget in BUDGETS]
+    losses = [fitted.predict(each).loss for each in asked]
+    assert fitted._model(asked)[5] > losses[4] + 0.5
+    assert losses[5] == losses[4] and all(more <= less for less, more in itertools.pairwise(losses))
 
 
 def test_more_compute_never_gives_a_higher_loss_around_measured_runs_either(runs):
@@ -248,6 +267,7 @@ def test_our_own_rows_are_answered_as_near_as_promised_and_plausibly_beyond():
             asked = [configuration(*shape, batch_size, rate, budget) for budget in BUDGETS]
             losses = [surrogate.predict(each).loss for each in asked]
             assert 1.7 < losses[-1] < 5 and losses == sorted(losses, reverse=True)
+            assert losses[-1] > 3.5 or shape[0] > 64, "a small model does not become a large one by training on"
             assert losses[-1] < losses[-4] < losses[-7] < losses[-10], "a decade lowers every loss"
     sample = surrogate.predict(SAMPLE_QUERY)
     assert 6 < sample.loss < 9 and sample.provenance == EXTRAPOLATED and sample.uncertainty > 0.3
