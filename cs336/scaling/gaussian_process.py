@@ -110,10 +110,9 @@ def negative_log_posterior(
     matern, slope = _matern(squares, lengths)
     covariance = amplitude * matern + plane + np.diag(noise * noises**2 + _LEAST_NOISE**2)
     try:
-        half = np.linalg.cholesky(covariance)
+        half, inverse = np.linalg.cholesky(covariance), np.linalg.inv(covariance)
     except np.linalg.LinAlgError:  # a step too far
         return np.inf, np.zeros_like(point)
-    inverse = np.linalg.inv(covariance)
     weights = inverse @ targets
     from_prior = (point[:-2] - LENGTH_PRIOR[0]) / LENGTH_PRIOR[1]
     value = 0.5 * targets @ weights + np.log(np.diag(half)).sum() + 0.5 * from_prior @ from_prior

@@ -41,7 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {  # both ends are allowed
 }
 CHOICES: dict[str, tuple[int, ...]] = {"batch_size": (128, 256), "train_flops": BUDGETS}
 LOSS_AT_INITIALISATION = 10.5  # nats: about what it is, where no run below one step was measured; ln 32,000 = 10.37
-MIN_RUNS = 24  # for a fit of our own
+MIN_CONFIGURATIONS = 24  # for a fit of our own
 LIMITED_FROM = 1e15  # nominal FLOPs: from here up the specification limits the error of runs held out
 # The only published answer of the course's own API.
 SAMPLE_LOSS = 9.071
@@ -239,7 +239,7 @@ def fit_surrogate(runs: Iterable[Run]) -> Surrogate:
     initial = [run.final_loss for run in rows if configuration_of(run).steps == 0]
     initial_loss = float(np.mean(initial)) if initial else LOSS_AT_INITIALISATION
     seed_noise = _seed_noise(rows)
-    if len(started) < MIN_RUNS:
+    if len({configuration_of(run) for run in started}) < MIN_CONFIGURATIONS:
         return Surrogate(rows, LossModel(initial_loss=initial_loss), Errors(seed_noise=seed_noise))
     losses, deviations = held_out(started, initial_loss)
     pairs = [

@@ -290,11 +290,13 @@ def test_its_uncertainty_then_is_its_error_at_the_published_answer(unfitted):
     assert 1.4 < found.uncertainty < 1.7
 
 
-def test_a_few_runs_are_served_but_not_fitted(runs):
-    few = fit_surrogate(runs[:5])
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_a_few_runs_are_served_but_not_fitted(runs, seeds):
+    """However many seeds they have."""
+    few = fit_surrogate([replace(run, seed=seed) for run in runs[:5] for seed in range(seeds)])
     found = few.predict(configuration_of(runs[0]))
     assert (found.loss, found.provenance) == (runs[0].final_loss, MEASURED)
-    assert "published" in few.summary()["model"] and few.summary()["measured_runs"] == 5
+    assert "published" in few.summary()["model"] and few.summary()["measured_runs"] == 5 * seeds
 
 
 @pytest.mark.parametrize(
