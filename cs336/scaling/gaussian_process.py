@@ -52,12 +52,18 @@ class GaussianProcess:
 
     def __call__(self, features: Array) -> tuple[Array, Array]:
         """(points, features) -> means (points,), and their standard deviations (points,), without noise."""
-        points = features - self.centre
-        squares = _squares(points, self.rows)
-        between = self.amplitude**2 * _matern(squares, self.lengths)[0] + _plane(points, self.rows)
+        points, between = features - self.centre, self._covariances(features)
         own = self.amplitude**2 + _CONSTANT**2 + _SLOPES**2 * (points**2).sum(axis=1)
         known = ((between @ self.whitening.T) ** 2).sum(axis=1)
         return between @ self.weights, np.sqrt(np.maximum(own - known, 0.0))
+
+    def means(self, features: Array) -> Array:
+        """The first of what a call returns, at a fraction of its cost."""
+        return self._covariances(features) @ self.weights
+
+    def _covariances(self, features: Array) -> Array:
+        points = features - self.centre
+        return self.amplitude**2 * _matern(_squares(points, self.rows), self.lengths)[0] + _plane(points, self.rows)
 
 
 def fit_process(features: Array, targets: Array, noises: Array) -> GaussianProcess:

@@ -71,7 +71,7 @@ class LossModel:
             losses = np.minimum(CHINCHILLA(_all_parameters(asked), tokens), self.initial_loss)
         else:
             floors = _floors(asked)
-            losses = floors + (self.initial_loss - floors) / (1 + np.exp(self.process(features(asked))[0]))
+            losses = floors + (self.initial_loss - floors) / (1 + np.exp(self.process.means(features(asked))))
         return np.where([each.steps > 0 for each in asked], losses, self.initial_loss)
 
     def errors(self, asked: Sequence[Configuration]) -> Array:

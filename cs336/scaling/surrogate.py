@@ -121,6 +121,11 @@ class Surrogate:
         places = [_places(configuration) for configuration in self._measured if configuration.steps > 0]
         self._box = {name: _ends([place[name] for place in places]) for name in places[0]} if places else {}
 
+    def loss(self, asked: Configuration) -> float:
+        """What `predict` has as its loss, without what stands behind it."""
+        run = self._measured.get(asked)
+        return run.final_loss if run is not None else self._monotone(asked)
+
     def predict(self, asked: Configuration) -> Prediction:
         """The loss of one configuration; the same for ever from the same runs."""
         run = self._measured.get(asked)
@@ -133,7 +138,7 @@ class Surrogate:
                 uncertainty=self._error_at_sample() if error is None else error,
                 source=f"measured: {run.steps:,} steps, seed {run.seed}, {run.date[:10]}{repeated}",
             )
-        loss = self._monotone(asked)
+        loss = self.loss(asked)
         if asked.steps == 0:
             return Prediction(
                 loss=loss,
@@ -197,12 +202,12 @@ class Surrogate:
         """The prediction, once this configuration's losses at all budgets were made non-increasing."""
         budgets = sorted({*BUDGETS, asked.train_flops})
         same = [dataclasses.replace(asked, train_flops=budget) for budget in budgets]
-        lowest_so_far = np.minimum.accumulate(self._model(same))
         place = budgets.index(asked.train_flops)
+        lowest_so_far = self._model(same)[: place + 1].min()  # of all: how many there are changes the last bits
         measured = [(at, self._measured[each].final_loss) for at, each in enumerate(same) if each in self._measured]
         above = min((loss for at, loss in measured if at < place), default=math.inf)
         below = max((loss for at, loss in measured if at > place), default=-math.inf)
-        return float(min(max(lowest_so_far[place], below), above))
+        return float(min(max(lowest_so_far, below), above))
 
     def _outside(self, asked: Configuration) -> list[str]:
         """In which respects no measured run is as low, or as high."""

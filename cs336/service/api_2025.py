@@ -163,7 +163,7 @@ def loss(request: Request, asked: Asked, api_key: ApiKey) -> JSONResponse:
         known = _known_loss(connection, key.id, asked)
     if known is not None:
         return _answer(known, key.flops_used)
-    found = _surrogate(request).predict(asked).loss
+    found = _surrogate(request).loss(asked)
     flops, budget = int(asked.train_flops), service.settings.flops_budget
     # Check, charge and answer are one transaction, in which nobody else may charge this key.
     with service.database.writing() as connection:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cs336.command_line import add_action
 from cs336.files import UserError
-from cs336.scaling.runs import MEASURED_RUNS
+from cs336.scaling.runs import MEASURED_CHECK, MEASURED_RUNS
 from cs336.store import default_root
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ def open_surrogate(file: Path | None) -> Surrogate:
     from cs336.scaling.runs import read_runs
     from cs336.scaling.surrogate import fit_surrogate
 
-    if file is None and not MEASURED_RUNS.exists():
-        return fit_surrogate([])
-    if file is not None and file.is_dir():
+    if file is None:
+        known = [path for path in (MEASURED_RUNS, MEASURED_CHECK) if path.exists()]
+        return fit_surrogate(run for path in known for run in read_runs(path))
+    if file.is_dir():
         file = file / MEASURED_RUNS.name
-    file = file or MEASURED_RUNS
     runs = read_runs(file)
     if not runs and file.stat().st_size:
         raise UserError(f"{file}: holds no whole row; name another file, or an empty one for the published law")
