@@ -13,6 +13,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # test processes share the cores
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # whose threads wait for each other where cores are taken
 if not Path("/dev/nvidiactl").exists():  # kernels run in Triton's interpreter, which must be known before its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -68,7 +68,7 @@ class LossModel:
         """(configurations,)"""
         if self.process is None:
             tokens = np.array([float(num_tokens(each.train_flops, each.parameters)) for each in asked])
-            losses = np.minimum(CHINCHILLA(_all_parameters(asked), tokens), self.initial_loss)
+            losses = np.minimum(CHINCHILLA([each.parameters for each in asked], tokens), self.initial_loss)
         else:
             floors = _floors(asked)
             losses = floors + (self.initial_loss - floors) / (1 + np.exp(self.process.means(features(asked))))

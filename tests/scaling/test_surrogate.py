@@ -277,7 +277,7 @@ def test_without_runs_it_is_the_published_law_and_says_so(unfitted):
     asked = configuration(512, 8, 8, 128, 1e-3, 10**17)
     found = unfitted.predict(asked)
     parameters = 12 * 8 * 512**2
-    law = float(CHINCHILLA(parameters + 2 * 32_000 * 512, 1e17 / (6 * parameters)))  # it counts embeddings, too
+    law = float(CHINCHILLA(parameters, 1e17 / (6 * parameters)))
     assert found.loss == pytest.approx(law)
     assert found.provenance == EXTRAPOLATED and "published law" in found.source
     assert unfitted.summary()["model"] == "the published law of Hoffmann et al. 2022"
