@@ -47,14 +47,16 @@ def made_run(asked: Configuration, *, loss: float | None = None, seed: int = 0, 
     return made_row(**(values | changes))
 
 
-def made_runs(*, noise: float = 0.0, keep: float = 0.5, budgets=BUDGETS[:8], seed: int = 0) -> list[Run]:
+def made_runs(
+    *, noise: float = 0.0, keep: float = 0.5, budgets=BUDGETS[:8], seed: int = 0, max_steps: int = 5_000
+) -> list[Run]:
     """A share of a grid of sizes, budgets, batch sizes and rates, with noise in nats."""
     draw = np.random.default_rng(seed)
     runs = []
     for shape, budget, batch_size, rate in itertools.product(SHAPES, budgets, (128, 256), (2e-4, 5e-4, 1e-3)):
         asked = configuration(*shape, batch_size, rate, budget)
         kept, error = draw.random() < keep, noise * draw.normal()
-        if kept and 1 <= asked.steps <= 5_000:
+        if kept and 1 <= asked.steps <= max_steps:
             runs.append(made_run(asked, loss=made_loss(asked) + error))
     return runs
 

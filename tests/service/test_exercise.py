@@ -71,13 +71,16 @@ def test_the_readmes_script_spends_the_budget_and_predicts_what_the_law_says(tmp
 
 @pytest.mark.slow
 def test_on_measured_runs_it_finds_their_best_recipe_and_what_their_law_says(tmp_path):
-    """The runs are made, from a law whose best learning rate is near the upper end and whose larger batch loses."""
-    printed = done_with(made_runs(noise=0.005, keep=0.7, budgets=BUDGETS), tmp_path)
+    """The runs are made, from a law whose best learning rate is near the upper end and whose larger batch loses.
+
+    Runs as long as those asked for were made; wider ones, of up to 768, were not.
+    """
+    printed = done_with(made_runs(noise=0.005, keep=0.7, budgets=BUDGETS, max_steps=50_000), tmp_path)
     assert (
         "'learning_rate': 0.0007, 'batch_size': 128" in printed
         or "'learning_rate': 0.001, 'batch_size': 128" in printed
     )
     best = ParametricLaw(E=1.9, A=300, B=700, alpha=0.33, beta=0.31).frontier()
     size, loss = predicted(printed, "parabola")
-    assert size == pytest.approx(best.parameters(1e19) / 1e6, rel=0.6)
-    assert loss == pytest.approx(best.loss(1e19), abs=0.15)
+    assert size == pytest.approx(best.parameters(1e19) / 1e6, rel=0.15)
+    assert loss == pytest.approx(best.loss(1e19), abs=0.05)
