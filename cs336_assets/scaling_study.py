@@ -16,7 +16,7 @@ from cs336.scaling.cell import Cell
 from cs336.scaling.fits import PARABOLA, PARAMETRIC, TEXT_LIMIT, fit_all
 from cs336.scaling.grid import PredictionConfig, find_grid, only_budget, shapes_at
 from cs336.scaling.loss_model import configuration_of
-from cs336.scaling.predict import REASON, measured_prediction, predict
+from cs336.scaling.predict import REASON, began, measured_prediction, predict
 from cs336.scaling.predict import check as check_prediction
 from cs336.scaling.profiles import points
 from cs336.scaling.report import write_report
@@ -243,13 +243,13 @@ def scaling_check(step: Step, scaling_prediction: Path, check_runs: list[Path]) 
 def the_prediction_came_first(
     scaling_check: Path, scaling_prediction: Path, check_runs: list[Path]
 ) -> tuple[bool, Metadata]:
-    """Every run of the check ended after the prediction was made."""
+    """Every run of the check began after the prediction was made."""
     made = read_json(scaling_prediction / PREDICTION_FILE)
     if REASON in made:
         return False, {"state": made[REASON]}
-    dates = [datetime.fromisoformat(run.date) for run in _rows_of(check_runs)]
-    early = sum(date < datetime.fromisoformat(made["made"]) for date in dates)
-    return bool(dates) and not early, {"made": made["made"], "num_runs": len(dates), "num_older": early}
+    starts = [began(run) for run in _rows_of(check_runs)]
+    early = sum(start < datetime.fromisoformat(made["made"]) for start in starts)
+    return bool(starts) and not early, {"made": made["made"], "num_runs": len(starts), "num_older": early}
 
 
 @check(asset="scaling_check")

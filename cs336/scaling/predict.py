@@ -180,7 +180,7 @@ def check(prediction: Mapping[str, Any], runs: Iterable[Run]) -> dict[str, Any]:
     if not measured:
         raise UserError(f"no finished run at {target:.0e}; train the grid `check` first")
     made = datetime.fromisoformat(prediction["made"])
-    if early := [run for run in measured if _began(run) < made]:
+    if early := [run for run in measured if began(run) < made]:
         raise UserError(
             f"a run of {early[0].date} is older than the prediction of {prediction['made']}; it checks nothing"
         )
@@ -251,9 +251,9 @@ def _between(runs: Iterable[Run], min_budget: float, max_budget: float) -> list[
     return [run for run in finished_runs(runs) if min_budget <= run.compute_budget <= max_budget]
 
 
-def _began(run: Run) -> datetime:
-    """When a run began; its date is that of its end."""
-    return datetime.fromisoformat(run.date.replace("Z", "+00:00")) - timedelta(seconds=run.wall_seconds)
+def began(run: Run) -> datetime:
+    """When a run began, at the latest: its date is that of its end, cut to whole seconds, as a prediction's is."""
+    return datetime.fromisoformat(run.date.replace("Z", "+00:00")) + timedelta(seconds=1 - run.wall_seconds)
 
 
 def _held_out_error(fitter: Fitter, fitted: Measurements) -> float | None:

@@ -230,7 +230,7 @@ def test_a_check_that_is_older_or_on_other_text_is_none():
     ended = (made + timedelta(seconds=60)).isoformat()
     assert check(prediction, made_rows((1e16,), date=ended, wall_seconds=59.0))["best_loss"] > 0
     with pytest.raises(UserError, match="is older than the prediction"):  # it ended later, but it began before
-        check(prediction, made_rows((1e16,), date=ended, wall_seconds=61.0))
+        check(prediction, made_rows((1e16,), date=ended, wall_seconds=61.5))  # dates are cut to whole seconds
     with pytest.raises(UserError, match="text is not the prediction's"):
         check(prediction, made_rows((1e16,), date="2999-01-01T00:00:00Z", data="other"))
 
