@@ -6,6 +6,7 @@ import resource
 import sys
 
 import torch
+from torch import nn
 
 from cs336.files import UserError
 
@@ -41,6 +42,11 @@ _PEAK_FLOPS = {
     "H100 80GB HBM3": (989e12, 494.5e12),
     "A100": (312e12, 156e12),
 }
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs."""
+    return next(model.parameters()).device
 
 
 def peak_flops_per_second(device: torch.device, precision: str) -> float | None:

@@ -24,7 +24,7 @@ from cs336.scaling.report_page import pictures, without_pictures
 from cs336.scaling.runner import train_shape
 from cs336.scaling.runs import Run, append_run, finished_runs, read_runs
 from cs336.scaling.summary import FITS_FILE, page, write_fits
-from cs336.scaling.surrogate import BUDGETS, LIMITED_FROM, HeldOut, fit_surrogate, rmse
+from cs336.scaling.surrogate import BUDGETS, LIMITED_FROM, HeldOut, errors_of, fit_surrogate
 from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.scaling import ROWS_FILE, train_cell
@@ -145,12 +145,12 @@ def the_surrogate_is_near_runs_held_out(scaling_surrogate: Path) -> tuple[bool, 
     diverge and losses are harder to foretell: the error over all rows from 1e15 FLOPs up is shown, and not limited.
     """
     pairs = [HeldOut(*pair) for pair in read_json(scaling_surrogate / SURROGATE_FILE)["held_out_pairs"]]
-    large = [pair for pair in pairs if pair.budget >= LIMITED_FROM]
-    accepted = [pair for pair in large if pair.of_api]
-    error = rmse(accepted)
+    large = errors_of([pair for pair in pairs if pair.budget >= LIMITED_FROM])
+    error = large["api_rmse"]
     if error is None:
         return False, {"state": "no runs that the API accepts from 1e15 FLOPs up"}
-    facts = {"rms_nats": error, "num_runs": len(accepted), "rms_nats_of_all": rmse(large), "num_of_all": len(large)}
+    facts = {"rms_nats": error, "num_runs": large["api_runs"]}
+    facts |= {"rms_nats_of_all": large["rmse"], "num_of_all": large["runs"]}
     return error <= MAX_HELD_OUT_ERROR, facts
 
 

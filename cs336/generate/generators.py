@@ -18,6 +18,7 @@ from cs336.generate.backend import Backend, codec_of
 from cs336.generate.continuous import Engine
 from cs336.generate.vllm import VllmEngine, require_vllm
 from cs336.generate.vllm_server import serving
+from cs336.hardware import device_of
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
 from cs336.tokens.codec import is_huggingface
@@ -47,7 +48,7 @@ def opened_generator(
         ValueError: as of `generator_for`.
         UserError: vLLM is asked for and not installed, or its server did not start.
     """
-    if kind == "vllm" and device is not None and not is_same_device(device, next(policy.parameters()).device):
+    if kind == "vllm" and device is not None and not is_same_device(device, device_of(policy)):
         require_vllm()
         share = ("--gpu-memory-utilization", str(memory_share))
         with (
@@ -93,7 +94,7 @@ def generator_for(
         with _exported(policy, tokenizer) as folder:  # vLLM has read it all once it is there
             return VllmEngine.start(folder, memory_share=memory_share, **options)
     codec = codec_of(tokenizer)
-    target = torch.device(device) if device is not None else next(policy.parameters()).device
+    target = torch.device(device) if device is not None else device_of(policy)
     if target.type != "cuda":
         return Engine(policy, codec, owns_weights=False)
     copy = TransformerLM(policy.config, device=target, dtype=torch.bfloat16).eval()

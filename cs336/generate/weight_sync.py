@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cs336.generate.backend import Backend, Generation, Prompt, SamplingParams
+from cs336.hardware import device_of
 from cs336.model.huggingface import huggingface_weights
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
@@ -97,7 +98,7 @@ def compare_logprobs(trainer: nn.Module, generations: Iterable[Generation]) -> L
     Raises:
         ValueError: a sample without log-probabilities, or no sample at all.
     """
-    device = next(trainer.parameters()).device
+    device = device_of(trainer)
     differences = []
     was_training = trainer.training
     trainer.eval()

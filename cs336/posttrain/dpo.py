@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from cs336.hardware import device_of
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches, tune
 from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_normalize
-from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows, mark_of_weights, use_gpu_kernels
+from cs336.posttrain.policy import autocast, longest_row, mark_of_rows, mark_of_weights, use_gpu_kernels
 from cs336.posttrain.preferences import Preference
 from cs336.posttrain.tokenize import prompt_and_output_batch
 from cs336.progress import Progress, silent

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from cs336.evals.rewards import RewardAll
 from cs336.generate.backend import Backend, SamplingParams
+from cs336.hardware import device_of
 from cs336.posttrain.advantages import group_advantages, grouped_rewards, reward_statistics
 from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.grpo import GrpoConfig, grpo_microbatch_train_step
 from cs336.posttrain.loop import Outcome, run_updates
 from cs336.posttrain.masked import masked_normalize
-from cs336.posttrain.policy import device_of
 from cs336.posttrain.rollouts import (
     Problem,
     RolloutValidation,

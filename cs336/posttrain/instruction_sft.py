@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cs336.hardware import device_of
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import tune
 from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
-from cs336.posttrain.policy import autocast, device_of, longest_row
+from cs336.posttrain.policy import autocast, longest_row
 from cs336.progress import Progress, silent
 from cs336.tokens.packing import PackedInstructions, stacked
 from cs336.train.metrics import Report

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cs336.hardware import peak_bytes
+from cs336.hardware import device_of, peak_bytes
 from cs336.model.transformer import TransformerLM
-from cs336.posttrain.policy import device_of, mark_of_weights, save_policy, use_gpu_kernels
+from cs336.posttrain.policy import mark_of_weights, save_policy, use_gpu_kernels
 from cs336.progress import Progress, silent
 from cs336.train.checkpoint import (
     CheckpointWriter,

@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from cs336.hardware import device_of
 from cs336.model.transformer import TransformerLM, save_model
 
 _MARKED_NUMBERS = 8  # of the beginning and of the end of each weight
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs."""
-    return next(model.parameters()).device
 
 
 def use_gpu_kernels(model: nn.Module) -> None:

@@ -19,10 +19,11 @@ from cs336.evals.rewards import RewardAll
 from cs336.files import write_jsonl
 from cs336.generate.backend import Backend, SamplingParams, seed_of
 from cs336.generate.weight_sync import awake, sync_weights
+from cs336.hardware import device_of
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.masked import masked_mean
-from cs336.posttrain.policy import autocast, device_of
+from cs336.posttrain.policy import autocast
 from cs336.posttrain.tokenize import first_response_column, prompt_and_output_batch
 from cs336.progress import Progress, silent
 from cs336.tokens.codec import encode_prompts, pad_id

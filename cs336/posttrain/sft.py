@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cs336.hardware import device_of
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches, tune
 from cs336.posttrain.loop import Evaluate, Outcome, UpdateConfig
 from cs336.posttrain.masked import masked_mean, masked_normalize
-from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows
+from cs336.posttrain.policy import autocast, longest_row, mark_of_rows
 from cs336.posttrain.tokenize import first_response_column, prompt_and_output_batch
 from cs336.progress import Progress, silent
 from cs336.tokens.codec import encode_prompts, encode_texts, end_of_text_id, pad_id

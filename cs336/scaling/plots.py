@@ -127,10 +127,15 @@ def new_axes() -> tuple[Any, Any]:
 
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
+    style(axes)
+    return figure, axes
+
+
+def style(axes: Any) -> None:
+    """As all plots of fits are: x logarithmic, a light grid, no frame."""
     axes.set_xscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    return figure, axes
 
 
 def label(axes: Any, x: str, y: str) -> None:

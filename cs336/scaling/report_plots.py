@@ -13,7 +13,7 @@ from cs336.pictures import save
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
-from cs336.scaling.plots import budget_colors, label, new_axes, short_budget
+from cs336.scaling.plots import budget_colors, label, new_axes, short_budget, style
 from cs336.scaling.summary import count
 from cs336.scaling.surrogate import HeldOut
 
@@ -35,18 +35,16 @@ def losses_by_rate(rows: Sequence[Row], path: Path) -> None:
     panels = list(figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False).flat)
     colors = budget_colors(row["parameters"] for row in rows)
     for budget, axes in zip(budgets, panels, strict=False):
-        axes.set_xscale("log")
+        style(axes)
         axes.set_title(short_budget(budget), fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
         some = [row for row in rows if row["budget"] == budget]
         sound = [loss for row in some for loss in row["losses"].values() if math.isfinite(loss)]
         top = max(sound, default=1.0) + 0.1
         for row in some:
-            color, style = colors[row["parameters"]], _STYLES[row["batch_size"] != batch_sizes[0]]
+            color, dashes = colors[row["parameters"]], _STYLES[row["batch_size"] != batch_sizes[0]]
             places = list(row["losses"])
             heights = [loss if math.isfinite(loss) else top for loss in row["losses"].values()]
-            axes.plot(places, heights, style, marker="o", ms=2.5, lw=1.0, color=color)
+            axes.plot(places, heights, dashes, marker="o", ms=2.5, lw=1.0, color=color)
             axes.plot(row["best_rate"], row["losses"][row["best_rate"]], "o", ms=6, mfc="none", color=color)
             lost = [rate for rate, loss in row["losses"].items() if not math.isfinite(loss)]
             axes.plot(lost, [top] * len(lost), "x", ms=8, color=color)

@@ -7,7 +7,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,11 +130,14 @@ def read_runs(path: Path) -> list[Run]:
 
 def measured_run(config_hash: str) -> Run | None:
     """The row of a configuration on its text among those that come with this package; None if there is none."""
+    return next((run for run in measured_runs() if run.config_hash == config_hash), None)
+
+
+def measured_runs() -> Iterator[Run]:
+    """The rows that come with this package: of the grid, and of its prediction's check; none before they are there."""
     for path in (MEASURED_RUNS, MEASURED_CHECK):
-        for run in read_runs(path) if path.exists() else ():
-            if run.config_hash == config_hash:
-                return run
-    return None
+        if path.exists():
+            yield from read_runs(path)
 
 
 def sessions_file(rows: Path) -> Path:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cs336.scaling.accounting import num_tokens
 from cs336.scaling.isoflops import Minima, fit_frontier, lowest_runs
 from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier, fit_floored, fit_log_log
-from cs336.scaling.uncertainty import HeldOut
+from cs336.scaling.uncertainty import HeldOut, compared
 
 TEXT_LIMIT = "text limit"
 NUM_DRAWS, SEED = 1_000, 0
@@ -66,7 +67,7 @@ class TextLimit:
 
         of_size = np.exp(drawn(np.log(parameters), np.log(best.parameters(compute)), _SIZE_NUMBERS))
         of_loss = drawn(losses, best.loss(compute), _LOSS_NUMBERS)
-        sizes, tokens = fit_log_log(compute, of_size), fit_log_log(compute, compute / (6 * of_size))
+        sizes, tokens = fit_log_log(compute, of_size), fit_log_log(compute, num_tokens(compute, of_size))
         return best, Frontier(sizes, tokens, fit_floored(compute, of_loss))
 
     def held_out(self, runs: Measurements) -> HeldOut:
@@ -79,10 +80,5 @@ class TextLimit:
         if not minima.bracketed.any():
             raise CannotFit("no budget has a best size under the limit, so none to compare a prediction with")
         last = int(np.flatnonzero(minima.bracketed)[-1])
-        compute = float(minima.compute[last])
-        frontier, _ = self(runs.where(runs.compute < compute))
-        return HeldOut(
-            compute,
-            (float(frontier.parameters(compute)), float(minima.parameters[last])),
-            (float(frontier.loss(compute)), float(minima.losses[last])),
-        )
+        frontier, _ = self(runs.where(runs.compute < minima.compute[last]))
+        return compared(frontier, minima, last)

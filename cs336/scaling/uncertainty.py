@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cs336.scaling.isoflops import lowest_runs, parabola_minima
+from cs336.scaling.isoflops import Minima, lowest_runs, parabola_minima
 from cs336.scaling.measurements import CannotFit, Measurements
 from cs336.scaling.power_law import Array, Frontier
 
@@ -118,8 +118,14 @@ def held_out(runs: Measurements, frontier: Frontier) -> HeldOut:
     minima = parabola_minima(profile)
     if not minima.bracketed[0]:
         minima = lowest_runs(profile)
+    return compared(frontier, minima, 0)
+
+
+def compared(frontier: Frontier, minima: Minima, place: int) -> HeldOut:
+    """What a frontier says at one of the budgets beside what was found there."""
+    compute = float(minima.compute[place])
     return HeldOut(
         compute,
-        (float(frontier.parameters(compute)), float(minima.parameters[0])),
-        (float(frontier.loss(compute)), float(minima.losses[0])),
+        (float(frontier.parameters(compute)), float(minima.parameters[place])),
+        (float(frontier.loss(compute)), float(minima.losses[place])),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cs336.command_line import add_action
 from cs336.files import UserError
-from cs336.scaling.runs import MEASURED_CHECK, MEASURED_RUNS
+from cs336.scaling.runs import MEASURED_RUNS
 from cs336.store import default_root
 
 if TYPE_CHECKING:
@@ -118,12 +118,11 @@ def open_surrogate(file: Path | None) -> Surrogate:
     Raises:
         UserError: the file named is missing or holds something else; an empty one leaves the published law.
     """
-    from cs336.scaling.runs import read_runs
+    from cs336.scaling.runs import measured_runs, read_runs
     from cs336.scaling.surrogate import fit_surrogate
 
     if file is None:
-        known = [path for path in (MEASURED_RUNS, MEASURED_CHECK) if path.exists()]
-        return fit_surrogate(run for path in known for run in read_runs(path))
+        return fit_surrogate(measured_runs())
     if file.is_dir():
         file = file / MEASURED_RUNS.name
     runs = read_runs(file)

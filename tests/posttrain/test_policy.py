@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from cs336.hardware import device_of
 from cs336.model.transformer import load_model
-from cs336.posttrain.policy import autocast, device_of, longest_row, mark_of_rows, mark_of_weights, save_policy
+from cs336.posttrain.policy import autocast, longest_row, mark_of_rows, mark_of_weights, save_policy
 from tests.posttrain.models import CONTEXT, MODELS, Saved, assert_same_weights, our_model, their_model, weights
 
 

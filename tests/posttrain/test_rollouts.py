@@ -9,7 +9,7 @@ from cs336.generate.backend import SamplingParams
 from cs336.generate.continuous import Engine
 from cs336.generate.generators import generator_for
 from cs336.generate.vllm import require_vllm
-from cs336.posttrain.policy import device_of
+from cs336.hardware import device_of
 from cs336.posttrain.rollouts import (
     Problem,
     Rollout,
