@@ -96,7 +96,7 @@ def start_all_gather(full: Tensor, shard: Tensor) -> Pending:
 
 
 def start_all_gathers(full: Sequence[Tensor], shards: Sequence[Tensor]) -> Pending:
-    """Begin to fill each of `full` as `start_all_gather` does, all in one message.
+    """Begin to fill each of `full` as `start_all_gather` does.
 
     On GPUs one launch moves them all, each straight into its place. A shard may be this rank's part of its whole.
     None is empty.
@@ -105,7 +105,7 @@ def start_all_gathers(full: Sequence[Tensor], shards: Sequence[Tensor]) -> Pendi
         for whole, shard in zip(full, shards, strict=True):
             whole.copy_(shard)
         return Pending()
-    return Pending([_all_gather(full, shards)], *full, *shards)
+    return Pending(_all_gather(full, shards), *full, *shards)
 
 
 def start_reduce_scatters(shards: Sequence[Tensor], full: Sequence[Tensor]) -> Pending:
@@ -127,8 +127,13 @@ def start_reduce_scatters(shards: Sequence[Tensor], full: Sequence[Tensor]) -> P
     return Pending([dist.all_reduce(whole, async_op=True) for whole in full], *full, finish=take_slices)
 
 
-def _all_gather(full: Sequence[Tensor], shards: Sequence[Tensor]) -> Any:
-    return _method("all_gather_single_coalesced", "allgather_into_tensor_coalesced")(full, shards)
+def _all_gather(full: Sequence[Tensor], shards: Sequence[Tensor]) -> list[Any]:
+    if dist.get_backend() == "nccl":
+        return [_method("all_gather_single_coalesced", "allgather_into_tensor_coalesced")(full, shards)]
+    # Never the same over Gloo: its two threads set the name of the last collective done, without a lock. That of
+    # this one is too long to stand inside the string, so its memory is freed twice now and then (PyTorch 2.13).
+    parts = [list(whole.chunk(world_size())) for whole in full]
+    return [dist.all_gather(part, shard, async_op=True) for part, shard in zip(parts, shards, strict=True)]
 
 
 def _reduce_scatter(shards: Sequence[Tensor], full: Sequence[Tensor]) -> Any:
