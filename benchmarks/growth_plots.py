@@ -15,9 +15,7 @@ def draw_growth(path: Path, title: str, over: str, rows: list[dict[str, Any]]) -
         over: the part of a row's `input` that grows.
         rows: of one kind of work, in any order.
     """
-    from matplotlib.figure import Figure  # no global state, no display
-
-    figure = Figure(figsize=(11.0, 4.0), dpi=110, layout="constrained")
+    figure = pictures.new_figure(11.0, 4.0)
     speed, memory = figure.subplots(1, 2)
     for contender in dict.fromkeys(row["contender"] for row in rows):
         own = sorted(

@@ -110,9 +110,7 @@ def _points(rows: list[Row], plot: _Plot) -> Points:
 
 
 def _draw(path: Path, plot: _Plot, points: Points) -> None:
-    from matplotlib.figure import Figure  # no global state, no display
-
-    figure = Figure(figsize=(6.4, 4.0), dpi=110, layout="constrained")
+    figure = pictures.new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for contender, line in points.items():
         places, values = zip(*sorted(line), strict=True)

@@ -7,16 +7,18 @@ and a changed helper changes whatever calls it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 ROOTS = ("cs336",)  # packages whose code counts; everything else is recorded as a version
 # Modules that never shape a result: declarations (what is found enters by checksum), progress, devices.
@@ -94,31 +96,12 @@ def reached(*objects: Callable[..., Any] | type, roots: Iterable[str] = ROOTS) -
 class _Outline:
     """Top-level definitions and imports of one module."""
 
-    def __init__(self, module: str, tree: ast.Module):
+    def __init__(self, module: str, sketch: _Sketch):
         self.module = module
-        self.definitions: dict[str, list[ast.stmt]] = {}
-        self.imports: dict[str, tuple[str, str | None]] = {}  # name here -> (module, name there or None)
-        for node in tree.body:
-            self._collect(node)
-        self.hashes = {
-            name: hashlib.sha256("".join(_plain(node) for node in nodes).encode()).hexdigest()
-            for name, nodes in self.definitions.items()
-        }
+        self.definitions = sketch["definitions"]
+        self.hashes = sketch["hashes"]
+        self.imports = _resolved(sketch["imports"])
         self._uses: dict[str, set[tuple[str, str]]] = {}
-
-    def _collect(self, node: ast.stmt) -> None:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            self.imports.update(_imported(node, self.module))
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            self.definitions.setdefault(node.name, []).append(node)
-        elif isinstance(node, ast.If | ast.Try):
-            for inner in ast.iter_child_nodes(node):
-                if isinstance(inner, ast.stmt):
-                    self._collect(inner)
-        else:
-            for target in ast.walk(node):
-                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
-                    self.definitions.setdefault(target.id, []).append(node)
 
     def uses(self, name: str) -> set[tuple[str, str]]:
         """Definitions that one definition mentions, here or in other modules."""
@@ -129,21 +112,18 @@ class _Outline:
     def _find_uses(self, name: str) -> set[tuple[str, str]]:
         used: set[tuple[str, str]] = set()
         for definition in self.definitions[name]:
-            imports = dict(self.imports)
-            for node in ast.walk(definition):
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    imports.update(_imported(node, self.module))
-            for node in _mentions(definition, frozenset()):
-                if isinstance(node, ast.Attribute):
-                    module = _module_named(node.value, imports)
-                    if module:
-                        used.add((module, node.attr))
-                elif node.id in imports:
-                    module, original = imports[node.id]
+            imports = self.imports | _resolved(definition["imports"])
+            for mentioned in definition["mentions"]:
+                owner, _, attribute = mentioned.rpartition(".")
+                module, original = imports.get(owner or mentioned, ("", ""))
+                if owner:
+                    if original is None:
+                        used.add((module, attribute))
+                elif module:
                     if original is not None:
                         used.add((module, original))
-                elif node.id in self.definitions and node.id != name:
-                    used.add((self.module, node.id))
+                elif mentioned in self.definitions and mentioned != name:
+                    used.add((self.module, mentioned))
         return used
 
 
@@ -159,31 +139,122 @@ def _outline(module: str) -> _Outline | None:
         file = spec.origin if spec else None
     if not file or not file.endswith(".py"):
         return None
-    return _Outline(module, ast.parse(Path(file).read_text(encoding="utf-8")))
+    return _Outline(module, _sketch(module, Path(file)))
 
 
-def _imported(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, tuple[str, str | None]]:
-    names: dict[str, tuple[str, str | None]] = {}
+# ---- one module's text
+
+
+_Import = tuple[str, str, str | None]  # name here, module, name there (None of a module itself)
+
+
+class _Definition(TypedDict):
+    """One statement that defines a name: what is imported inside it, and what it mentions of all that is known."""
+
+    imports: list[_Import]
+    mentions: list[str]
+
+
+class _Sketch(TypedDict):
+    """What a module's text says by itself, of no other module."""
+
+    imports: list[_Import]
+    hashes: dict[str, str]
+    definitions: dict[str, list[_Definition]]
+
+
+def _sketch(module: str, file: Path) -> _Sketch:
+    """Of a module; kept beside Python's own compiled form of it, since reading a syntax tree takes long."""
+    text = file.read_bytes()
+    key = hashlib.sha256(_OWN_TEXT + module.encode() + b"\n" + text).hexdigest()
+    kept = Path(importlib.util.cache_from_source(str(file))).with_suffix(".outline.json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["key"] == key:
+            return found["sketch"]
+    sketch = _sketch_of(module, ast.parse(text))
+    with contextlib.suppress(OSError):  # a folder that is only read, or a full disk
+        kept.parent.mkdir(exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"key": key, "sketch": sketch}), encoding="utf-8")
+        partial.replace(kept)
+    return sketch
+
+
+_OWN_TEXT = Path(__file__).read_bytes()  # another version of this module may read texts in another way
+
+
+def _sketch_of(module: str, tree: ast.Module) -> _Sketch:
+    imports: list[_Import] = []
+    statements: dict[str, list[ast.stmt]] = {}
+
+    def collect(node: ast.stmt) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.extend(_imported(node, module))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            statements.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.If | ast.Try):
+            for inner in ast.iter_child_nodes(node):
+                if isinstance(inner, ast.stmt):
+                    collect(inner)
+        else:
+            for target in ast.walk(node):
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
+                    statements.setdefault(target.id, []).append(node)
+
+    for node in tree.body:
+        collect(node)
+    known = {here for here, _, _ in imports} | statements.keys()
+    return {
+        "imports": imports,
+        "hashes": {
+            name: hashlib.sha256("".join(_plain(node) for node in nodes).encode()).hexdigest()
+            for name, nodes in statements.items()
+        },
+        "definitions": {
+            name: [_definition(node, module, known) for node in nodes] for name, nodes in statements.items()
+        },
+    }
+
+
+def _definition(statement: ast.stmt, module: str, known: set[str]) -> _Definition:
+    inside = [node for node in ast.walk(statement) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [one for node in inside for one in _imported(node, module)]
+    known = known.union(here for here, _, _ in imports)
+    mentions = {_dotted(node) or "" for node in _mentions(statement, frozenset())}
+    return {"imports": imports, "mentions": sorted(name for name in mentions if (_owner(name) or name) in known)}
+
+
+def _owner(dotted: str) -> str:
+    return dotted.rpartition(".")[0]
+
+
+def _imported(node: ast.Import | ast.ImportFrom, module: str) -> list[_Import]:
     if isinstance(node, ast.Import):
-        for alias in node.names:
-            names[alias.asname or alias.name] = (alias.name, None)
-        return names
+        return [(alias.asname or alias.name, alias.name, None) for alias in node.names]
     source = node.module or ""
     if node.level:
         base = module.split(".")[: -node.level]
         source = ".".join([*base, source]).rstrip(".")
-    for alias in node.names:
-        inner = f"{source}.{alias.name}"
-        is_module = source.partition(".")[0] in ROOTS and _outline(inner) is not None
-        names[alias.asname or alias.name] = (inner, None) if is_module else (source, alias.name)
+    return [(alias.asname or alias.name, source, alias.name) for alias in node.names]
+
+
+def _resolved(imports: Iterable[_Import]) -> dict[str, tuple[str, str | None]]:
+    """Name here -> (module, name there or None): what is imported from a package may be a module of it."""
+    names: dict[str, tuple[str, str | None]] = {}
+    for here, source, there in imports:
+        inner = f"{source}.{there}"
+        is_module = there is not None and source.partition(".")[0] in ROOTS and _outline(inner) is not None
+        names[here] = (inner, None) if is_module else (source, there)
     return names
 
 
-def _module_named(node: ast.expr, imports: dict[str, tuple[str, str | None]]) -> str | None:
-    """The module an expression such as `shards` or `cs336.tokens.shards` stands for."""
-    if isinstance(node, ast.Name | ast.Attribute):
-        module, original = imports.get(ast.unparse(node), ("", ""))
-        return module if original is None else None
+def _dotted(node: ast.expr) -> str | None:
+    """`shards.load` or `cs336.tokens.shards` as text; None of an attribute of anything but names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (owner := _dotted(node.value)):
+        return f"{owner}.{node.attr}"
     return None
 
 

@@ -12,12 +12,26 @@ if TYPE_CHECKING:
 NUM_COLORS = 96  # at 64, neighbors of a palette of 18 lines look alike
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure  # here, so that what does not draw never imports matplotlib; and no pyplot
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def shade(place: int, count: int) -> tuple[float, float, float, float]:
+    """Color of one of several curves, from blue to red."""
+    from matplotlib import colormaps
+
+    return colormaps["turbo"](0.05 + 0.9 * place / max(1, count - 1))
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a plot as a PNG of few colors: to the eye the same, in about a quarter of the bytes.
 
     The same data gives the same bytes.
     """
-    from PIL import Image  # as matplotlib: what does not draw needs neither
+    from PIL import Image  # as above
 
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")

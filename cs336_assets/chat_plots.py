@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
-
-from cs336.pictures import save
+from cs336.pictures import new_figure, save
 
 _FIELDS_A_ROW = 4
 _TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
@@ -16,7 +14,7 @@ _TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
 
 def instruction_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss of instruction tuning over the steps, on a batch and on what is held out."""
-    figure = Figure(figsize=(6.0, 3.2), dpi=110, layout="constrained")
+    figure = new_figure(6.0, 3.2)
     axes = figure.add_subplot()
     _draw(axes, rows, "train_loss", color=_TRAINED, label="training, one batch", lw=0.6, alpha=0.45)
     _draw(axes, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
@@ -26,7 +24,7 @@ def instruction_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def preference_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """DPO over the steps: loss, reward accuracies, and what the rewards of both sides and their margin do."""
-    figure = Figure(figsize=(11.0, 3.4), dpi=110, layout="constrained")
+    figure = new_figure(11.0, 3.4)
     loss, accuracy, reward = figure.subplots(1, 3)
     _draw(loss, rows, "train_loss", color=_TRAINED, label="training, one batch", lw=0.6, alpha=0.45)
     _draw(loss, rows, "valid_loss", "o-", color=_HELD_OUT, label="held out", ms=3)
@@ -58,7 +56,7 @@ def preferences_by_kind(
         runs: rows of each seed's run, by kind.
         shares: share, low, high of right answers, by model.
     """
-    figure = Figure(figsize=(11.0, 3.4), dpi=110, layout="constrained")
+    figure = new_figure(11.0, 3.4)
     accuracy, margin, right = figure.subplots(1, 3)
     for place, (kind, of_seeds) in enumerate(runs.items()):
         for number, rows in enumerate(of_seeds):
@@ -78,7 +76,7 @@ def preferences_by_kind(
 def scores_by_model(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path) -> None:
     """One field a task, a bar a model with its 95 % interval: share, low, high."""
     num_rows = -(-len(scores) // _FIELDS_A_ROW)
-    figure = Figure(figsize=(11.0, 2.9 * num_rows), dpi=110, layout="constrained")
+    figure = new_figure(11.0, 2.9 * num_rows)
     fields = figure.subplots(num_rows, _FIELDS_A_ROW, squeeze=False).flatten()
     for empty in fields[len(scores) :]:
         empty.set_axis_off()

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
-
-from cs336.pictures import save
+from cs336.pictures import new_figure, save, shade
 
 
 def _axes(width: float = 6.0, height: float = 3.2) -> Any:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -51,7 +48,7 @@ def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> N
 
     Those that differ in the seed alone have one color.
     """
-    figure = Figure(figsize=(9.0, 3.8), dpi=110, layout="constrained")
+    figure = new_figure(9.0, 3.8)
     sides = figure.subplots(1, 2, sharey=True)
     groups = list(dict.fromkeys(name.partition("-seed-")[0] for name in curves))
     for axes, column, scale, label in zip(
@@ -62,7 +59,7 @@ def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> N
         axes.set_xlabel(label)
         for name, rows in curves.items():
             group = name.partition("-seed-")[0]
-            color = colormaps["turbo"](0.05 + 0.9 * groups.index(group) / max(1, len(groups) - 1))
+            color = shade(groups.index(group), len(groups))
             places = [row[column] * scale for row in rows]
             axes.plot(places, [row["valid_loss"] for row in rows], "-", lw=1.1, color=color, label=group)
     losses = [row["valid_loss"] for rows in curves.values() for row in rows]

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure  # no pyplot: nothing global, safe in threads
-
-from cs336.pictures import save
+from cs336.pictures import new_figure, save
 from cs336.profiling.cells import FAILURE, Row
 from cs336.profiling.kernel_times import KINDS
 
@@ -62,7 +60,7 @@ def shares_by_kind(rows: Sequence[Row], path: Path) -> None:
 
 def time_and_memory_by_length(rows: Sequence[Row], path: Path) -> None:
     """Attention: milliseconds forward and backward, and memory kept, over the length; eager solid, compiled dashed."""
-    figure = Figure(figsize=(10.0, 3.6), dpi=110, layout="constrained")
+    figure = new_figure(10.0, 3.6)
     sides = figure.subplots(1, 3)
     titles = {"forward_seconds": "forward, ms", "backward_seconds": "backward, ms", "saved_bytes": "kept, MiB"}
     scales = {"forward_seconds": 1e3, "backward_seconds": 1e3, "saved_bytes": 2**-20}
@@ -117,7 +115,7 @@ def memory_timeline(timeline: Mapping[str, Any], title: str, path: Path) -> None
 
 
 def _axes(width: float = 6.5, height: float = 3.4) -> Any:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     _tidy(axes)
     return figure, axes

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-
-from cs336.pictures import save
+from cs336.pictures import new_figure, save, shade
 
 # Column of a run's rows -> how its axis is called.
 LABELS = {
@@ -45,7 +42,7 @@ def run_panels(
     present = [column for column in columns if any(column in row for rows in runs.values() for row in rows)]
     num_rows = -(-len(present) // _PANELS_IN_A_ROW)
     in_a_row = -(-len(present) // num_rows)
-    figure = Figure(figsize=(3.4 * in_a_row, 2.8 * num_rows + 0.4), dpi=110, layout="constrained")
+    figure = new_figure(3.4 * in_a_row, 2.8 * num_rows + 0.4)
     panels = list(figure.subplots(num_rows, in_a_row, squeeze=False).flat)
     for unused in panels[len(present) :]:
         unused.set_axis_off()
@@ -57,7 +54,7 @@ def run_panels(
         for place, (name, rows) in enumerate(runs.items()):
             points = [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
             dotted = "o-" if column.startswith("valid_") else "-"
-            color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(runs) - 1))
+            color = shade(place, len(runs))
             axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color, label=name) if points else None
     if len(runs) > 1:
         lines, names = panels[0].get_legend_handles_labels()
@@ -71,7 +68,7 @@ def _place(row: Mapping[str, Any], over: str) -> float:
 
 def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path: Path, *, label: str) -> None:
     """One bar for each share, with its interval: value, low and high."""
-    figure = Figure(figsize=(6.0, 0.4 * len(shares) + 1.2), dpi=110, layout="constrained")
+    figure = new_figure(6.0, 0.4 * len(shares) + 1.2)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, axis="x")
@@ -89,12 +86,12 @@ def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path
 
 def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limit_seconds: float, path: Path) -> None:
     """Held-out accuracy over the seconds of training since the start policy; a line where the time is over."""
-    figure = Figure(figsize=(7.0, 3.6), dpi=110, layout="constrained")
+    figure = new_figure(7.0, 3.6)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     for place, (name, points) in enumerate(curves.items()):
-        color = colormaps["turbo"](0.08 + 0.84 * place / max(1, len(curves) - 1))
+        color = shade(place, len(curves))
         axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.1, color=color, label=name)
     longest = max((seconds for points in curves.values() for seconds, _ in points), default=0.0)
     if limit_seconds <= 1.5 * longest:  # else the curves would be a line at the left

@@ -136,3 +136,22 @@ def test_loaders_behind_the_catalogue_are_part_of_what_reads_data_sets():
     from cs336_assets.evals import mmlu
 
     assert any("catalog_loaders" in name for name in fingerprint.reached(mmlu))
+
+
+def test_what_is_kept_of_a_text_stands_for_that_text_alone(version, tmp_path):
+    first = version()
+    kept = sorted((tmp_path / "cs336_probe" / "__pycache__").glob("*.outline.json"))
+    assert [file.name.partition(".")[0] for file in kept] == ["helpers", "main", "values"]
+    written = [file.stat().st_mtime_ns for file in kept]
+    assert version() == first and [file.stat().st_mtime_ns for file in kept] == written
+    kept[0].write_text(kept[0].read_text()[:-9])  # as when the power went
+    kept[1].write_text("{}")
+    assert version() == first
+    assert version(values=("LIMIT = 3", "LIMIT = 4")) != first
+
+
+def test_a_package_that_cannot_be_written_to_has_the_same_hashes(version, tmp_path, monkeypatch):
+    first = version()
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "main.py" / "no folder"))
+    (tmp_path / "main.py").touch()
+    assert version() == first

@@ -178,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
 # ---- finding modules ---------------------------------------------------------------------------
 
 
+@functools.cache
 def locked_versions(lock_file: Path) -> dict[str, str]:
     """Installed version of every package that the lock file names, by normalised name.
 

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from cs336.parallel.collectives import broadcast, start_all_gather
 from cs336.parallel.process_group import rank, world_size
@@ -46,6 +44,10 @@ class FullyShard:
         forward_methods: Iterable[str] = (),
         compute_dtype: torch.dtype | None = None,
     ) -> None:
+        # Here, since half a second goes by until it is imported, and every command that trains would wait.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
         broadcast([*module.parameters(), *module.buffers()])
         rows = {name: parameter.shape[0] for name, parameter in module.named_parameters(remove_duplicate=False)}
         device = next(module.parameters()).device

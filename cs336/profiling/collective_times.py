@@ -196,9 +196,7 @@ def _comments(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Time and bus bandwidth over the tensor's size, a line for each backend and number of processes."""
-    from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
-
-    figure = Figure(figsize=(9.5, 3.6), dpi=110, layout="constrained")
+    figure = pictures.new_figure(9.5, 3.6)
     times, buses = figure.subplots(1, 2)
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:

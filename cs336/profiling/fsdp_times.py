@@ -381,11 +381,10 @@ def gather_lines(rows: Sequence[dict[str, Any]], size: str) -> dict[str, list[di
 
 def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     """The slack of each unit's forward gather, in the order in which they began; False where there are none."""
-    from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
     from matplotlib.ticker import MaxNLocator
 
     lines = gather_lines(rows, size)
-    figure = Figure(figsize=(8.0, 3.4), dpi=110, layout="constrained")
+    figure = pictures.new_figure(8.0, 3.4)
     axes = figure.add_subplot()
     for name, gathers in lines.items():
         axes.plot([each["slack_ms"] for each in gathers if each["forward"]], ".-", ms=3, lw=0.8, label=name)

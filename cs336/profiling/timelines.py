@@ -169,9 +169,7 @@ def _total(spans: Sequence[Span]) -> float:
 
 def draw(timelines: dict[str, Timeline], path: Path) -> None:
     """Each timeline as two rows, computation and communication, over one clock; phases behind them."""
-    from matplotlib.figure import Figure  # here, so that measuring needs no matplotlib
-
-    figure = Figure(figsize=(10.0, 1.0 + 1.5 * len(timelines)), dpi=110, layout="constrained")
+    figure = pictures.new_figure(10.0, 1.0 + 1.5 * len(timelines))
     sides = figure.subplots(len(timelines), 1, sharex=True, squeeze=False)[:, 0]
     longest = max((end for timeline in timelines.values() for _, _, end in timeline.phases), default=0.0)
     for axes, (name, timeline) in zip(sides, timelines.items(), strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cs336.pictures import save
+from cs336.pictures import new_figure, save
 from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, TEXT_LIMIT, Fits
 from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import Measurements
@@ -123,9 +123,7 @@ def short_budget(budget: float) -> str:
 
 def new_axes() -> tuple[Any, Any]:
     """A figure and its axes, x logarithmic."""
-    from matplotlib.figure import Figure  # here, so that fitting needs no matplotlib
-
-    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     style(axes)
     return figure, axes

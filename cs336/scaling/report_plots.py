@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cs336.pictures import save
+from cs336.pictures import new_figure, save
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
@@ -25,13 +25,12 @@ _NATS = "final loss, nats per token"
 
 def losses_by_rate(rows: Sequence[Row], path: Path) -> None:
     """`sweeps.learning_rates`: loss over learning rate, a panel a budget, a line a size; diverged at the top edge."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     budgets, batch_sizes = (sorted({row[name] for row in rows}) for name in ("budget", "batch_size"))
     columns = min(4, len(budgets))
     lines = math.ceil(len(budgets) / columns)
-    figure = Figure(figsize=(2.4 * columns + 1.2, 2.4 * lines), dpi=110, layout="constrained")
+    figure = new_figure(2.4 * columns + 1.2, 2.4 * lines)
     panels = list(figure.subplots(lines, columns, sharex=True, sharey="row", squeeze=False).flat)
     colors = budget_colors(row["parameters"] for row in rows)
     for budget, axes in zip(budgets, panels, strict=False):
@@ -79,9 +78,7 @@ def differences_by_batch(rows: Sequence[Row], path: Path) -> None:
 
 def excess_by_shape(rows: Sequence[Row], path: Path) -> None:
     """`sweeps.shapes`: distance from the profile over aspect ratio and over head size; the ladder's shapes hollow."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.8), dpi=110, layout="constrained")
+    figure = new_figure(9.0, 3.8)
     colors = budget_colors(row["budget"] for row in rows)
     for axes, key, name in zip(
         figure.subplots(1, 2, sharey=True),
