@@ -14,7 +14,7 @@ from cs336.files import UserError
 if TYPE_CHECKING:
     from cs336.evals.answerer import Answerer
     from cs336.evals.report import ScoreRow
-    from cs336.evals.suite import ChatEvalConfig
+    from cs336.evals.suite import ChatEvalConfig, JudgeConfig
     from cs336.evals.task import EvalResult
 
 TASKS = ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety")
@@ -130,6 +130,14 @@ def _check(options: argparse.Namespace) -> None:
         from cs336.generate.vllm import require_vllm
 
         require_vllm()
+    if "math" in options.tasks:
+        from cs336 import catalog
+
+        catalog.require("math")
+    from cs336.evals.suite import JUDGED, require_judge
+
+    if set(options.tasks) & set(JUDGED):
+        require_judge(_judge_config(options))
 
 
 def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
@@ -157,9 +165,22 @@ def _answers(
             _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
         )
         save_result(folder / task / f"seed-{seed}", result)
-        speed = f"{result.metrics['generate_seconds']:.1f} s, {result.metrics['examples_per_second']:.1f} examples/s"
-        print(f"{task}, seed {seed}: {result.metrics['num_examples']:,} answers in {speed}", flush=True)
+        print(f"{task}, seed {seed}: {_told(result.metrics)}", flush=True)
         yield seed, result
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    """What stands beside a score: how fast answers came, what was cut off, and categories of format and answer."""
+    seconds, speed = metrics["generate_seconds"], metrics["examples_per_second"]
+    parts = [f"{metrics['num_examples']:,} answers in {seconds:.1f} s, {speed:.1f} examples/s"]
+    if prompts := metrics["num_prompts_truncated"]:
+        parts.append(f"{prompts:,} prompts lost their beginning")
+    if outputs := metrics["num_outputs_truncated"]:
+        parts.append(f"{outputs:,} answers were cut off")
+    if categories := metrics.get("categories"):
+        counts = ", ".join(f"{pair} {found['count']:,}" for pair, found in categories.items())
+        parts.append(f"(format, answer): {counts}")
+    return "; ".join(parts)
 
 
 def _frame(task: str, options: argparse.Namespace) -> str:
@@ -225,7 +246,6 @@ def _questions(task: str, config: ChatEvalConfig) -> tuple[list[dict[str, Any]],
     from cs336.evals.suite import questions
 
     if task == "math":
-        catalog.require("math")
         return read_math(catalog.files_of("math")["test_answers.jsonl"]), "math"
     if task == "gsm8k":
         examples, name = questions("gsm8k")
@@ -260,10 +280,16 @@ def _scores(
 
 
 def _judge(task: str, options: argparse.Namespace) -> Any:
-    from cs336.evals.suite import JudgeConfig, pair_judge, safety_judge
+    from cs336.evals.suite import pair_judge, safety_judge
 
-    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
+    config = _judge_config(options)
     return pair_judge(config) if task == "alpaca_eval" else safety_judge(config)
+
+
+def _judge_config(options: argparse.Namespace) -> JudgeConfig:
+    from cs336.evals.suite import JudgeConfig
+
+    return JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
 
 
 def _judged(task: str, result: EvalResult, judge: Any, name: str, folder: Path) -> dict[str, Any]:

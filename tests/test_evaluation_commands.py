@@ -156,9 +156,31 @@ def test_mistakes_are_one_line(arguments, said, capsys):
     assert said in error and error.count("\n") == 1
 
 
-def test_what_a_task_needs_and_the_model_has_not_is_one_line(folder, capsys):
-    assert main(["evaluate", "math", "--model", str(folder)]) == 1
-    assert "math (" in capsys.readouterr().err
+def test_what_is_not_here_is_told_before_anything_is_answered(folder, monkeypatch, capsys):
+    asked = ["--model", str(folder), "--examples", "1", "--max-new-tokens", "4"]
+    assert main(["evaluate", "gsm8k", "math", *asked]) == 1
+    printed = capsys.readouterr()
+    assert "math (" in printed.err and not printed.out
+    monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda name: None)
+    assert main(["evaluate", "gsm8k", "safety", *asked, "--judge", "some/judge"]) == 1
+    printed = capsys.readouterr()
+    assert "vLLM is not installed" in printed.err and not printed.out
+    monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda name: name)
+    assert main(["evaluate", "gsm8k", "safety", *asked, "--judge", "llama-3.3-70b-instruct"]) == 1
+    printed = capsys.readouterr()
+    assert "llama-3.3-70b-instruct (" in printed.err and not printed.out
+    assert main(["evaluate", "gsm8k", *asked, "--judge", "some/judge"]) == 0
+
+
+def test_what_was_cut_off_and_how_answers_were_formed_stands_beside_the_score(folder, capsys):
+    asked = ["--model", str(folder), "--examples", "3", "--max-new-tokens", "4"]
+    assert main(["evaluate", "gsm8k", *asked]) == 0
+    assert "; 3 prompts lost their beginning; 3 answers were cut off\n" in capsys.readouterr().out
+    assert main(["evaluate", "gsm8k", *asked, "--frame", "r1_zero_short"]) == 0
+    assert "; (format, answer): (1,1) 0, (1,0) 0, (0,0) 3\n" in capsys.readouterr().out
+
+
+def test_more_tokens_than_the_model_has_places_are_one_line(folder, capsys):
     assert main(["evaluate", "gsm8k", "--model", str(folder), "--max-new-tokens", "96"]) == 1
     assert "leaves no room for a prompt in a context of 96" in capsys.readouterr().err
 

@@ -187,19 +187,25 @@ def opponent() -> Opponent:
     return Opponent(questions("alpaca_eval")[0], None)
 
 
-def pair_judge(config: JudgeConfig) -> PairJudge:
-    """The judge of answers.
+def require_judge(config: JudgeConfig) -> None:
+    """Do nothing if the judge can be had, as far as can be told without reading it: before answers are made for it.
 
     Raises:
         UserError: a model was asked for, and vLLM is not installed or the catalogue's is not here.
     """
+    if config.model != OFFLINE:
+        _judge_model(config)
+
+
+def pair_judge(config: JudgeConfig) -> PairJudge:
+    """The judge of answers; errors as `require_judge`."""
     if config.model == OFFLINE:
         return rule_pair_judge()
     return vllm_ranking_judge(_judge_model(config), num_gpus=config.num_gpus)
 
 
 def safety_judge(config: JudgeConfig) -> SafetyJudge:
-    """The judge of safety; errors as `pair_judge`."""
+    """The judge of safety; errors as `require_judge`."""
     if config.model == OFFLINE:
         return RuleSafetyJudge()
     return vllm_safety_judge(_judge_model(config), num_gpus=config.num_gpus)
