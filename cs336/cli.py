@@ -324,13 +324,11 @@ def _not_there(preset: str, asset: str) -> str:
         for path in store.folder.glob(f"{pattern}/{MANIFEST}")
     )
     names = sorted({name.partition("/")[0] for name in made})
+    makes = f"`cs336 run --preset {preset}` makes it, or with --job one of the experiments"
     close = difflib.get_close_matches(asset, made, n=3) or difflib.get_close_matches(asset, names, n=3)
     if close:
-        return f"{store.path(asset)}: not there; did you mean {' or '.join(close)}?"
-    return (
-        f"{store.path(asset)}: not there yet; `cs336 run --preset {preset}` makes it, or with --job one of the"
-        f" experiments. There are: {', '.join(names) or 'none so far'}"
-    )
+        return f"{store.path(asset)}: not there; did you mean {' or '.join(close)}? Else {makes}"
+    return f"{store.path(asset)}: not there yet; {makes}. There are: {', '.join(names) or 'none so far'}"
 
 
 def _look(options: argparse.Namespace) -> None:
