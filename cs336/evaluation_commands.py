@@ -47,9 +47,10 @@ examples:
   cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
 
-Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has all
-scores. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336 data list` shows
-what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's opinion.
+Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has the
+scores of the last call. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336
+data list` shows what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's
+opinion.
 """
 
 
@@ -146,7 +147,9 @@ def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
     from cs336.preset_lookup import find_preset
     from cs336.store import Store
 
-    find_preset(options.preset)
+    preset = find_preset(options.preset)
+    if start := preset.policy.start or preset.instructions.base:  # a checkpoint is its base model
+        return start, options.tokenizer
     folder = Store(options.preset).path("base_model")
     if not folder.exists():
         raise UserError(f"{folder}: not there yet; `cs336 run --preset {options.preset}` makes it, or give --model")

@@ -142,6 +142,7 @@ def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(fol
     [
         (["gsm8k"], "not there yet; `cs336 run --preset tiny` makes it, or give --model"),
         (["gsm8k", "--preset", "huge"], "no preset 'huge'"),
+        (["gsm8k", "--preset", "qwen_math"], "qwen2.5-math-1.5b (Qwen2.5-Math-1.5B base"),
         (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
         (["math", "gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
