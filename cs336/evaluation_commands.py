@@ -177,9 +177,9 @@ def _told(metrics: Mapping[str, Any]) -> str:
     seconds, speed = metrics["generate_seconds"], metrics["examples_per_second"]
     parts = [f"{metrics['num_examples']:,} answers in {seconds:.1f} s, {speed:.1f} examples/s"]
     if prompts := metrics["num_prompts_truncated"]:
-        parts.append(f"{prompts:,} prompts lost their beginning")
+        parts.append(f"prompts without their beginning: {prompts:,}")
     if outputs := metrics["num_outputs_truncated"]:
-        parts.append(f"{outputs:,} answers were cut off")
+        parts.append(f"answers cut off: {outputs:,}")
     if categories := metrics.get("categories"):
         counts = ", ".join(f"{pair} {found['count']:,}" for pair, found in categories.items())
         parts.append(f"(format, answer): {counts}")

@@ -176,7 +176,7 @@ def test_what_is_not_here_is_told_before_anything_is_answered(folder, monkeypatc
 def test_what_was_cut_off_and_how_answers_were_formed_stands_beside_the_score(folder, capsys):
     asked = ["--model", str(folder), "--examples", "3", "--max-new-tokens", "4"]
     assert main(["evaluate", "gsm8k", *asked]) == 0
-    assert "; 3 prompts lost their beginning; 3 answers were cut off\n" in capsys.readouterr().out
+    assert "; prompts without their beginning: 3; answers cut off: 3\n" in capsys.readouterr().out
     assert main(["evaluate", "gsm8k", *asked, "--frame", "r1_zero_short"]) == 0
     assert "; (format, answer): (1,1) 0, (1,0) 0, (0,0) 3\n" in capsys.readouterr().out
 
