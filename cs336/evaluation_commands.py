@@ -63,6 +63,9 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--preset", default="tiny", help="whose base model, without --model (default: %(default)s)")
     command.add_argument("--frame", choices=(*CHAT_FRAMES, *TEMPLATES), help="what stands around a question")
     command.add_argument("--examples", type=int, default=0, metavar="N", help="questions of each task (default: all)")
+    command.add_argument(
+        "--shots", type=int, default=0, metavar="N", help="worked questions before MMLU's likeliest letter (default: 0)"
+    )
     command.add_argument("--levels", type=int, nargs="+", default=[1], help="of generated problems (default: 1)")
     command.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer (default: 256, 1,024 with a reasoning frame)"
@@ -125,8 +128,8 @@ def _check(options: argparse.Namespace) -> None:
     temperatures = [_temperature(task, options) for task in options.tasks]
     if len(options.seeds) > 1 and not all(temperatures):
         raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
-    if options.examples < 0 or min(temperatures) < 0 or min(options.seeds) < 0:
-        raise UserError("--examples, --temperature and --seeds are 0 or more")
+    if min(options.examples, options.shots, *temperatures, *options.seeds) < 0:
+        raise UserError("--examples, --shots, --temperature and --seeds are 0 or more")
     if options.engine == "vllm":
         from cs336.generate.vllm import require_vllm
 
@@ -198,7 +201,7 @@ def _temperature(task: str, options: argparse.Namespace) -> float:
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:
     from cs336.evals.suite import FRAMES, answer
 
-    return answer(task, answerer, _config(options, answerer), frame=FRAMES[frame])
+    return answer(task, answerer, _config(options, answerer), frame=FRAMES[frame], num_shots=options.shots)
 
 
 def _config(options: argparse.Namespace, answerer: Answerer) -> ChatEvalConfig:

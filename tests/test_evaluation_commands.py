@@ -149,6 +149,7 @@ def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(fol
         (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
         (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
         (["gsm8k", "--examples", "-1"], "are 0 or more"),
+        (["mmlu", "--shots", "-1"], "are 0 or more"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):
