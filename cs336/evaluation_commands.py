@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cs336.command_line import add_action
@@ -275,7 +276,8 @@ def _scores(
         if len(results) == 1:
             return rows(first)
         likeliest = {key: value for key, value in first.items() if key.startswith("choice_")}  # no sampling in these
-        return rows(likeliest | pool_seeds([result for _, result in results]))
+        unparseable = {"unparseable_share": fmean(result.metrics["unparseable_share"] for _, result in results)}
+        return rows(likeliest | unparseable | pool_seeds([result for _, result in results]))
     judge = _judge(task, options)  # one for all seeds: it may take minutes to read
     scores = []
     for seed, result in results:

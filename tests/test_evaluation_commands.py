@@ -59,8 +59,9 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
     assert main(["evaluate", "generated", "--model", str(folder), *asked, "--max-new-tokens", "8"]) == 0
     capsys.readouterr()
     (out,) = (tmp_path / "evaluations").iterdir()
-    (score,) = json.loads((out / "scores.json").read_text())
+    score, unparseable = json.loads((out / "scores.json").read_text())
     assert (score["num_examples"], score["value"]) == (4, 0.0) and score["high"] > 0
+    assert (unparseable["metric"], unparseable["value"]) == ("unparseable_share", 1.0)
     outputs = [
         [row["output"] for row in read_jsonl(out / "generated" / f"seed-{seed}" / "rows.jsonl")] for seed in (0, 1)
     ]
