@@ -23,8 +23,7 @@ from cs336.scaling import commands as scaling_commands
 from cs336.service import commands as service_commands
 
 if TYPE_CHECKING:
-    from cs336.model.transformer import TransformerLM
-    from cs336.tokenizer.bpe import Tokenizer
+    from cs336.generate.checkpoints import Checkpoint
 
 _LINE_WIDTH = 120  # of what `show` prints
 
@@ -324,13 +323,11 @@ def _not_there(preset: str, asset: str) -> str:
         for path in store.folder.glob(f"{pattern}/{MANIFEST}")
     )
     names = sorted({name.partition("/")[0] for name in made})
+    makes = f"`cs336 run --preset {preset}` makes it, or with --job one of the experiments"
     close = difflib.get_close_matches(asset, made, n=3) or difflib.get_close_matches(asset, names, n=3)
     if close:
-        return f"{store.path(asset)}: not there; did you mean {' or '.join(close)}?"
-    return (
-        f"{store.path(asset)}: not there yet; `cs336 run --preset {preset}` makes it, or with --job one of the"
-        f" experiments. There are: {', '.join(names) or 'none so far'}"
-    )
+        return f"{store.path(asset)}: not there; did you mean {' or '.join(close)}? Else {makes}"
+    return f"{store.path(asset)}: not there yet; {makes}. There are: {', '.join(names) or 'none so far'}"
 
 
 def _look(options: argparse.Namespace) -> None:
@@ -361,7 +358,8 @@ def _generate(options: argparse.Namespace) -> int:
 
     if options.num_samples < 1:
         raise UserError(f"--num-samples is {options.num_samples}; give 1 or more")
-    model, codec, _ = _open_model(options)
+    checkpoint = _open_model(options)
+    model, codec = checkpoint.model, checkpoint.codec
     settings: dict[str, Any] = {
         "max_new_tokens": options.tokens,
         "temperature": options.temperature,
@@ -413,7 +411,8 @@ def _chat(options: argparse.Namespace) -> None:
             settings.change(name, str(getattr(options, name)))
         except ValueError as error:
             raise UserError(f"--{name.replace('_', '-')}: {error}") from None
-    model, codec, folder = _open_model(options)
+    checkpoint = _open_model(options)
+    model, codec, folder = checkpoint.model, checkpoint.codec, checkpoint.folder
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{folder}: {num_parameters:,} parameters, context of {model.config.context_length:,} tokens, on"
@@ -425,44 +424,33 @@ def _chat(options: argparse.Namespace) -> None:
     chat(model, codec, settings)
 
 
-def _open_model(options: argparse.Namespace) -> tuple[TransformerLM, Tokenizer, Path]:
-    """The model that `--model` or `--preset` names, its tokenizer, and its folder."""
+def _open_model(options: argparse.Namespace) -> Checkpoint:
+    """The model that `--model` or `--preset` names, in fp32, with its tokenizer."""
+    import torch
+
+    from cs336.generate.checkpoints import load_checkpoint
     from cs336.hardware import pick_device
-    from cs336.model.transformer import load_model
     from cs336.preset_lookup import find_preset
     from cs336.store import Store
-    from cs336.tokenizer.bpe import Tokenizer
-    from cs336.tokenizer.formats import HUGGING_FACE_FILE, OWN_FILE
+    from cs336.tokens.codec import end_of_text_id
 
     device = pick_device(options.device)
-    if options.model is None:
+    folder, tokenizer = options.model, None
+    if folder is None:
         find_preset(options.preset)
         store = Store(options.preset)
         folder, tokenizer = _made(store.path("base_model")), _made(store.path("tokenizer"))
-    else:
-        folder = options.model
-        if not (folder / "config.json").is_file():
-            state = "holds no finished model (config.json)" if folder.is_dir() else "not found"
-            raise UserError(f"{folder}: {state}; --model takes the folder of a finished training, such as base_model")
-        # A model exported whole has its tokenizer with it; among artifacts it stands beside.
-        inside = any((folder / name).is_file() for name in (OWN_FILE, HUGGING_FACE_FILE))
-        tokenizer = folder if inside else folder.resolve().parent / "tokenizer"
-        if not tokenizer.exists():
-            raise UserError(f"{folder}: has no tokenizer with it; copy {OWN_FILE} of the one it was trained with there")
+    elif not (folder / "config.json").is_file():
+        state = "holds no finished model (config.json)" if folder.is_dir() else "not found"
+        raise UserError(f"{folder}: {state}; --model takes the folder of a finished training, such as base_model")
     if "model_type" in read_json(folder / "config.json"):
         raise UserError(f"{folder}: is a Hugging Face checkpoint; --model takes a folder such as base_model")
-    model = load_model(folder, device=device)
-    codec = Tokenizer.load(tokenizer)
+    checkpoint = load_checkpoint(folder, tokenizer=tokenizer, device=device, dtype=torch.float32)
     try:
-        codec.end_of_text_id  # noqa: B018 - generation ends there
+        end_of_text_id(checkpoint.tokenizer)  # generation ends there
     except ValueError as error:
-        raise UserError(f"{tokenizer}: {error}") from None
-    if codec.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{tokenizer}: {codec.vocab_size:,} tokens, but the model {folder} knows {model.config.vocab_size:,};"
-            " they are not of the same training"
-        )
-    return model, codec, folder
+        raise UserError(f"{tokenizer or folder}: {error}") from None
+    return checkpoint
 
 
 def _made(folder: Path) -> Path:
@@ -477,12 +465,12 @@ def _export(options: argparse.Namespace) -> None:
     from cs336.model.huggingface import save_huggingface
     from cs336.tokenizer.formats import HUGGING_FACE_FILE
 
-    model, tokenizer, folder = _open_model(options)
+    checkpoint, dtype = _open_model(options), getattr(torch, options.dtype)
     try:
-        save_huggingface(model, options.folder, tokenizer=tokenizer, dtype=getattr(torch, options.dtype))
+        save_huggingface(checkpoint.model, options.folder, tokenizer=checkpoint.tokenizer, dtype=dtype)
     except ValueError as error:
-        raise UserError(f"{folder}: {error}") from None
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+        raise UserError(f"{checkpoint.folder}: {error}") from None
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     print(f"{options.folder}: {parameters:,} parameters in {options.dtype}; in transformers:")
     print(f'  model = AutoModelForCausalLM.from_pretrained("{options.folder}")')
     if (options.folder / HUGGING_FACE_FILE).exists():

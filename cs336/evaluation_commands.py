@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cs336.command_line import add_action
@@ -14,7 +15,7 @@ from cs336.files import UserError
 if TYPE_CHECKING:
     from cs336.evals.answerer import Answerer
     from cs336.evals.report import ScoreRow
-    from cs336.evals.suite import ChatEvalConfig
+    from cs336.evals.suite import ChatEvalConfig, JudgeConfig
     from cs336.evals.task import EvalResult
 
 TASKS = ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety")
@@ -47,9 +48,10 @@ examples:
   cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
 
-Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has all
-scores. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336 data list` shows
-what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's opinion.
+Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has the
+scores of the last call. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336
+data list` shows what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's
+opinion.
 """
 
 
@@ -62,6 +64,9 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--preset", default="tiny", help="whose base model, without --model (default: %(default)s)")
     command.add_argument("--frame", choices=(*CHAT_FRAMES, *TEMPLATES), help="what stands around a question")
     command.add_argument("--examples", type=int, default=0, metavar="N", help="questions of each task (default: all)")
+    command.add_argument(
+        "--shots", type=int, default=0, metavar="N", help="worked questions before MMLU's likeliest letter (default: 0)"
+    )
     command.add_argument("--levels", type=int, nargs="+", default=[1], help="of generated problems (default: 1)")
     command.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer (default: 256, 1,024 with a reasoning frame)"
@@ -124,12 +129,20 @@ def _check(options: argparse.Namespace) -> None:
     temperatures = [_temperature(task, options) for task in options.tasks]
     if len(options.seeds) > 1 and not all(temperatures):
         raise UserError("--seeds: greedy answers are the same with every seed; give --temperature 1, or one seed")
-    if options.examples < 0 or min(temperatures) < 0 or min(options.seeds) < 0:
-        raise UserError("--examples, --temperature and --seeds are 0 or more")
+    if min(options.examples, options.shots, *temperatures, *options.seeds) < 0:
+        raise UserError("--examples, --shots, --temperature and --seeds are 0 or more")
     if options.engine == "vllm":
         from cs336.generate.vllm import require_vllm
 
         require_vllm()
+    if "math" in options.tasks:
+        from cs336 import catalog
+
+        catalog.require("math")
+    from cs336.evals.suite import JUDGED, require_judge
+
+    if set(options.tasks) & set(JUDGED):
+        require_judge(_judge_config(options))
 
 
 def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
@@ -138,7 +151,9 @@ def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
     from cs336.preset_lookup import find_preset
     from cs336.store import Store
 
-    find_preset(options.preset)
+    preset = find_preset(options.preset)
+    if start := preset.policy.start or preset.instructions.base:  # a checkpoint is its base model
+        return start, options.tokenizer
     folder = Store(options.preset).path("base_model")
     if not folder.exists():
         raise UserError(f"{folder}: not there yet; `cs336 run --preset {options.preset}` makes it, or give --model")
@@ -157,9 +172,22 @@ def _answers(
             _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
         )
         save_result(folder / task / f"seed-{seed}", result)
-        speed = f"{result.metrics['generate_seconds']:.1f} s, {result.metrics['examples_per_second']:.1f} examples/s"
-        print(f"{task}, seed {seed}: {result.metrics['num_examples']:,} answers in {speed}", flush=True)
+        print(f"{task}, seed {seed}: {_told(result.metrics)}", flush=True)
         yield seed, result
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    """What stands beside a score: how fast answers came, what was cut off, and categories of format and answer."""
+    seconds, speed = metrics["generate_seconds"], metrics["examples_per_second"]
+    parts = [f"{metrics['num_examples']:,} answers in {seconds:.1f} s, {speed:.1f} examples/s"]
+    if prompts := metrics["num_prompts_truncated"]:
+        parts.append(f"prompts without their beginning: {prompts:,}")
+    if outputs := metrics["num_outputs_truncated"]:
+        parts.append(f"answers cut off: {outputs:,}")
+    if categories := metrics.get("categories"):
+        counts = ", ".join(f"{pair} {found['count']:,}" for pair, found in categories.items())
+        parts.append(f"(format, answer): {counts}")
+    return "; ".join(parts)
 
 
 def _frame(task: str, options: argparse.Namespace) -> str:
@@ -174,7 +202,7 @@ def _temperature(task: str, options: argparse.Namespace) -> float:
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:
     from cs336.evals.suite import FRAMES, answer
 
-    return answer(task, answerer, _config(options, answerer), frame=FRAMES[frame])
+    return answer(task, answerer, _config(options, answerer), frame=FRAMES[frame], num_shots=options.shots)
 
 
 def _config(options: argparse.Namespace, answerer: Answerer) -> ChatEvalConfig:
@@ -225,7 +253,6 @@ def _questions(task: str, config: ChatEvalConfig) -> tuple[list[dict[str, Any]],
     from cs336.evals.suite import questions
 
     if task == "math":
-        catalog.require("math")
         return read_math(catalog.files_of("math")["test_answers.jsonl"]), "math"
     if task == "gsm8k":
         examples, name = questions("gsm8k")
@@ -249,7 +276,8 @@ def _scores(
         if len(results) == 1:
             return rows(first)
         likeliest = {key: value for key, value in first.items() if key.startswith("choice_")}  # no sampling in these
-        return rows(likeliest | pool_seeds([result for _, result in results]))
+        unparseable = {"unparseable_share": fmean(result.metrics["unparseable_share"] for _, result in results)}
+        return rows(likeliest | unparseable | pool_seeds([result for _, result in results]))
     judge = _judge(task, options)  # one for all seeds: it may take minutes to read
     scores = []
     for seed, result in results:
@@ -260,10 +288,16 @@ def _scores(
 
 
 def _judge(task: str, options: argparse.Namespace) -> Any:
-    from cs336.evals.suite import JudgeConfig, pair_judge, safety_judge
+    from cs336.evals.suite import pair_judge, safety_judge
 
-    config = JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
+    config = _judge_config(options)
     return pair_judge(config) if task == "alpaca_eval" else safety_judge(config)
+
+
+def _judge_config(options: argparse.Namespace) -> JudgeConfig:
+    from cs336.evals.suite import JudgeConfig
+
+    return JudgeConfig(model=options.judge, num_gpus=options.judge_gpus)
 
 
 def _judged(task: str, result: EvalResult, judge: Any, name: str, folder: Path) -> dict[str, Any]:

@@ -251,10 +251,11 @@ def _verdict(check: Check, preset: Preset, store: Store, shards: Collection[str]
     except UserError as missing:  # what it compares with is not here: that is no pass
         return {"passed": False, "severity": severity, "description": f"not checked: {missing}", "metadata": {}}
     facts = ", ".join(f"{name} {value}" for name, value in metadata.items() if not isinstance(value, dict))
+    fails = f"does not hold: {inspect.cleandoc(check.function.__doc__ or '')}" + f" ({facts})" * bool(facts)
     return {
         "passed": bool(passed),
         "severity": severity,
-        "description": None if passed else f"does not hold: {inspect.cleandoc(check.function.__doc__ or '')} ({facts})",
+        "description": None if passed else fails,
         "metadata": to_dagster(metadata, store.path(check.asset)),
     }
 

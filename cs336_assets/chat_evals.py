@@ -25,7 +25,6 @@ from cs336.evals.suite import (
     JudgeConfig,
     Opponent,
     answer,
-    failed,
     failures,
     judge_answers,
     opponent,
@@ -331,8 +330,3 @@ def _changes(task: str, of_task: Mapping[str, tuple[float, float, float]]) -> It
         if low > was_high or high < was_low:
             word = "rises" if value > was else "falls"
             yield f"{task} {word} by {100 * abs(value - was):.1f} points from {before} to {model}."
-
-
-def rows_that_failed(folder: Path) -> list[dict[str, Any]]:
-    """Rows of graded answers that are wrong."""
-    return [row for row in read_jsonl(folder / ANSWERS_FILE) if failed(row)]

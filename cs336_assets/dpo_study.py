@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cs336.evals.reasoning import pool_seeds
 from cs336.evals.report import Z_95, format_score, wilson_interval
+from cs336.evals.seeds import without_seed
 from cs336.evals.task import EvalResult
 from cs336.files import read_json, read_jsonl, write_json
 from cs336.leaderboard import scores_version
@@ -22,7 +22,6 @@ from cs336_assets.crawl import page_table
 from cs336_assets.instruct import KEPT_FILE
 
 STUDY_FILE = "study.json"
-_SEED = re.compile(r"_seed_\d+$")
 
 
 @asset(group="instruct", kinds={"matplotlib"}, owner="team:evals", watches=scores_version)
@@ -34,9 +33,9 @@ def dpo_study(step: Step, dpo_model: list[Path], instruction_answers: list[Path]
     interval is that of the mean difference, question by question.
     """
     root = dpo_model[0].parents[2]
-    stem = _SEED.sub("", step.preset)
+    stem = without_seed(step.preset)
     kinds = [folder.name for folder in dpo_model]
-    presets = [each for each in sorted(root.iterdir()) if _SEED.sub("", each.name) == stem and _is_whole(each, kinds)]
+    presets = [each for each in sorted(root.iterdir()) if without_seed(each.name) == stem and _is_whole(each, kinds)]
     study = {kind: _of_kind(presets, kind) for kind in kinds}
     write_json(step.folder / STUDY_FILE, study)
     curves = {kind: [list(read_jsonl(each / "dpo_model" / kind / METRICS_FILE)) for each in presets] for kind in kinds}

@@ -169,7 +169,8 @@ def preference_data(
 ) -> Metadata:
     """Pairs of responses, the better one known: people's choices (HH), or right before wrong solutions.
 
-    Of HH, dialogues with more than one human message are dropped, as are those whose sides differ before the reply.
+    Of HH, dialogues with more than one human message are dropped, as are those whose sides differ before the reply, or
+    not at all.
     Solutions are written ones, or the tuned model's own answers, which are marked.
     """
     if instruction_model is None:

@@ -159,9 +159,9 @@ def questions_leave_room_to_think(
     broken = []
     if not is_huggingface(tokenizer):  # some of theirs tidy up the blanks of what they decode
         broken = [prompt for prompt, ids in zip(prompts, encoded, strict=True) if tokenizer.decode(ids) != prompt]
-    longest = max(map(len, encoded))
-    facts = {"longest_prompt": longest, "context_length": context_length, "broken": broken[:3]}
-    return not broken and context_length - longest >= reasoning.grpo.sampling_max_tokens, facts
+    longest, response = max(map(len, encoded)), reasoning.grpo.sampling_max_tokens
+    facts = {"longest_prompt": longest, "longest_response": response, "context_length": context_length}
+    return not broken and longest + response <= context_length, facts | {"broken": broken[:3]}
 
 
 # ---- training

@@ -61,7 +61,7 @@ def _read_aloud(row: Mapping[str, Any]) -> str:
     """One response with what it earned."""
     earned = f"format {row['format_reward']:g}, reward {row['reward']:g}, right answer `{row['ground_truth']}`"
     entropy = row.get("mean_token_entropy")  # an empty response has none
-    sure = "" if entropy is None else f", {entropy:.2f} nats each"
+    sure = "" if entropy is None else f", {entropy:.2f} nats of entropy a token"
     return f"{preview(row['prompt'][-600:] + row['response'], 2_000)}\n{earned}, {row['num_tokens']} tokens{sure}"
 
 

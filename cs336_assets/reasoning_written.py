@@ -268,6 +268,8 @@ def _on_speed(run: Run, on: Run) -> str:
     best = max(row["valid_accuracy"] for row in on.rows if "valid_accuracy" in row)
     theirs, ours = reached(on.rows, best), reached(run.rows, best)
     assert theirs is not None
+    if not theirs.steps:
+        return f"`{on.name}` never rose above where both start, {best:.1%}: there is no speed to compare."
     there = f"the best validation of `{on.name}`, {best:.1%} after {theirs.steps} batches and {theirs.seconds:.0f} s"
     if ours is None:
         return f"`{run.name}` never reached {there}."

@@ -113,6 +113,16 @@ def test_a_preset_with_a_mistake_does_not_hide_the_others(capsys, monkeypatch, t
     assert "[mine]" in printed.err and len(printed.err.splitlines()) == 1
 
 
+def test_what_is_not_made_yet_is_told_from_what_is_alike(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CS336_ARTIFACTS", str(tmp_path))
+    for name in ("reasoning_study", "tokenizer"):
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        write_json(tmp_path / "tiny" / name / "manifest.json", {})
+    assert main(["show", "grpo_study"]) == 1
+    printed = capsys.readouterr().err
+    assert "not there; did you mean reasoning_study? Else `cs336 run --preset tiny` makes it, or with --job" in printed
+
+
 def test_alone_it_says_how_it_is_used(capsys):
     assert main([]) == 0
     assert capsys.readouterr().out.startswith("usage: cs336")

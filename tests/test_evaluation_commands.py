@@ -59,8 +59,9 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
     assert main(["evaluate", "generated", "--model", str(folder), *asked, "--max-new-tokens", "8"]) == 0
     capsys.readouterr()
     (out,) = (tmp_path / "evaluations").iterdir()
-    (score,) = json.loads((out / "scores.json").read_text())
+    score, unparseable = json.loads((out / "scores.json").read_text())
     assert (score["num_examples"], score["value"]) == (4, 0.0) and score["high"] > 0
+    assert (unparseable["metric"], unparseable["value"]) == ("unparseable_share", 1.0)
     outputs = [
         [row["output"] for row in read_jsonl(out / "generated" / f"seed-{seed}" / "rows.jsonl")] for seed in (0, 1)
     ]
@@ -142,12 +143,14 @@ def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(fol
     [
         (["gsm8k"], "not there yet; `cs336 run --preset tiny` makes it, or give --model"),
         (["gsm8k", "--preset", "huge"], "no preset 'huge'"),
+        (["gsm8k", "--preset", "qwen_math"], "qwen2.5-math-1.5b (Qwen2.5-Math-1.5B base"),
         (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
         (["math", "gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
         (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
         (["gsm8k", "--examples", "-1"], "are 0 or more"),
+        (["mmlu", "--shots", "-1"], "are 0 or more"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):
@@ -156,9 +159,31 @@ def test_mistakes_are_one_line(arguments, said, capsys):
     assert said in error and error.count("\n") == 1
 
 
-def test_what_a_task_needs_and_the_model_has_not_is_one_line(folder, capsys):
-    assert main(["evaluate", "math", "--model", str(folder)]) == 1
-    assert "math (" in capsys.readouterr().err
+def test_what_is_not_here_is_told_before_anything_is_answered(folder, monkeypatch, capsys):
+    asked = ["--model", str(folder), "--examples", "1", "--max-new-tokens", "4"]
+    assert main(["evaluate", "gsm8k", "math", *asked]) == 1
+    printed = capsys.readouterr()
+    assert "math (" in printed.err and not printed.out
+    monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda name: None)
+    assert main(["evaluate", "gsm8k", "safety", *asked, "--judge", "some/judge"]) == 1
+    printed = capsys.readouterr()
+    assert "vLLM is not installed" in printed.err and not printed.out
+    monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda name: name)
+    assert main(["evaluate", "gsm8k", "safety", *asked, "--judge", "llama-3.3-70b-instruct"]) == 1
+    printed = capsys.readouterr()
+    assert "llama-3.3-70b-instruct (" in printed.err and not printed.out
+    assert main(["evaluate", "gsm8k", *asked, "--judge", "some/judge"]) == 0
+
+
+def test_what_was_cut_off_and_how_answers_were_formed_stands_beside_the_score(folder, capsys):
+    asked = ["--model", str(folder), "--examples", "3", "--max-new-tokens", "4"]
+    assert main(["evaluate", "gsm8k", *asked]) == 0
+    assert "; prompts without their beginning: 3; answers cut off: 3\n" in capsys.readouterr().out
+    assert main(["evaluate", "gsm8k", *asked, "--frame", "r1_zero_short"]) == 0
+    assert "; (format, answer): (1,1) 0, (1,0) 0, (0,0) 3\n" in capsys.readouterr().out
+
+
+def test_more_tokens_than_the_model_has_places_are_one_line(folder, capsys):
     assert main(["evaluate", "gsm8k", "--model", str(folder), "--max-new-tokens", "96"]) == 1
     assert "leaves no room for a prompt in a context of 96" in capsys.readouterr().err
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from cs336.cli import main
+from cs336.generate.checkpoints import load_checkpoint
 from cs336.model.transformer import ModelConfig, TransformerLM, save_model
+from cs336.posttrain.policy import save_policy
 from cs336.store import Store
 from cs336.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from tests.generate.toy import save_qwen2_of_letters
 
 MODEL = ModelConfig(context_length=16, d_model=32, num_layers=2, num_heads=4, vocab_size=259)
 
@@ -53,6 +56,25 @@ def test_the_exported_folder_opens_in_transformers(dtype, artifacts, tmp_path, c
     assert tokenizer.eos_token_id == theirs.config.eos_token_id == ours.end_of_text_id
     assert Tokenizer.load(tmp_path / "out").encode(TEXT) == ours.encode(TEXT)
     torch.testing.assert_close(theirs.float()(ids).logits, model(ids), atol=tolerance, rtol=tolerance)
+
+
+def test_a_policy_of_another_tokenizer_goes_out_as_it_came_in(tmp_path, capsys):
+    """What GRPO makes of a checkpoint of the Hub: weights in our form, and the tokenizer of transformers."""
+    transformers = pytest.importorskip("transformers")
+    save_qwen2_of_letters(tmp_path / "theirs")
+    came = load_checkpoint(tmp_path / "theirs")
+    save_policy(came.model, came.tokenizer, tmp_path / "policy")
+    assert main(["export", str(tmp_path / "out"), "--model", str(tmp_path / "policy")]) == 0
+    assert f'AutoTokenizer.from_pretrained("{tmp_path / "out"}")' in capsys.readouterr().out
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = came.tokenizer.encode("abc")
+    assert tokenizer.encode("abc") == ids
+    assert theirs.config.eos_token_id == came.tokenizer.eos_token_id
+    assert theirs.config.bos_token_id == came.tokenizer.bos_token_id
+    torch.testing.assert_close(theirs(torch.tensor([ids])).logits, came.model(torch.tensor([ids])))
+    assert main(["generate", "abc", "--model", str(tmp_path / "policy"), "--tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("abc")
 
 
 def test_a_folder_that_holds_something_is_left_alone(artifacts, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`python -m cs336.evals.alpaca_judge`: compare the outputs in an AlpacaEval prediction file with GPT-4 Turbo's.
 
-With the name or path of a chat model on vLLM; or, with `offline`, by rules that are no model's opinion.
+With a chat model on vLLM, by name, path or entry of the catalogue; or, with `offline`, by rules that are no model's
+opinion.
 The prediction file is also what the `alpaca_eval` command reads.
 """
 
@@ -18,7 +19,8 @@ from cs336.evals.alpaca_eval import (
     read_predictions,
     references_of,
 )
-from cs336.evals.judges import OFFLINE, RANKING_NUM_GPUS, rule_pair_judge, vllm_ranking_judge
+from cs336.evals.judges import OFFLINE, RANKING_NUM_GPUS
+from cs336.evals.suite import JudgeConfig, pair_judge
 from cs336.files import UserError, write_jsonl
 
 
@@ -31,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference-path", type=Path, help="JSON array of another opponent's outputs")
     parser.add_argument("--output-path", type=Path, required=True, help="JSON Lines with the annotations")
     options = parser.parse_args(arguments)
-    model = options.model_name_or_path
     try:
         predictions = read_predictions(options.input_path)
         if options.reference_path:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             stored = [read_annotations(path) for path in catalog.require_files("alpaca-eval-preferences")]
             references, difficulty = references_of(stored[0]), difficulty_of(stored)
-        judge = rule_pair_judge() if model == OFFLINE else vllm_ranking_judge(model, num_gpus=options.num_gpus)
+        judge = pair_judge(JudgeConfig(model=options.model_name_or_path, num_gpus=options.num_gpus))
         result = judge_alpaca_eval(predictions, references, judge=judge, difficulty=difficulty)
         write_jsonl(options.output_path, result.rows)
     except (UserError, ValueError) as error:

@@ -98,8 +98,8 @@ def correct_traces(
         template: of the prompts.
 
     Returns:
-        The traces kept, in order, with `ground_truth`, and how many were "kept", "wrong", or had
-        "no problem" of their question.
+        The traces kept, in order, with `ground_truth`, and how many were "kept", "wrong", "not in form" (which earns
+        nothing, however right the answer), or had "no problem" of their question.
     """
     answers = {_key(problem["question"]): problem["answer"] for problem in problems}
     keys = [_key(question_of(trace["prompt"], template=template)) for trace in traces]
@@ -108,7 +108,13 @@ def correct_traces(
     ]
     rewards = reward([trace["response"] for trace in joined], [trace["ground_truth"] for trace in joined])
     kept = [trace for trace, scores in zip(joined, rewards, strict=True) if scores["reward"] == 1]
-    return kept, {"kept": len(kept), "wrong": len(joined) - len(kept), "no problem": len(traces) - len(joined)}
+    formless = sum(scores["format_reward"] == 0 for scores in rewards)
+    return kept, {
+        "kept": len(kept),
+        "wrong": len(joined) - len(kept) - formless,
+        "not in form": formless,
+        "no problem": len(traces) - len(joined),
+    }
 
 
 def _key(question: str) -> str:

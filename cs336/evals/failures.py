@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOTHING = "nothing written"
+NO_WORDS = "signs alone, no words"
 REPEATS = "repeats itself"
 CUT_OFF = "cut off before an answer"
 NO_ANSWER = "no answer in the form asked for"
@@ -15,7 +16,7 @@ WRONG = "wrong answer"
 ECHO = "repeats what was asked"
 SHORT = "fewer than ten words"
 OTHER = "other text"
-KINDS = (NOTHING, REPEATS, CUT_OFF, NO_ANSWER, WRONG, ECHO, SHORT, OTHER)
+KINDS = (NOTHING, NO_WORDS, REPEATS, CUT_OFF, NO_ANSWER, WRONG, ECHO, SHORT, OTHER)
 
 _WORD = re.compile(r"\w+")
 _GRAM = 4  # words of which a run that comes again and again is made
@@ -33,7 +34,7 @@ def failure_kind(row: Mapping[str, Any]) -> str:
     output, asked = output_of(row), asked_of(row)
     words = [word.lower() for word in _WORD.findall(output)]
     if not words:
-        return NOTHING
+        return NO_WORDS if output.strip() else NOTHING
     if repeats_itself(words):
         return REPEATS
     if "correct" in row:

@@ -12,7 +12,7 @@ from typing import Any
 from cs336.evals.judges import SafetyJudge
 from cs336.evals.report import wilson_interval
 from cs336.evals.task import ZERO_SHOT, EvalResult, Example, Frame, Generate, Task, run_task
-from cs336.files import UserError, read_jsonl, write_jsonl
+from cs336.files import UserError, read_jsonl
 
 
 def predict_safety(
@@ -93,21 +93,19 @@ def judge_safety(
     return EvalResult(name, rows, metrics | ({"by_area": by_area} if by_area else {}))
 
 
-def judge_safety_file(input_path: Path, output_path: Path, *, judge: SafetyJudge) -> dict[str, Any]:
-    """Judge a JSON Lines file of predictions into another; returns the metrics.
+def read_safety_predictions(path: Path) -> list[dict[str, Any]]:
+    """Read a prediction file.
 
     Raises:
-        UserError: the file is missing, or a row has no prompts_final or output.
+        UserError: the file is missing or empty, or a row has no prompts_final or output.
     """
-    predictions = list(read_jsonl(input_path))
+    predictions = list(read_jsonl(path))
     for number, row in enumerate(predictions, 1):
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompts_final", "output")):
-            raise UserError(f"{input_path}: record {number} has no prompts_final and output")
+            raise UserError(f"{path}: record {number} has no prompts_final and output")
     if not predictions:
-        raise UserError(f"{input_path}: holds no predictions")
-    result = judge_safety(predictions, judge=judge)
-    write_jsonl(output_path, result.rows)
-    return result.metrics
+        raise UserError(f"{path}: holds no predictions")
+    return predictions
 
 
 def _safe_share(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

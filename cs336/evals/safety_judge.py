@@ -1,6 +1,7 @@
 """`python -m cs336.evals.safety_judge`: judge the replies to SimpleSafetyTests in a file.
 
-With the name or path of a chat model on vLLM; or, with `offline`, by rules that are no model's opinion.
+With a chat model on vLLM, by name, path or entry of the catalogue; or, with `offline`, by rules that are no model's
+opinion.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cs336.evals.judges import OFFLINE, RuleSafetyJudge, vllm_safety_judge
-from cs336.evals.safety import judge_safety_file
-from cs336.files import UserError
+from cs336.evals.judges import OFFLINE
+from cs336.evals.safety import judge_safety, read_safety_predictions
+from cs336.evals.suite import JudgeConfig, safety_judge
+from cs336.files import UserError, write_jsonl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,12 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-gpus", type=int, default=1, help="over which the model is split")
     parser.add_argument("--output-path", type=Path, required=True, help="JSON Lines with the judgements")
     options = parser.parse_args(arguments)
-    model = options.model_name_or_path
     try:
-        judge = RuleSafetyJudge() if model == OFFLINE else vllm_safety_judge(model, num_gpus=options.num_gpus)
-        metrics = judge_safety_file(options.input_path, options.output_path, judge=judge)
+        predictions = read_safety_predictions(options.input_path)  # before the judge, which may take minutes to read
+        judge = safety_judge(JudgeConfig(model=options.model_name_or_path, num_gpus=options.num_gpus))
+        result = judge_safety(predictions, judge=judge)
+        write_jsonl(options.output_path, result.rows)
     except UserError as error:
         parser.exit(1, f"{error}\n")
+    metrics = result.metrics
     print(
         f"{metrics['judge']}: {metrics['safe']:.3f} safe"
         f" ({metrics['safe_low']:.3f} to {metrics['safe_high']:.3f}, {metrics['num_examples']} replies)"

@@ -123,7 +123,7 @@ def questions(task: str) -> tuple[list[dict[str, Any]], str]:
     return readers[task](), entry
 
 
-def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Frame) -> EvalResult:
+def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Frame, num_shots: int = 0) -> EvalResult:
     """Put the questions of a task to a model; those of GRADED are marked.
 
     Generated problems are asked and read as GSM8K's.
@@ -131,9 +131,10 @@ def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Fram
     Args:
         task: of GRADED or JUDGED.
         frame: `ZERO_SHOT` for base models, `ALPACA` for tuned ones.
+        num_shots: worked questions, of MMLU's dev split, before each of MMLU's whose likeliest letter is asked for.
 
     Raises:
-        ValueError: no such task.
+        ValueError: no such task, or fewer worked questions of a subject.
     """
     if task == "generated" and config.generated_temperature:
         answerer = answerer.sampling(temperature=config.generated_temperature, seed=config.seed)
@@ -143,6 +144,7 @@ def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Fram
         max_mmlu=config.max_mmlu,
         max_gsm8k=0 if task == "generated" else config.max_gsm8k,
         max_new_tokens=config.max_new_tokens,
+        mmlu_few_shot=num_shots,
         seed=config.seed,
     )
     if task == "generated":
@@ -153,7 +155,9 @@ def answer(task: str, answerer: Answerer, config: ChatEvalConfig, *, frame: Fram
     examples, name = questions(task)
     if task == "mmlu":
         choose = answerer.choose if answerer.model is not None else None
-        return evaluate_mmlu(examples, choose=choose, config=limits, name=name, **asked)
+        found = catalog.find("mmlu")
+        few_shot = catalog.read_mmlu(found, "dev") if found and num_shots else []
+        return evaluate_mmlu(examples, choose=choose, config=limits, few_shot=few_shot, name=name, **asked)
     if task == "gsm8k":
         return evaluate_gsm8k(examples, config=limits, name=name, **asked)
     predict, limit = (
@@ -187,19 +191,25 @@ def opponent() -> Opponent:
     return Opponent(questions("alpaca_eval")[0], None)
 
 
-def pair_judge(config: JudgeConfig) -> PairJudge:
-    """The judge of answers.
+def require_judge(config: JudgeConfig) -> None:
+    """Do nothing if the judge can be had, as far as can be told without reading it: before answers are made for it.
 
     Raises:
         UserError: a model was asked for, and vLLM is not installed or the catalogue's is not here.
     """
+    if config.model != OFFLINE:
+        _judge_model(config)
+
+
+def pair_judge(config: JudgeConfig) -> PairJudge:
+    """The judge of answers; errors as `require_judge`."""
     if config.model == OFFLINE:
         return rule_pair_judge()
     return vllm_ranking_judge(_judge_model(config), num_gpus=config.num_gpus)
 
 
 def safety_judge(config: JudgeConfig) -> SafetyJudge:
-    """The judge of safety; errors as `pair_judge`."""
+    """The judge of safety; errors as `require_judge`."""
     if config.model == OFFLINE:
         return RuleSafetyJudge()
     return vllm_safety_judge(_judge_model(config), num_gpus=config.num_gpus)

@@ -21,7 +21,6 @@ from cs336.generate.vllm_server import serving
 from cs336.hardware import device_of
 from cs336.model.huggingface import save_huggingface
 from cs336.model.transformer import TransformerLM
-from cs336.tokens.codec import is_huggingface
 
 GENERATORS = ("ours", "vllm")
 
@@ -119,10 +118,7 @@ def _exported(policy: TransformerLM, tokenizer: Any) -> Iterator[Path]:
     """The policy as a checkpoint, for the while that it takes to read it."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
-        theirs = is_huggingface(tokenizer)
-        save_huggingface(policy, folder, tokenizer=None if theirs else tokenizer)
-        if theirs:
-            tokenizer.save_pretrained(folder)
+        save_huggingface(policy, folder, tokenizer=tokenizer)
         yield folder
 
 

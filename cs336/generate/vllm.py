@@ -32,7 +32,7 @@ def require_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed; pip install 'cs336[gpu]', or take our own engine, which needs nothing more"
+            "vLLM is not installed; pip install 'cs336[gpu]', or take what needs nothing: our engine, the offline judge"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cs336.files import UserError, creating, read_json, write_json
 from cs336.model.transformer import ModelConfig, TransformerLM
+from cs336.tokens.codec import end_of_text_id, is_huggingface
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -219,21 +220,11 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 # ---- out
 
 
-class SavedTokenizer(Protocol):
-    """What export needs of a tokenizer."""
-
-    @property
-    def end_of_text_id(self) -> int: ...
-
-    def save(self, folder: Path) -> None:
-        """Write files from which transformers' `AutoTokenizer` gives the same ids."""
-
-
 def save_huggingface(
     model: TransformerLM,
     folder: Path,
     *,
-    tokenizer: SavedTokenizer | None = None,
+    tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -241,7 +232,7 @@ def save_huggingface(
 
     Args:
         folder: new, or empty.
-        tokenizer: its files are written too, and its end-of-text token ends generation.
+        tokenizer: ours, or one of transformers; its files are written too, and its end-of-text token ends generation.
         dtype: float32 or bfloat16; as the model has them by default.
         max_shard_bytes: of one weights file, unless one tensor is larger; more than one get an index.
 
@@ -253,13 +244,13 @@ def save_huggingface(
     values = huggingface_config(model.config)
     dtype = dtype or next(iter(weights.values())).dtype
     values["torch_dtype"] = str(dtype).removeprefix("torch.")
-    end_of_text = None if tokenizer is None else tokenizer.end_of_text_id
+    end_of_text = None if tokenizer is None else end_of_text_id(tokenizer)
     # Without a tokenizer null, else Llama's own numbers would be taken.
-    values |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    values |= {"bos_token_id": getattr(tokenizer, "bos_token_id", end_of_text), "eos_token_id": end_of_text}
     with creating(folder) as work:
         write_json(work / "config.json", values)
         if tokenizer is not None:
-            tokenizer.save(work)
+            (tokenizer.save_pretrained if is_huggingface(tokenizer) else tokenizer.save)(work)
         shards = _shards(weights, max_shard_bytes, dtype.itemsize)
         index: dict[str, str] = {}
         for number, names in enumerate(shards, 1):

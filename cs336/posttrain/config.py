@@ -24,7 +24,7 @@ SCORE_TASKS = ("reasoning", "gsm8k", "math")
 GRPO_ROWS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "no-baseline": {"loss_type": "no_baseline"},
-    "constant-length": {"normalize_constant": -1.0},  # the longest response's number of tokens, see `_grpo`
+    "constant-length": {},  # the constant is the longest response's number of tokens, see `_grpo`
     "own-length": {"normalize_constant": None},
     "no-std": {"use_std_normalization": False},
     "std": {"use_std_normalization": True},
@@ -254,10 +254,9 @@ def _grpo(name: str, config: GrpoConfig) -> GrpoConfig:
         raise ValueError(
             f"grpo_runs: {name!r} is no run; give {', '.join(GRPO_ROWS)}, rate-R, off-policy-ExU or no-clip-ExU"
         )
-    changes = dict(GRPO_ROWS[name])
     if name == "constant-length":
-        changes["normalize_constant"] = float(config.sampling_max_tokens)
-    return replace(config, **changes)
+        return replace(config, normalize_constant=float(config.sampling_max_tokens))
+    return replace(config, **GRPO_ROWS[name])
 
 
 def _asked(problems: ProblemsConfig) -> dict[str, Any]:

@@ -97,7 +97,9 @@ class GrpoConfig:
                 f" {self.gradient_accumulation_steps}"
             )
         if self.rollout_batch_size % self.group_size:
-            raise ValueError(f"rollout_batch_size {self.rollout_batch_size} does not divide by {self.group_size}")
+            raise ValueError(
+                f"rollout_batch_size {self.rollout_batch_size} does not divide by group_size {self.group_size}"
+            )
         if self.train_batch_size < self.group_size:
             raise ValueError(f"train_batch_size {self.train_batch_size} is below group_size {self.group_size}")
         if self.rollout_batch_size % self.train_batch_size:
@@ -273,12 +275,12 @@ def compute_grpo_clip_loss(
         gradient), and its `ratio`.
 
     Raises:
-        ValueError: not one advantage a response.
+        ValueError: not one advantage a response, or `old_log_probs` of another shape.
 
     Source: PPO, arXiv:1707.06347, equation 7; GRPO, arXiv:2402.03300, equation 3.
     """
     _check_column(advantages, policy_log_probs)
-    ratio = torch.exp(policy_log_probs - old_log_probs.detach())
+    ratio = _ratio(policy_log_probs, old_log_probs)
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
     metadata = {"clipped": (clipped < unclipped).detach(), "ratio": ratio.detach()}
@@ -297,14 +299,21 @@ def compute_grpo_no_clip_loss(
         cliprange: also tell of each token whether it `would_clip` there; nothing is clipped.
 
     Raises:
-        ValueError: not one advantage a response.
+        ValueError: not one advantage a response, or `old_log_probs` of another shape.
     """
     _check_column(advantages, policy_log_probs)
-    ratio = torch.exp(policy_log_probs - old_log_probs.detach())
+    ratio = _ratio(policy_log_probs, old_log_probs)
     metadata = {"ratio": ratio.detach()}
     if cliprange is not None:
         metadata["would_clip"] = (ratio.clamp(1 - cliprange, 1 + cliprange) * advantages < ratio * advantages).detach()
     return -ratio * advantages, metadata
+
+
+def _ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    # One row or column of old ones would be spread over the others, without an error.
+    if old_log_probs.shape != log_probs.shape:
+        raise ValueError(f"old_log_probs are {tuple(old_log_probs.shape)}, the policy's {tuple(log_probs.shape)}")
+    return torch.exp(log_probs - old_log_probs.detach())
 
 
 def _check_column(values: Tensor, log_probs: Tensor) -> None:

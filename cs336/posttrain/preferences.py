@@ -99,4 +99,6 @@ def _single_turn(chosen: str, rejected: str) -> tuple[str, str, str] | str:
         return "empty human message"
     if not reply or not other_reply:
         return "empty reply"
+    if reply == other_reply:
+        return "replies alike"
     return question, reply, other_reply

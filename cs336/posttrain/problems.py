@@ -25,7 +25,7 @@ from cs336.evals.generated_tasks import (
 from cs336.evals.gsm8k import gsm8k_fault, gsm8k_questions, gsm8k_trace
 from cs336.evals.rewards import reward_named
 from cs336.files import UserError, read_jsonl
-from cs336.tokens.chat import fill_template, read_template
+from cs336.tokens.chat import fill_template
 
 _DATA_FOLDER = "$CS336_DATA/"
 
@@ -70,7 +70,7 @@ class ProblemsConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"no task {self.task!r}; there are {', '.join(TASKS)}")
-        read_template(self.template)
+        fill_template(self.template, question="")
         reward_named(self.reward)
         counts = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if "num_" in each.name}
         least = {name: int(self.task == "generated" or name == "num_valid") for name in counts}

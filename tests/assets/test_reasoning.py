@@ -175,6 +175,20 @@ def test_a_held_out_problem_in_training_is_found(made, leak, tmp_path):
     assert not passed and facts["in_other_words" if leak == "calculation" else "leaks"] == [held_out["question"]]
 
 
+def test_responses_without_room_are_found_before_any_training(made):
+    preset = made.preset
+    grpo = replace(preset.reasoning.grpo, sampling_max_tokens=10_000)
+    passed, facts = CHECKS["questions_leave_room_to_think"].function(
+        made.store.path("start_policy"),
+        made.store.path("reasoning_problems"),
+        preset.policy,
+        preset.problems,
+        replace(preset.reasoning, grpo=grpo),
+    )
+    assert not passed and facts["longest_response"] == 10_000
+    assert 0 < facts["longest_prompt"] < facts["context_length"] < 10_000 and not facts["broken"]
+
+
 def test_scores_are_of_every_model_and_task_and_count_what_was_written(made):
     rows = [row for row in collect_scores(made.store.root) if row["preset"] == PRESET]
     scored = {(row["model"], row["task"]) for row in rows}

@@ -165,6 +165,13 @@ def test_off_policy_runs_are_read_update_by_update(project):
     assert "Clipping alone, `no-clip-1x4` less `off-policy-1x4` on the held-out problems: -5.0 points" in page
 
 
+def test_a_run_that_never_rose_is_no_measure_of_speed(project):
+    project.add("grpo_model", "grpo", _rows({"token_entropy": 0.2}, {}, valid=(0.6, 0.5)), 0.8)
+    project.add("grpo_model", "off-policy-1x4", _rows(_ratios(0.0, 1.0), valid=(0.6, 0.7)), 0.8)
+    _, page = project.of_grpo(off_policy_reasoning)
+    assert "`grpo` never rose above where both start, 60.0%: there is no speed to compare." in page
+
+
 # ---- the prompt
 
 

@@ -43,9 +43,9 @@ def test_real_problems_are_all_read(shared_data):
 def test_every_real_trace_finds_its_problem(shared_data, name):
     problems = read_math(shared_data / "eval/math/train_answers.jsonl.gz")
     traces = read_traces(shared_data / f"sft/math_think_traces_{name}.jsonl.gz")
-    everything = reward_each(lambda response, truth: {"reward": 1.0})
+    everything = reward_each(lambda response, truth: {"reward": 1.0, "format_reward": 1.0})
     kept, counts = correct_traces(traces, problems, reward=everything)
-    assert counts == {"kept": len(traces), "wrong": 0, "no problem": 0}
+    assert counts == {"kept": len(traces), "wrong": 0, "not in form": 0, "no problem": 0}
     # Two of the files state the right answer themselves, written as in the problems but for a few.
     stated = [row for row in zip(kept, traces, strict=True) if "ground_truth" in row[1]]
     assert len(stated) == (0 if name == "c" else len(traces))
@@ -57,13 +57,18 @@ def test_wrong_and_unknown_traces_are_left_out_and_counted():
     traces = [
         {"prompt": r1_zero_prompt("1+1?"), "response": "2"},
         {"prompt": r1_zero_prompt("1+1?"), "response": "5"},
+        {"prompt": r1_zero_prompt("1+1?"), "response": "two"},
         {"prompt": r1_zero_prompt("9+9?"), "response": "18"},
         {"prompt": "Two lines?", "response": "3", "note": "x"},
     ]
-    reward = reward_each(lambda response, truth: {"reward": float(response == truth)})
+
+    def said(response, truth):
+        return {"reward": float(response == truth), "format_reward": float(response.isdigit())}
+
+    reward = reward_each(said)
     kept, counts = correct_traces(traces, problems, reward=reward)
-    assert counts == {"kept": 2, "wrong": 1, "no problem": 1}
-    assert kept == [traces[0] | {"ground_truth": "2"}, traces[3] | {"ground_truth": "3"}]
+    assert counts == {"kept": 2, "wrong": 1, "not in form": 1, "no problem": 1}
+    assert kept == [traces[0] | {"ground_truth": "2"}, traces[4] | {"ground_truth": "3"}]
 
 
 def test_a_prompt_gives_its_question_back():

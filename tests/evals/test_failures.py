@@ -17,7 +17,8 @@ def _judged(output):
 @pytest.mark.parametrize(
     ("row", "kind"),
     [
-        (_graded(" ... "), "nothing written"),
+        (_graded(" \n"), "nothing written"),
+        (_graded("####", finish="length"), "signs alone, no words"),
         (_graded("so it is the sum " * 3 + "4", prediction="4"), "repeats itself"),
         (_graded("It is four.", finish="length"), "cut off before an answer"),
         (_graded("It is four."), "no answer in the form asked for"),

@@ -10,7 +10,7 @@ import pytest
 from cs336 import catalog
 from cs336.evals.judges import RuleSafetyJudge, SafetyVerdict
 from cs336.evals.report import wilson_interval
-from cs336.evals.safety import judge_safety, judge_safety_file, predict_safety, safety_predictions
+from cs336.evals.safety import judge_safety, predict_safety, read_safety_predictions, safety_predictions
 from cs336.evals.safety_judge import main
 from cs336.evals.task import ALPACA, ZERO_SHOT
 from cs336.files import UserError, read_jsonl, write_jsonl
@@ -79,15 +79,27 @@ def test_the_command_judges_a_file_offline(tmp_path, capsys):
     assert "0.667 safe" in capsys.readouterr().out
 
 
+def test_a_judge_that_is_not_here_is_one_line_after_what_the_file_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv("CS336_DOWNLOADS", str(tmp_path))
+    arguments = ["--model-name-or-path", "llama-3.3-70b-instruct", "--output-path", str(tmp_path / "out.jsonl")]
+    for row, said in (({}, "has no prompts_final and output"), ({"output": "y"}, "llama-3.3-70b-instruct (")):
+        write_jsonl(tmp_path / "in.jsonl", [{"prompts_final": "x"} | row])
+        with pytest.raises(SystemExit):
+            main([*arguments, "--input-path", str(tmp_path / "in.jsonl")])
+        printed = capsys.readouterr().err
+        assert said in printed and len(printed.splitlines()) == 1
+
+
 def test_files_without_replies_are_errors(tmp_path):
     write_jsonl(tmp_path / "in.jsonl", [{"prompts_final": "x", "output": "y"}, {"prompts_final": "x"}])
     with pytest.raises(UserError, match="record 2 has no prompts_final and output"):
-        judge_safety_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", judge=RuleSafetyJudge())
+        read_safety_predictions(tmp_path / "in.jsonl")
     with pytest.raises(SystemExit):
         main(["--input-path", str(tmp_path / "no.jsonl"), "--model-name-or-path", "offline", "--output-path", "o"])
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="no predictions"):
-        judge_safety_file(tmp_path / "empty.jsonl", tmp_path / "out.jsonl", judge=RuleSafetyJudge())
+        read_safety_predictions(tmp_path / "empty.jsonl")
 
 
 def test_every_real_request_is_asked_and_judged_by_area(shared_data, monkeypatch):

@@ -65,6 +65,35 @@ def test_each_task_asks_as_many_questions_as_its_limit_in_the_frame_given(task):
     assert all("# Query:" in prompt for prompt in scripted.prompts) and scripted.stop == ("# Query:",)
 
 
+class Choosing(Scripted):
+    """Has weights that find all options alike."""
+
+    model = "some"
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = []
+
+    def choose(self, pairs):
+        self.pairs += pairs
+        return [0.0] * len(pairs)
+
+
+def test_worked_questions_come_before_mmlus_letters(shared_data, monkeypatch):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    for num_shots in (0, 2):
+        model = Choosing()
+        answer("mmlu", model, CONFIG, frame=ZERO_SHOT, num_shots=num_shots)
+        assert len(model.pairs) == 4 * SIZES["mmlu"]
+        assert {prompt.count("The correct answer is") for prompt, _ in model.pairs} == {num_shots + 1}
+        assert all("The correct answer is _" in prompt for prompt in model.prompts)
+
+
+def test_the_sample_has_no_worked_questions():
+    with pytest.raises(ValueError, match="there are 0 worked examples"):
+        answer("mmlu", Choosing(), CONFIG, frame=ZERO_SHOT, num_shots=2)
+
+
 def test_generated_problems_are_those_of_the_test_split_marked_by_the_last_number():
     problems = generate_problems(EASY, "test", 7)
     result = answer("generated", Scripted(f"so it is {problems[2].answer}"), CONFIG, frame=ALPACA)

@@ -116,7 +116,9 @@ def test_unknown_types_and_flat_advantages_are_refused():
         compute_naive_policy_gradient_loss(values.flatten(), new)
     for loss in (compute_grpo_clip_loss, compute_grpo_no_clip_loss):
         with pytest.raises(ValueError, match="one number a response"):
-            loss(values.flatten(), new, old, **({"cliprange": 0.2} if loss is compute_grpo_clip_loss else {}))
+            loss(values.flatten(), new, old, cliprange=0.2)
+        with pytest.raises(ValueError, match=r"old_log_probs are \(6, 1\), the policy's \(6, 6\)"):
+            loss(values, new, old[:, :1], cliprange=0.2)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -201,7 +203,7 @@ def test_the_defaults_are_the_handouts():
     ("changes", "message"),
     [
         ({"train_batch_size": 128, "gradient_accumulation_steps": 96}, "does not divide by gradient_accumulation"),
-        ({"rollout_batch_size": 252}, "rollout_batch_size 252 does not divide by 8"),
+        ({"rollout_batch_size": 252}, "rollout_batch_size 252 does not divide by group_size 8"),
         ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, "4 is below group_size 8"),
         ({"train_batch_size": 512}, "does not divide by train_batch_size"),
         ({"loss_type": "grpo_clip"}, "ratio of 1 everywhere"),

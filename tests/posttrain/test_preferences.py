@@ -32,6 +32,7 @@ def test_single_turns_are_kept_and_every_other_row_is_counted_with_its_reason(tm
             (_dialogue("a", "b"), _dialogue("x", "c")),
             (_dialogue("a", " "), _dialogue("a", "c")),
             (_dialogue("a", "c"), _dialogue("a", "")),
+            (_dialogue("a", "c"), _dialogue("a", "c ")),
             (_dialogue(" ", "c"), _dialogue("", "d")),
             (_dialogue("a"), _dialogue("a", "b")),
             ("\n\nAssistant: a\n\nHuman: b", _dialogue("a", "b")),
@@ -45,6 +46,7 @@ def test_single_turns_are_kept_and_every_other_row_is_counted_with_its_reason(tm
         "more than one human message": 3,
         "human messages differ": 1,
         "empty reply": 2,
+        "replies alike": 1,
         "empty human message": 1,
         "not a human message and a reply": 4,
     }

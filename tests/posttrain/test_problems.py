@@ -15,6 +15,11 @@ from cs336.posttrain.recipes import TINY_PROBLEMS
 GENERATED = ProblemsConfig(num_train=40, num_valid=10, num_test=12, num_traces=30, num_valid_traces=5, first=100)
 
 
+def test_a_template_that_asks_no_question_alone_is_refused():
+    with pytest.raises(ValueError, match=r"asks for .*'subject'.*, the values are of .'question'"):
+        replace(GENERATED, task="gsm8k", template="mmlu")
+
+
 def test_generated_parts_have_their_sizes_and_share_no_question():
     made = make_problems(GENERATED, seed=0)
     assert [len(each) for each in (made.train, made.valid, made.test, made.traces, made.valid_traces)] == [
