@@ -42,6 +42,8 @@ def open_log(file: Path | None) -> logging.Logger:
 
 def preview(text: str) -> str:
     """The beginning of a text: at most 512 tokens and 8,192 characters; a cut one ends with an ellipsis."""
+    if len(text) <= PREVIEW_TOKENS:  # as nearly all: a token is a character at least
+        return text
     end = min(len(text), PREVIEW_CHARACTERS - 1) if len(text) > PREVIEW_CHARACTERS else len(text)
     for count, token in enumerate(_TOKEN.finditer(text, 0, end), 1):
         if count > PREVIEW_TOKENS:
@@ -117,11 +119,15 @@ def _note(kept: bytearray, message: Message) -> None:
 
 
 def _masked_query(query: bytes) -> tuple[str, list[str]]:
-    """The query as text without the keys in it, and the keys."""
-    pairs = urllib.parse.parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    secrets = [value for name, value in pairs if name == "api_key" and value]
-    shown = [(name, _MASK if name == "api_key" else value) for name, value in pairs]
-    return urllib.parse.urlencode(shown, safe="*"), secrets
+    """The query as it came without the keys in it, and the keys."""
+    shown, secrets = [], []
+    for pair in query.decode("latin-1").split("&"):
+        name, _, value = pair.partition("=")
+        if value and urllib.parse.unquote_plus(name) == "api_key":
+            secrets.append(urllib.parse.unquote_plus(value))
+            pair = f"api_key={_MASK}"
+        shown.append(pair)
+    return "&".join(shown), secrets
 
 
 def _shown(body: bytearray, secrets: list[str]) -> str:

@@ -85,6 +85,14 @@ def test_a_wrong_key_is_not_in_the_log_though_the_answer_repeats_it(client, sett
     assert line["response"] == '{"message":"Invalid API key provided: ***"}' and line["who"] is None
 
 
+@pytest.mark.parametrize("name", ["api_key", "%61pi_key", "api%5Fkey"])
+def test_however_the_keys_name_is_spelt_its_value_is_not_in_the_log(client, settings, name):
+    client.get(f"/who?x=1&{name}=cs336%2Dnearly+1&=&y")
+    (line,) = lines(settings)
+    assert line["query"] == "x=1&api_key=***&=&y"
+    assert line["response"] == '{"message":"Invalid API key provided: ***"}'
+
+
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, 'a"b', None])
 def test_an_id_that_is_none_gets_another(client, settings, given):
     answer = client.get("/nowhere", headers={} if given is None else {"X-Request-ID": given})
