@@ -201,7 +201,7 @@ class Surrogate:
     def _monotone(self, asked: Configuration) -> float:
         """The prediction, once this configuration's losses at all budgets were made non-increasing."""
         budgets = sorted({*BUDGETS, asked.train_flops})
-        same = [dataclasses.replace(asked, train_flops=budget) for budget in budgets]
+        same = [Configuration(**(vars(asked) | {"train_flops": budget})) for budget in budgets]
         place = budgets.index(asked.train_flops)
         lowest_so_far = self._model(same)[: place + 1].min()  # of all: how many there are changes the last bits
         measured = [(at, self._measured[each].final_loss) for at, each in enumerate(same) if each in self._measured]
