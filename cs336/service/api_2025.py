@@ -51,6 +51,11 @@ _SIX_VALUES = [field.name for field in fields(Configuration)]
 _KNOWN = sa.select(queries.c.loss).where(
     queries.c.key_id == sa.bindparam("asker"), *(queries.c[name] == sa.bindparam(name) for name in _SIX_VALUES)
 )
+_ALL = (
+    sa.select(*(queries.c[name] for name in (*_SIX_VALUES, "loss")))
+    .where(queries.c.key_id == sa.bindparam("asker"))
+    .order_by(queries.c.id)
+)
 _STORE = sa.insert(queries)
 _CHARGE = sa.update(keys).where(keys.c.id == sa.bindparam("asker")).values(flops_used=sa.bindparam("total"))
 
@@ -151,34 +156,35 @@ Asked = Annotated[Configuration, Depends(configuration_of)]
 @router.get(
     "/loss", response_model=Loss, responses=_answers(**_OUT_OF_RANGE, _400="The budget does not pay for this run")
 )
-def loss(request: Request, asked: Asked, api_key: ApiKey) -> JSONResponse:
+async def loss(request: Request, asked: Asked, api_key: ApiKey) -> JSONResponse:
     """The final training loss of a configuration, in nats per token; each new one is charged `train_flops`.
 
     The same configuration again is free, and answered alike, for ever.
     """
+    return await service_of(request).database.run(_loss, request, asked, api_key)
+
+
+def _loss(request: Request, asked: Configuration, api_key: str) -> JSONResponse:
     service = service_of(request)
-    with service.database.reading() as connection:
-        key = _authenticate(request, service, connection, api_key)
-        _check_ranges(asked)
-        known = _known_loss(connection, key.id, asked)
-    if known is not None:
-        return _answer(known, key.flops_used)
-    found = _surrogate(request).loss(asked)
     flops, budget = int(asked.train_flops), service.settings.flops_budget
     # Check, charge and answer are one transaction, in which nobody else may charge this key.
     with service.database.writing() as connection:
-        used = service.database.lock_key(connection, key.id).flops_used
-        known = _known_loss(connection, key.id, asked)
-        if known is not None:  # asked at the same time, twice
-            return _answer(known, used)
-        if used + flops > budget:
-            raise Refusal(
-                BUDGET_SPENT_STATUS,
-                f"this run takes {flops:.4g} FLOPs, but {used:.4g} of the limit of {budget:.4g} are used",
-            )
-        connection.execute(_STORE, {"key_id": key.id, "loss": found, "created_at": time.time(), **vars(asked)})
-        connection.execute(_CHARGE, {"asker": key.id, "total": used + flops})
-    return _answer(found, used + flops)
+        key = _authenticate(request, service, connection, api_key, lock=True)
+        _check_ranges(asked)
+        used = key.flops_used
+        found = connection.execute(_KNOWN, {"asker": key.id, **vars(asked)}).scalar()
+        if found is None:
+            if used + flops > budget:
+                raise Refusal(
+                    BUDGET_SPENT_STATUS,
+                    f"this run takes {flops:.4g} FLOPs, but {used:.4g} of the limit of {budget:.4g} are used",
+                )
+            found = _surrogate(request).loss(asked)
+            used += flops
+            connection.execute(_STORE, {"key_id": key.id, "loss": found, "created_at": time.time(), **vars(asked)})
+            connection.execute(_CHARGE, {"asker": key.id, "total": used})
+    # Made directly, an answer is not compared with its model once more, on another thread.
+    return JSONResponse({"loss": found, "total_flops_used": float(used)})
 
 
 @router.get("/total_flops_used", responses=_answers())
@@ -192,14 +198,14 @@ def total_flops_used(request: Request, api_key: ApiKey) -> float:
     return float(key.flops_used)
 
 
-@router.get("/previous_runs", responses=_answers())
-def previous_runs(request: Request, api_key: ApiKey) -> PreviousRuns:
+@router.get("/previous_runs", response_model=PreviousRuns, responses=_answers())
+def previous_runs(request: Request, api_key: ApiKey) -> JSONResponse:
     """Every configuration that the key was charged for, in the order they were asked for."""
     service = service_of(request)
     with service.database.reading() as connection:
         key = _authenticate(request, service, connection, api_key)
-        rows = connection.execute(sa.select(queries).where(queries.c.key_id == key.id).order_by(queries.c.id))
-        return PreviousRuns(previous_runs=[PreviousRun.model_validate(row._mapping) for row in rows])
+        rows = connection.execute(_ALL, {"asker": key.id}).mappings()
+        return JSONResponse({"previous_runs": [dict(row) for row in rows]})
 
 
 @router.get("/provenance", responses=_answers(**_OUT_OF_RANGE))
@@ -226,17 +232,14 @@ def part(surrogate: Surrogate) -> Part:
     return Part(router=router, state={"surrogate": surrogate})
 
 
-def _answer(loss: float, used: int) -> JSONResponse:
-    """A `Loss`; as a response of our own it is not compared with the model once more, on another thread."""
-    return JSONResponse({"loss": loss, "total_flops_used": float(used)})
-
-
 def _surrogate(request: Request) -> Surrogate:
     return request.app.state.surrogate
 
 
-def _authenticate(request: Request, service: Service, connection: sa.Connection, api_key: str) -> Key:
-    key = service.authenticate(request, connection, api_key)
+def _authenticate(
+    request: Request, service: Service, connection: sa.Connection, api_key: str, *, lock: bool = False
+) -> Key:
+    key = service.authenticate(request, connection, api_key, lock=lock)
     if key is None:
         raise Refusal(NO_KEY_STATUS, f"Invalid API key provided: {api_key}")
     return key
@@ -250,7 +253,3 @@ def _check_ranges(asked: Configuration) -> None:
         if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
             low, high = RANGES[name]
             raise Refusal(OUT_OF_RANGE_STATUS, f"{name} must be in range [{low}, {high}], got {value}")
-
-
-def _known_loss(connection: sa.Connection, key_id: int, asked: Configuration) -> float | None:
-    return connection.execute(_KNOWN, {"asker": key_id, **vars(asked)}).scalar()

@@ -12,15 +12,18 @@ nothing; a power failure may take back the last transactions, whole ones only. P
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from starlette.concurrency import run_in_threadpool
 
 from cs336.files import UserError
 
+Result = TypeVar("Result")
 metadata = sa.MetaData()
 
 keys = sa.Table(
@@ -47,25 +50,37 @@ class Database:
     """An open database; threads share it."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
-        self._writer = engine.execution_options(writes=True)
-        self._one_writer: contextlib.AbstractContextManager[Any]
-        if engine.dialect.name == "sqlite":
-            self._reader, self._one_writer = engine, threading.Lock()
-        else:  # all statements of a reading transaction see one state, as SQLite's do
+        self.engine = self._reader = engine
+        self._one_writer = threading.RLock() if engine.dialect.name == "sqlite" else None
+        if self._one_writer is None:  # all statements of a reading transaction see one state, as SQLite's do
             self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            self._one_writer = contextlib.nullcontext()
+
+    async def run(self, work: Callable[..., Result], *given: Any) -> Result:
+        """Call `work`, which opens a few short transactions, from the event loop.
+
+        On SQLite they cost less than to wake another thread: it is called here, unless a thread is writing. (Another
+        process that writes is waited for here; that takes as long as its transaction, about a millisecond.) On
+        PostgreSQL each statement waits for the server: another thread does that.
+        """
+        if self._one_writer is None or not self._one_writer.acquire(blocking=False):
+            return await run_in_threadpool(work, *given)
+        try:
+            return work(*given)
+        finally:
+            self._one_writer.release()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction that changes nothing, and sees one state of the database."""
         with self._reader.begin() as connection:
+            _begin(connection, "BEGIN")
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that is on disk when the block ends, and undone whole if the block raises."""
-        with self._one_writer, self._writer.begin() as connection:
+        with self._one_writer or contextlib.nullcontext(), self.engine.begin() as connection:
+            _begin(connection, "BEGIN IMMEDIATE")
             yield connection
 
     def lock_key(self, connection: sa.Connection, key_id: int) -> sa.Row:
@@ -95,7 +110,6 @@ def open_database(url: str) -> Database:
             address, pool_size=_CONNECTIONS, max_overflow=0, connect_args={"timeout": _BUSY_SECONDS}
         )
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
     elif address.drivername in ("postgresql", "postgresql+psycopg"):
         try:
             engine = sa.create_engine(
@@ -115,7 +129,7 @@ def open_database(url: str) -> Database:
             if engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATE_LOCK)))
             metadata.create_all(connection)
-    except (sa.exc.DatabaseError, OSError) as error:
+    except (sa.exc.DatabaseError, sqlite3.DatabaseError, OSError) as error:
         engine.dispose()
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise UserError(f"{address.render_as_string()}: cannot be opened ({reason})") from None
@@ -123,11 +137,12 @@ def open_database(url: str) -> Database:
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    connection.isolation_level = None  # transactions begin where `_begin` says
     for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {setting}")
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _begin(connection: sa.Connection, statement: str) -> None:
+    """Begin on SQLite, past SQLAlchemy: an event of the engine would slow down every statement."""
+    if connection.dialect.name == "sqlite":
+        connection.connection.cursor().execute(statement)

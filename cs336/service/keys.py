@@ -20,6 +20,7 @@ from cs336.files import UserError
 from cs336.service.database import Database, keys
 
 _FIND = sa.select(keys).where(keys.c.lookup == sa.bindparam("wanted"))
+_FIND_AND_LOCK = _FIND.with_for_update()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 
 
@@ -63,11 +64,14 @@ def add_key(database: Database, name: str) -> str:
     return secret
 
 
-def find_key(connection: sa.Connection, secret: str) -> Key | None:
-    """The key whose secret this is; None if there is none or it is revoked."""
+def find_key(connection: sa.Connection, secret: str, *, lock: bool = False) -> Key | None:
+    """The key whose secret this is; None if there is none or it is revoked.
+
+    Once locked, as `Database.lock_key` does it, no other transaction changes it before this one, of `writing`, ends.
+    """
     digest = _digest(secret)
     found = None
-    for row in connection.execute(_FIND, {"wanted": _lookup(secret)}):
+    for row in connection.execute(_FIND_AND_LOCK if lock else _FIND, {"wanted": _lookup(secret)}):
         if hmac.compare_digest(row.digest, digest) and row.revoked_at is None:
             found = _key(row)
     return found

@@ -49,13 +49,17 @@ class Service:
         self._by_key = RateLimiter(per_second=settings.requests_per_second, burst=settings.burst)
         self._failures = RateLimiter(per_second=settings.failures_per_second, burst=settings.failure_burst)
 
-    def authenticate(self, request: Request, connection: sa.Connection, secret: str | None) -> Key | None:
+    def authenticate(
+        self, request: Request, connection: sa.Connection, secret: str | None, *, lock: bool = False
+    ) -> Key | None:
         """The key that a request came with, or None if it has no good one; the log then knows whose it is.
+
+        It is locked as `find_key` says.
 
         Raises:
             RateLimited: too many requests of this key, or too many failures of this address.
         """
-        key = find_key(connection, secret) if secret else None
+        key = find_key(connection, secret, lock=lock) if secret else None
         if key is not None:
             request.state.who = key.name
             wait = self._by_key.take(key.id)

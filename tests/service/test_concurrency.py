@@ -68,6 +68,31 @@ def test_sixty_four_clients_never_overshoot_a_nearly_spent_budget(server, key):
     assert sum(run["train_flops"] for run in runs) == total
 
 
+def test_two_servers_on_one_database_never_overshoot_a_nearly_spent_budget(server, key, database_url, tmp_path):
+    """1.8e18 are spent; of 32 different runs at once, each asked for of both servers, exactly twenty are paid for."""
+    first = ScalingClient(server.url, key)
+    for width, flops in ((64, 10**18), (65, 6 * 10**17), (66, 10**17), (67, 10**17)):
+        first.loss(d_model=width, train_flops=flops, **RUN)
+    second = Server(database_url, tmp_path, "--requests-per-second", "100000")
+    second.start()
+    together = threading.Barrier(16)
+
+    def one(number):
+        together.wait()
+        return ask((server, second)[number % 2], key, range(100 + number // 2, 132, 8))
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(one, range(16)))
+    finally:
+        second.stop()
+    total, runs = books(server, key)
+    assert total == 2e18 == sum(run["train_flops"] for run in runs) and len(runs) == 4 + 20
+    paid = {run["d_model"]: run["loss"] for run in runs if run["d_model"] >= 100}
+    assert all(answers.items() <= paid.items() for answers, _ in results)
+    assert {status for _, refused in results for status in refused} == {400}
+
+
 def test_sixty_four_clients_that_ask_the_same_are_charged_once(server, key):
     together = threading.Barrier(64)
 

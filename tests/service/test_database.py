@@ -1,5 +1,6 @@
 """The same transactions on SQLite and on PostgreSQL."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,37 @@ def test_readers_do_not_wait_for_a_writer(database_url):
         reader.start()
         reader.join(5)
         assert seen == [0]
+    database.close()
+
+
+def test_only_a_file_that_no_thread_writes_is_asked_on_the_event_loop(database_url):
+    """A server is waited for on another thread, and so is a thread that writes: the loop goes on."""
+    database = open_database(database_url)
+    held, release = threading.Event(), threading.Event()
+
+    def write() -> int:
+        with database.writing() as connection:
+            connection.execute(sa.update(keys).values(flops_used=5))
+        return threading.get_ident()
+
+    def hold() -> None:
+        with database.writing():
+            held.set()
+            assert release.wait(20)
+
+    async def ask() -> tuple[int, int]:
+        alone = await database.run(write)
+        writer = threading.Thread(target=hold)
+        writer.start()
+        assert held.wait(5)
+        asyncio.get_running_loop().call_later(0.05, release.set)  # never, if the loop waited
+        beside_a_writer = await database.run(write)
+        writer.join(5)
+        return alone, beside_a_writer
+
+    here = threading.get_ident()
+    alone, beside_a_writer = asyncio.run(ask())
+    assert (alone == here) == database_url.startswith("sqlite") and beside_a_writer != here
     database.close()
 
 
