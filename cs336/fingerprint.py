@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import marshal
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -167,16 +168,16 @@ def _sketch(module: str, file: Path) -> _Sketch:
     """Of a module; kept beside Python's own compiled form of it, since reading a syntax tree takes long."""
     text = file.read_bytes()
     key = hashlib.sha256(_OWN_TEXT + module.encode() + b"\n" + text).hexdigest()
-    kept = Path(importlib.util.cache_from_source(str(file))).with_suffix(".outline.json")
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["key"] == key:
-            return found["sketch"]
+    kept = Path(importlib.util.cache_from_source(str(file))).with_suffix(".outline")
+    with contextlib.suppress(OSError, EOFError, ValueError, TypeError):  # not there, or cut off
+        found_key, found = marshal.loads(kept.read_bytes())
+        if found_key == key:
+            return found
     sketch = _sketch_of(module, ast.parse(text))
     with contextlib.suppress(OSError):  # a folder that is only read, or a full disk
         kept.parent.mkdir(exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"key": key, "sketch": sketch}), encoding="utf-8")
+        partial.write_bytes(marshal.dumps((key, sketch)))
         partial.replace(kept)
     return sketch
 

@@ -140,12 +140,12 @@ def test_loaders_behind_the_catalogue_are_part_of_what_reads_data_sets():
 
 def test_what_is_kept_of_a_text_stands_for_that_text_alone(version, tmp_path):
     first = version()
-    kept = sorted((tmp_path / "cs336_probe" / "__pycache__").glob("*.outline.json"))
+    kept = sorted((tmp_path / "cs336_probe" / "__pycache__").glob("*.outline"))
     assert [file.name.partition(".")[0] for file in kept] == ["helpers", "main", "values"]
     written = [file.stat().st_mtime_ns for file in kept]
     assert version() == first and [file.stat().st_mtime_ns for file in kept] == written
-    kept[0].write_text(kept[0].read_text()[:-9])  # as when the power went
-    kept[1].write_text("{}")
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # as when the power went
+    kept[1].write_bytes(b"")
     assert version() == first
     assert version(values=("LIMIT = 3", "LIMIT = 4")) != first
 
