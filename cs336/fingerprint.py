@@ -177,7 +177,7 @@ def _sketch(module: str, file: Path) -> _Sketch:
     with contextlib.suppress(OSError):  # a folder that is only read, or a full disk
         kept.parent.mkdir(exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-        partial.write_bytes(marshal.dumps((key, sketch)))
+        partial.write_bytes(marshal.dumps((key, sketch)))  # type: ignore[arg-type]  # a dictionary as any
         partial.replace(kept)
     return sketch
 
