@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cs336.evals.suite import ChatEvalConfig, JudgeConfig
     from cs336.evals.task import EvalResult
 
-TASKS = ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety")
+CHOICES = ("arc_easy", "arc_challenge", "commonsense_qa", "copa", "openbook_qa", "piqa", "winograd_wsc", "winogrande")
+TASKS = ("mmlu", "gsm8k", "math", "generated", "alpaca_eval", "safety", *CHOICES)
 CHAT_FRAMES = ("zero_shot", "alpaca")
 TEMPLATES = ("r1_zero", "r1_zero_short", "question_only")  # those of reasoning, scored by a reward
 REASONED = ("gsm8k", "math", "generated")
@@ -32,6 +33,8 @@ tasks:
   generated    word problems without end, with verified answers: --levels 1 (one step) to 8
   alpaca_eval  805 instructions, free answers: a judge compares them with GPT-4 Turbo's
   safety       SimpleSafetyTests: 100 dangerous requests; a judge says whether the replies are safe
+  arc_easy, arc_challenge, commonsense_qa, copa, openbook_qa, piqa, winograd_wsc, winogrande
+               nothing is written: the option it finds likeliest, as a whole and per byte; also for small models
 
 the model (--model):
   a folder of ours, such as artifacts/tiny/base_model or artifacts/tiny/dpo_model/hh;
@@ -44,6 +47,7 @@ how it is asked (--frame):
 
 examples:
   cs336 evaluate mmlu gsm8k                                the tiny base model, zero-shot
+  cs336 evaluate arc_easy piqa --shots 5                   the likeliest options, after five worked questions
   cs336 evaluate generated --model artifacts/tiny/instruction_model --frame alpaca --levels 1
   cs336 evaluate math --model Qwen/Qwen2.5-Math-1.5B --engine vllm --seeds 0 1 2
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
@@ -57,7 +61,7 @@ opinion.
 
 def register(commands: argparse._SubParsersAction) -> None:
     """Add the command to `cs336`'s parser."""
-    command = add_action(commands, "evaluate", DESCRIPTION, "score any model on MMLU, GSM8K, MATH, AlpacaEval, safety")
+    command = add_action(commands, "evaluate", DESCRIPTION, "score any model on MMLU, GSM8K, MATH, ARC and more")
     command.add_argument("tasks", nargs="+", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     command.add_argument("--model", metavar="MODEL", help="folder, entry or name (default: the preset's base_model)")
     command.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of a model that has none beside it")
@@ -65,7 +69,11 @@ def register(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--frame", choices=(*CHAT_FRAMES, *TEMPLATES), help="what stands around a question")
     command.add_argument("--examples", type=int, default=0, metavar="N", help="questions of each task (default: all)")
     command.add_argument(
-        "--shots", type=int, default=0, metavar="N", help="worked questions before MMLU's likeliest letter (default: 0)"
+        "--shots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="worked questions before one whose likeliest option counts (default: 0)",
     )
     command.add_argument("--levels", type=int, nargs="+", default=[1], help="of generated problems (default: 1)")
     command.add_argument(
@@ -124,6 +132,8 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.frame in TEMPLATES and (others := [task for task in options.tasks if task not in REASONED]):
         raise UserError(f"--frame {options.frame}: of {others[0]} there is no ground truth to reward; give zero_shot")
+    if chosen := [task for task in options.tasks if task in CHOICES]:
+        _check_choices(chosen[0], options)
     if options.frame in CHAT_FRAMES and "math" in options.tasks:
         raise UserError(f"--frame {options.frame}: math is asked with one of {', '.join(TEMPLATES)}")
     temperatures = [_temperature(task, options) for task in options.tasks]
@@ -143,6 +153,16 @@ def _check(options: argparse.Namespace) -> None:
 
     if set(options.tasks) & set(JUDGED):
         require_judge(_judge_config(options))
+
+
+def _check_choices(task: str, options: argparse.Namespace) -> None:
+    from cs336 import catalog
+
+    if options.frame:
+        raise UserError(f"--frame {options.frame}: of {task} the options are compared as they stand; leave it out")
+    if options.engine != "ours":
+        raise UserError(f"--engine {options.engine}: {task} needs the likelihood of options; take ours")
+    catalog.require("icl-tasks")
 
 
 def _model(options: argparse.Namespace) -> tuple[Path | str, Path | None]:
@@ -168,9 +188,12 @@ def _answers(
 
     for seed in options.seeds:
         drawing, frame = answerer.sampling(temperature=_temperature(task, options), seed=seed), _frame(task, options)
-        result = (
-            _reasoned(task, drawing, options, frame) if frame in TEMPLATES else _asked(task, drawing, options, frame)
-        )
+        if task in CHOICES:
+            result = _chosen(task, drawing, options)
+        elif frame in TEMPLATES:
+            result = _reasoned(task, drawing, options, frame)
+        else:
+            result = _asked(task, drawing, options, frame)
         save_result(folder / task / f"seed-{seed}", result)
         print(f"{task}, seed {seed}: {_told(result.metrics)}", flush=True)
         yield seed, result
@@ -178,6 +201,11 @@ def _answers(
 
 def _told(metrics: Mapping[str, Any]) -> str:
     """What stands beside a score: how fast answers came, what was cut off, and categories of format and answer."""
+    if "generate_seconds" not in metrics:
+        return (
+            f"{metrics['num_examples']:,} questions in {metrics['choice_seconds']:.1f} s;"
+            f" guessing gets {metrics['chance']:.1%}"
+        )
     seconds, speed = metrics["generate_seconds"], metrics["examples_per_second"]
     parts = [f"{metrics['num_examples']:,} answers in {seconds:.1f} s, {speed:.1f} examples/s"]
     if prompts := metrics["num_prompts_truncated"]:
@@ -197,6 +225,20 @@ def _frame(task: str, options: argparse.Namespace) -> str:
 def _temperature(task: str, options: argparse.Namespace) -> float:
     """The handout samples answers that think at temperature 1, and takes the supplement's greedily."""
     return float(_frame(task, options) in TEMPLATES) if options.temperature is None else options.temperature
+
+
+def _chosen(task: str, answerer: Answerer, options: argparse.Namespace) -> EvalResult:
+    from cs336 import catalog
+    from cs336.evals.choices import evaluate_choices, read_choice_items
+
+    return evaluate_choices(
+        read_choice_items(catalog.files_of("icl-tasks")[f"{task}.jsonl"]),
+        choose=answerer.choose,
+        name=task,
+        num_shots=options.shots,
+        max_examples=options.examples,
+        seed=answerer.seed,
+    )
 
 
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cs336 import evaluation_commands
 from cs336.cli import main
 from cs336.evals import judges, suite
 from cs336.files import read_jsonl
@@ -28,9 +29,12 @@ def no_data(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "mine", context_length=96)
+
+
+def save_model(folder, *, context_length):
     torch.manual_seed(0)
-    shape = ModelConfig(vocab_size=256, context_length=96, d_model=16, num_layers=1, num_heads=2, d_ff=32)
-    folder = tmp_path_factory.mktemp("model") / "mine"
+    shape = ModelConfig(vocab_size=256, context_length=context_length, d_model=16, num_layers=1, num_heads=2, d_ff=32)
     folder.mkdir()
     save_policy(TransformerLM(shape), BYTES, folder)
     return folder
@@ -93,6 +97,24 @@ def test_math_is_asked_of_its_own_file_in_the_prompt_of_reasoning(folder, tmp_pa
     assert len(rows) == 2 and all(row["prompt"].endswith("Assistant: <think>") and row["reward"] == 0 for row in rows)
 
 
+def test_sets_of_choices_are_scored_by_the_likeliest_option(tmp_path, shared_data, monkeypatch, capsys):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    folder = save_model(tmp_path / "long", context_length=512)
+    asked = ["--model", str(folder), "--examples", "3", "--shots", "1", "--out", "c"]
+    assert main(["evaluate", *evaluation_commands.CHOICES, *asked]) == 0
+    printed = capsys.readouterr().out
+    assert "copa, seed 0: 3 questions in " in printed and "guessing gets 50.0%" in printed
+    for task in evaluation_commands.CHOICES:
+        rows = list(read_jsonl(tmp_path / "c" / task / "seed-0" / "rows.jsonl"))
+        assert len(rows) == 3 and all(len(row["choice_logprobs"]) == len(row["options"]) > 1 for row in rows)
+        metrics = json.loads((tmp_path / "c" / task / "seed-0" / "metrics.json").read_text())
+        assert metrics["choice_accuracy"] == sum(row["choice_correct"] for row in rows) / 3
+    scores = json.loads((tmp_path / "c" / "scores.json").read_text())
+    assert [(row["task"], row["metric"]) for row in scores] == [
+        (task, f"choice_{per}accuracy") for task in evaluation_commands.CHOICES for per in ("", "per_byte_")
+    ]
+
+
 RANKING = '[{"model": "model_1", "rank": 1}, {"model": "model_2", "rank": 2}]'
 
 
@@ -147,6 +169,9 @@ def test_the_model_is_gone_before_a_judge_starts_and_each_task_has_one_judge(fol
         (["gsm8k", "--model", "nowhere"], "nowhere: no such folder"),
         (["math", "gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
         (["gsm8k", "--seeds", "0", "1"], "greedy answers are the same with every seed"),
+        (["copa", "--frame", "alpaca"], "of copa the options are compared as they stand"),
+        (["copa", "--engine", "vllm"], "copa needs the likelihood of options; take ours"),
+        (["copa"], "icl-tasks ("),
         (["mmlu", "--frame", "r1_zero"], "of mmlu there is no ground truth to reward"),
         (["math", "--frame", "alpaca"], "math is asked with one of r1_zero"),
         (["gsm8k", "--examples", "-1"], "are 0 or more"),
