@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from starlette.concurrency import run_in_threadpool
 
 from cs336.files import UserError
 
@@ -63,6 +62,8 @@ class Database:
         PostgreSQL each statement waits for the server: another thread does that.
         """
         if self._one_writer is None or not self._one_writer.acquire(blocking=False):
+            from starlette.concurrency import run_in_threadpool  # here: jobs and the graph have no web server
+
             return await run_in_threadpool(work, *given)
         try:
             return work(*given)
