@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cs336.cli import add_preset_option
 from cs336.files import UserError
+from cs336.processes import uncollected
 from cs336.service.commands import POOLS
 from cs336_assets import cost, provenance_commands
 from cs336_assets.selections import EXPERIMENTS, GROUPS, PLAN_JOB, REASONING, REASONING_CHAIN, SWEEPS
@@ -82,15 +83,16 @@ def run(preset: str, job: str, cells: str | None = None, *, base_model_is_made: 
     if cells is not None and job not in SWEEPS:
         raise UserError(f"--cells: only the runs of an experiment can be chosen; give --job {'|'.join(SWEEPS)}")
     use_project_home()
-    import dagster as dg
+    with uncollected():
+        import dagster as dg
 
-    from cs336.preset_lookup import find_preset
-    from cs336_assets.graph import build_definitions
-    from cs336_assets.jobs import job_assets
-    from cs336_assets.resources import Runtime
+        from cs336.preset_lookup import find_preset
+        from cs336_assets.graph import build_definitions
+        from cs336_assets.jobs import job_assets
+        from cs336_assets.resources import Runtime
 
-    chosen = find_preset(preset)
-    definitions = build_definitions(chosen, runtime=Runtime.from_environment(terminal=True))
+        chosen = find_preset(preset)
+        definitions = build_definitions(chosen, runtime=Runtime.from_environment(terminal=True))
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
         own_model = job == REASONING_CHAIN and not chosen.policy.start and not base_model_is_made

@@ -11,9 +11,17 @@ import os
 import dagster as dg
 
 from cs336.files import UserError
-from cs336_assets.graph import build_definitions
+from cs336.processes import uncollected
 
-defs = build_definitions(os.environ.get("CS336_PRESET", "tiny"))
+
+def _build(preset: str) -> dg.Definitions:
+    with uncollected():
+        from cs336_assets.graph import build_definitions
+
+        return build_definitions(preset)
+
+
+defs = _build(os.environ.get("CS336_PRESET", "tiny"))
 
 
 def __getattr__(name: str) -> dg.Definitions:
@@ -21,6 +29,6 @@ def __getattr__(name: str) -> dg.Definitions:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return build_definitions(name)
+        return _build(name)
     except UserError as error:
         raise AttributeError(f"module {__name__!r}: {error}") from None

@@ -1,15 +1,17 @@
 """Parallel maps keep order and errors; children die with their parent."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
-from cs336.processes import map_ordered, map_threads
+from cs336.processes import map_ordered, map_threads, uncollected
 
 
 def _square(x):
@@ -61,3 +63,22 @@ def test_workers_die_when_their_parent_is_killed(tmp_path):
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_what_stays_is_not_searched_for_garbage_and_all_else_is_again():
+    class Ring:
+        pass
+
+    def ring():
+        one = Ring()
+        one.itself = one
+        return weakref.ref(one)
+
+    with pytest.raises(KeyError), uncollected():
+        assert not gc.isenabled()
+        kept = ring()
+        raise KeyError
+    assert gc.isenabled()
+    later = ring()
+    gc.collect()
+    assert kept() is not None and later() is None
