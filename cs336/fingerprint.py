@@ -174,6 +174,8 @@ def _sketch(module: str, file: Path) -> _Sketch:
         if found_key == key:
             return found
     sketch = _sketch_of(module, ast.parse(text))
+    if sys.dont_write_bytecode:
+        return sketch
     with contextlib.suppress(OSError):  # a folder that is only read, or a full disk
         kept.parent.mkdir(exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")

@@ -138,7 +138,10 @@ def test_loaders_behind_the_catalogue_are_part_of_what_reads_data_sets():
     assert any("catalog_loaders" in name for name in fingerprint.reached(mmlu))
 
 
-def test_what_is_kept_of_a_text_stands_for_that_text_alone(version, tmp_path):
+def test_what_is_kept_of_a_text_stands_for_that_text_alone(version, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert version() and not list(tmp_path.rglob("*.outline"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     first = version()
     kept = sorted((tmp_path / "cs336_probe" / "__pycache__").glob("*.outline"))
     assert [file.name.partition(".")[0] for file in kept] == ["helpers", "main", "values"]
@@ -151,6 +154,7 @@ def test_what_is_kept_of_a_text_stands_for_that_text_alone(version, tmp_path):
 
 
 def test_a_package_that_cannot_be_written_to_has_the_same_hashes(version, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     first = version()
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "main.py" / "no folder"))
     (tmp_path / "main.py").touch()
