@@ -231,14 +231,17 @@ def _chosen(task: str, answerer: Answerer, options: argparse.Namespace) -> EvalR
     from cs336 import catalog
     from cs336.evals.choices import evaluate_choices, read_choice_items
 
-    return evaluate_choices(
-        read_choice_items(catalog.files_of("icl-tasks")[f"{task}.jsonl"]),
-        choose=answerer.choose,
-        name=task,
-        num_shots=options.shots,
-        max_examples=options.examples,
-        seed=answerer.seed,
-    )
+    try:
+        return evaluate_choices(
+            read_choice_items(catalog.files_of("icl-tasks")[f"{task}.jsonl"]),
+            choose=answerer.choose,
+            name=task,
+            num_shots=options.shots,
+            max_examples=options.examples,
+            seed=answerer.seed,
+        )
+    except ValueError as error:  # such as an option that is longer than a small model's context
+        raise UserError(f"{task}: {error}; leave it out, or take a model with a longer context") from None
 
 
 def _asked(task: str, answerer: Answerer, options: argparse.Namespace, frame: str) -> EvalResult:

@@ -115,6 +115,14 @@ def test_sets_of_choices_are_scored_by_the_likeliest_option(tmp_path, shared_dat
     ]
 
 
+def test_an_option_that_is_longer_than_the_context_is_one_line_that_names_the_set(
+    folder, shared_data, monkeypatch, capsys
+):
+    monkeypatch.setenv("CS336_DATA", str(shared_data))
+    assert main(["evaluate", "piqa", "--model", str(folder), "--examples", "20"]) == 1
+    assert "piqa: a continuation needs 1 to 95 tokens" in capsys.readouterr().err
+
+
 RANKING = '[{"model": "model_1", "rank": 1}, {"model": "model_2", "rank": 2}]'
 
 
