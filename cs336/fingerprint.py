@@ -176,6 +176,7 @@ def _sketch(module: str, file: Path) -> _Sketch:
     sketch = _sketch_of(module, ast.parse(text))
     if sys.dont_write_bytecode:
         return sketch
+    # Not `files.replacing`: what is lost is made again, so nothing need wait for the disk.
     with contextlib.suppress(OSError):  # a folder that is only read, or a full disk
         kept.parent.mkdir(exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NUM_COLORS = 96  # at 64, neighbors of a palette of 18 lines look alike
@@ -17,6 +18,12 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # here, so that what does not draw never imports matplotlib; and no pyplot
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid, and no frame at the top and at the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
 
 
 def shade(place: int, count: int) -> tuple[float, float, float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs336.pictures import new_figure, save
+from cs336.pictures import new_figure, save, tidy
 
 _FIELDS_A_ROW = 4
 _TRAINED, _HELD_OUT = "#1f77b4", "#d62728"
@@ -106,8 +106,7 @@ def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, style: str 
 
 
 def _dress(axes: Any, label: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     axes.set_xlabel("steps")
     axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)

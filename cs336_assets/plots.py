@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs336.pictures import new_figure, save, shade
+from cs336.pictures import new_figure, save, shade, tidy
 
 
 def _axes(width: float = 6.0, height: float = 3.2) -> Any:
     figure = new_figure(width, height)
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     return figure, axes
 
 
@@ -54,8 +53,7 @@ def loss_curves(curves: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> N
     for axes, column, scale, label in zip(
         sides, ("num_tokens", "seconds"), (1e-6, 1.0), ("million tokens seen", "seconds of training"), strict=True
     ):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        tidy(axes)
         axes.set_xlabel(label)
         for name, rows in curves.items():
             group = name.partition("-seed-")[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs336.pictures import new_figure, save
+from cs336.pictures import new_figure, save, tidy
 from cs336.profiling.cells import FAILURE, Row
 from cs336.profiling.kernel_times import KINDS
 
@@ -70,7 +70,7 @@ def time_and_memory_by_length(rows: Sequence[Row], path: Path) -> None:
             lines.setdefault((row["settings"]["d"], row["settings"]["compiled"]), []).append(row)
     widths = list(dict.fromkeys(width for width, _ in lines))
     for axes, (key, title) in zip(sides, titles.items(), strict=True):
-        _tidy(axes)
+        tidy(axes)
         for (width, compiled), found in lines.items():
             axes.plot(
                 [row["settings"]["length"] for row in found],
@@ -117,10 +117,5 @@ def memory_timeline(timeline: Mapping[str, Any], title: str, path: Path) -> None
 def _axes(width: float = 6.5, height: float = 3.4) -> Any:
     figure = new_figure(width, height)
     axes = figure.add_subplot()
-    _tidy(axes)
+    tidy(axes)
     return figure, axes
-
-
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)

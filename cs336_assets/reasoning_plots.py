@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs336.pictures import new_figure, save, shade
+from cs336.pictures import new_figure, save, shade, tidy
 
 # Column of a run's rows -> how its axis is called.
 LABELS = {
@@ -47,8 +47,7 @@ def run_panels(
     for unused in panels[len(present) :]:
         unused.set_axis_off()
     for axes, column in zip(panels, present, strict=False):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        tidy(axes)
         axes.set_title(LABELS[column], fontsize=9)
         axes.set_xlabel("step" if over == "step" else "seconds", fontsize=8)
         for place, (name, rows) in enumerate(runs.items()):
@@ -88,8 +87,7 @@ def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limi
     """Held-out accuracy over the seconds of training since the start policy; a line where the time is over."""
     figure = new_figure(7.0, 3.6)
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
     for place, (name, points) in enumerate(curves.items()):
         color = shade(place, len(curves))
         axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.1, color=color, label=name)

@@ -223,8 +223,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     times.set(xlabel="MB", ylabel="ms, slowest rank", xscale="log", yscale="log")
     buses.set(xlabel="MB", ylabel="bus bandwidth, GB/s", xscale="log", yscale="log")
     for axes in (times, buses):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        pictures.tidy(axes)
     if groups:
         times.legend(frameon=False, fontsize=8)
     pictures.save(figure, path)

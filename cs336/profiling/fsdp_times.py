@@ -391,8 +391,7 @@ def draw_gathers(rows: Sequence[dict[str, Any]], size: str, path: Path) -> bool:
     axes.axhline(0, color="grey", lw=0.8)
     axes.set(xlabel="unit, in the order of the forward pass", ylabel="gathered before it was needed, ms")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    pictures.tidy(axes)
     if lines:
         axes.legend(frameon=False, fontsize=8)
         pictures.save(figure, path)

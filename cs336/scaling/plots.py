@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cs336.pictures import new_figure, save
+from cs336.pictures import new_figure, save, tidy
 from cs336.scaling.fits import APPROACHES, ENVELOPE, LOWEST, PARABOLA, TEXT_LIMIT, Fits
 from cs336.scaling.isoflops import Minima
 from cs336.scaling.measurements import Measurements
@@ -132,8 +132,7 @@ def new_axes() -> tuple[Any, Any]:
 def style(axes: Any) -> None:
     """As all plots of fits are: x logarithmic, a light grid, no frame."""
     axes.set_xscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    tidy(axes)
 
 
 def label(axes: Any, x: str, y: str) -> None:

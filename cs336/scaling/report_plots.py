@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cs336.pictures import new_figure, save
+from cs336.pictures import new_figure, save, tidy
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
@@ -93,8 +93,7 @@ def excess_by_shape(rows: Sequence[Row], path: Path) -> None:
             axes.plot([], [], "o", color=color, label=short_budget(budget))
         axes.set_xscale("log", base=2)
         axes.axhline(0, lw=0.8, color="grey")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        tidy(axes)
         label(axes, name, "loss less the profile's, nats" if key == "aspect_ratio" else "")
     save(figure, path)
 
