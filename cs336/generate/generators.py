@@ -70,7 +70,7 @@ def generator_for(
     memory_share: float = 0.85,
     **options: Any,
 ) -> Backend:
-    """A generator of the policy's shape; `cs336.generate.weight_sync` gives it the weights of each step.
+    """A generator with the policy's weights; `cs336.generate.weight_sync` gives it those of each later step.
 
     Ours runs the policy itself on a CPU, and on a GPU a copy in bf16 with the kernels for generation.
 
@@ -96,9 +96,14 @@ def generator_for(
     target = torch.device(device) if device is not None else device_of(policy)
     if target.type != "cuda":
         return Engine(policy, codec, owns_weights=False)
-    copy = TransformerLM(policy.config, device=target, dtype=torch.bfloat16).eval()
-    copy.use_attention_kernel("fused").fuse()
-    return Engine(copy, codec)
+    return Engine(_copy_for_generation(policy, target), codec)
+
+
+def _copy_for_generation(policy: TransformerLM, device: torch.device) -> TransformerLM:
+    """With the policy's weights from the start: whoever only generates never syncs them."""
+    copy = TransformerLM(policy.config, device=device, dtype=torch.bfloat16).eval()
+    copy.load_state_dict(policy.state_dict())
+    return copy.use_attention_kernel("fused").fuse()
 
 
 def is_same_device(one: torch.device | str, other: torch.device | str) -> bool:

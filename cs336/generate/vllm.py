@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cs336.files import UserError
 from cs336.generate.backend import Generation, Prompt, Sample, SamplingParams, numbers_of
+from cs336.generate.sampling import in_usual_forms
 from cs336.generate.vllm_requests import check_level, finish_of, generation_of, request_of
 from cs336.progress import Progress, silent
 
@@ -51,7 +52,8 @@ def start_llm(*, own_process: bool, **options: Any) -> Any:
     before = os.environ.get(_OWN_PROCESS)
     os.environ[_OWN_PROCESS] = str(int(own_process))
     try:
-        return vllm.LLM(**options)
+        with in_usual_forms():  # it compiles, which Inductor refuses in part within a deterministic run
+            return vllm.LLM(**options)
     finally:
         os.environ.pop(_OWN_PROCESS)
         if before is not None:
@@ -146,7 +148,8 @@ class VllmEngine:
             for number in numbers_of(prompts, numbers)
         ]
         inputs = [prompt if isinstance(prompt, str) else {"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(inputs, requests, use_tqdm=False)
+        with in_usual_forms():
+            outputs = self._llm.generate(inputs, requests, use_tqdm=False)
         return [
             generation_of(
                 list(output.prompt_token_ids), [_sample(each, params) for each in _in_order(output.outputs)], params

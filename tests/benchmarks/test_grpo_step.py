@@ -4,9 +4,10 @@ import argparse
 import json
 
 import pytest
+import torch
 
 from benchmarks import grpo_step
-from benchmarks.grpo_step import busy_microseconds
+from benchmarks.grpo_step import busy_nanoseconds
 from benchmarks.measure import Unavailable
 
 SMALL = "--shape tiny --rollouts 8 --group-size 4 --tokens 6 --prompt-tokens 4 --micro-batch-size 4 --device cpu"
@@ -36,4 +37,17 @@ def test_the_parts_of_a_step_add_up_to_it_and_a_missing_peer_says_so(tmp_path, m
     ("spans", "busy"), [([], 0), ([(0, 2), (5, 6)], 3), ([(0, 4), (1, 2), (3, 7)], 7), ([(0, 9), (2, 3), (4, 12)], 12)]
 )
 def test_time_that_kernels_share_counts_once(spans, busy):
-    assert busy_microseconds(spans) == busy
+    assert busy_nanoseconds(spans) == busy
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_ran_on_the_gpu_is_told_from_what_started_it():
+    matrix = torch.ones(2_048, 2_048, device="cuda")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(3):
+            matrix = matrix @ matrix
+        torch.cuda.synchronize()
+    spans = grpo_step.device_spans(profiler)
+    assert len(spans) == 3 and spans == sorted(spans)
+    assert 0 < busy_nanoseconds(spans) < 1e9

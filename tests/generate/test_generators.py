@@ -1,6 +1,7 @@
 """Which device generates: the policy's, or another, where vLLM is a server of its own."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -62,6 +63,24 @@ def test_on_the_policys_own_device_it_is_no_server(started, policy_and_tokenizer
     with opened_generator(policy, tokenizer, device="cpu") as backend:
         assert isinstance(backend, Engine) and backend.model is policy
     assert not started
+
+
+def test_the_copy_that_generates_on_a_gpu_has_the_policys_weights_from_the_start(policy_and_tokenizer):
+    """A policy that is only asked, and not trained, is never synced."""
+    policy, _ = policy_and_tokenizer
+    weights = generators._copy_for_generation(policy, torch.device("cpu")).state_dict()
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(weight.bfloat16(), weights[name]) for name, weight in policy.state_dict().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_policy_answers_with_its_own_weights(policy_and_tokenizer):
+    policy, tokenizer = policy_and_tokenizer
+    policy = copy.deepcopy(policy).to("cuda")
+    with opened_generator(policy, tokenizer) as backend:
+        agreement = check_logprobs(policy, backend, ["hello", "abc"], SamplingParams(max_tokens=8))
+    assert agreement.mean_logprob_difference < 0.05
 
 
 def test_the_first_gpu_has_two_names():

@@ -188,6 +188,29 @@ def test_vllm_runs_in_a_process_of_its_own_or_in_this_one_and_the_environment_st
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "as before"
 
 
+def test_vllm_starts_and_generates_in_usual_forms_beside_a_run_that_is_equal_to_the_last_bit(fake):
+    """What it compiles on a GPU Inductor refuses to, where deterministic kernels are asked for."""
+    seen = []
+
+    class Watching(FakeLLM):
+        def __init__(self, **options):
+            super().__init__()
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+        def generate(self, *arguments, **options):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().generate(*arguments, **options)
+
+    fake.LLM = Watching
+    torch.use_deterministic_algorithms(True)
+    try:
+        VllmEngine.start("model").generate(["a"], SamplingParams())
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [False, False]
+
+
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_without_vllm_one_line_names_the_extra():
     with pytest.raises(UserError, match=r"pip install 'cs336\[gpu\]'") as error:
