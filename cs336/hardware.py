@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 
@@ -33,6 +34,19 @@ def pick_device(name: str = "auto") -> torch.device:
             raise UserError(f"device {name}: this machine has {torch.cuda.device_count()}, from cuda:0 on")
         torch.cuda.set_device(device)
     return device
+
+
+@functools.cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which this device's CUDA graphs are recorded, for `torch.cuda.graph(..., stream=...)`.
+
+    PyTorch's own belongs to the GPU that recorded first in this process. Recorded on it, a step of another GPU is empty
+    but for Triton's kernels, and what is played again never moves on.
+
+    Args:
+        device: with its number, as tensors have it.
+    """
+    return torch.cuda.Stream(device)
 
 
 # Dense matrix products per second, from NVIDIA's data sheets: in bf16, and in TF32 (what fp32 training uses).

@@ -13,6 +13,7 @@ from torch import Tensor
 from cs336.generate.cache import Columns, PreallocatedCache
 from cs336.generate.sampling import Sampling, in_usual_forms, sample, uniforms_of
 from cs336.generate.text import TextStream
+from cs336.hardware import recording_stream
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
 from cs336.progress import Progress, silent
@@ -381,7 +382,7 @@ class _Batch:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=recording_stream(self.device)):
                 self._step_with_fixed_shapes()
         self._graph.replay()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cs336.generate.sampling import Sampling, sample
+from cs336.hardware import recording_stream
 from cs336.model.attention import KVCache, decode_attention, has_decode_kernel, masked_decode_attention
 from cs336.model.logprobs import token_logprobs
 from cs336.model.transformer import TransformerLM
@@ -293,7 +294,7 @@ class Slots:
             graph = self._graphs[key] = torch.cuda.CUDAGraph()
             # One pool for all: no two of them ever run at once.
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=recording_stream(self.device)):
                 self._step(num_rows, self.capacity)
         graph.replay()
 

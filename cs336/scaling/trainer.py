@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cs336.hardware import recording_stream
 from cs336.model.transformer import TransformerLM
 from cs336.scaling.cell import Cell
 from cs336.scaling.recipe import MAX_VALID_TOKENS, learning_rates, model_config, tail_steps, train_config
@@ -251,7 +252,7 @@ class Trainer:
         for parameter in self._parameters:
             parameter.grad = None  # gradients are to lie in the graph's own memory
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=recording_stream(self._parameters[0].device)):
                 self._step()
         except torch.OutOfMemoryError:
             raise
