@@ -36,6 +36,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; on its way to a GPU neither the host nor the work before it is waited for."""
+    if device.type == "cuda" and values.device.type == "cpu":  # from pinned memory alone does the copy run beside
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 @functools.cache
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which this device's CUDA graphs are recorded, for `torch.cuda.graph(..., stream=...)`.

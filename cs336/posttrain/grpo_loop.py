@@ -174,11 +174,12 @@ class _Grpo:
             log_probs, mask = scores["log_probs"], scores["response_mask"]
             old = None
             if self._old is not None:
-                old = self._rows.spread([self._old[place] for place in some], log_probs, mask)
+                old = self._rows.spread([self._old[place] for place in some], some, log_probs)
             if update == 0:
                 theirs = [torch.tensor(self._rollouts[place].logprobs) for place in some]
                 ours = log_probs.detach() if old is None else old
-                differences.append((ours - self._rows.spread(theirs, log_probs, mask))[mask].abs())
+                difference = (ours - self._rows.spread(theirs, some, log_probs)).abs()
+                differences.append(torch.where(mask, difference, 0.0))
             loss, metadata = grpo_microbatch_train_step(
                 log_probs,
                 mask,
@@ -205,8 +206,11 @@ class _Grpo:
             parts = torch.stack([each[name] for each in ratios])
             columns[name] = parts.max() if name == "ratio_max" else parts.sum() / num_response_tokens
         if differences:
-            every = torch.cat(differences)
-            columns |= {"max_logprob_difference": every.max(), "mean_logprob_difference": every.mean()}
+            columns |= {
+                "max_logprob_difference": torch.stack([each.max() for each in differences]).max(),
+                "mean_logprob_difference": torch.stack([each.sum() for each in differences]).sum()
+                / num_response_tokens,
+            }
         return columns
 
 

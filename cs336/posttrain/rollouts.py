@@ -19,7 +19,7 @@ from cs336.evals.rewards import RewardAll
 from cs336.files import write_jsonl
 from cs336.generate.backend import Backend, SamplingParams, seed_of
 from cs336.generate.weight_sync import awake, sync_weights
-from cs336.hardware import device_of
+from cs336.hardware import device_of, to_device
 from cs336.model.logprobs import get_response_log_probs
 from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.masked import masked_mean
@@ -281,19 +281,26 @@ class Rows:
         some = [self._rollouts[place] for place in places]
         prompts = [each.prompt_ids for each in some]
         batch = prompt_and_output_batch(prompts, [each.token_ids for each in some], self._padding)
-        ids, labels, mask = (
-            batch[name].to(self._device, non_blocking=True) for name in ("input_ids", "labels", "response_mask")
-        )
+        ids, labels, mask = (to_device(batch[name], self._device) for name in ("input_ids", "labels", "response_mask"))
         start = first_response_column(prompts)
         with autocast(self._device, self._precision):
             scores = get_response_log_probs(policy, ids, labels, return_token_entropy=entropy, start=start)
         return scores | {"response_mask": mask}
 
-    def spread(self, values: Sequence[Tensor], like: Tensor, mask: Tensor) -> Tensor:
-        """Numbers of response tokens, rollout by rollout, where the mask of a batch has those tokens; 0 elsewhere."""
-        spread = torch.zeros_like(like)
-        spread[mask] = torch.cat(list(values)).to(like)  # one copy to the device, not one a rollout
-        return spread
+    def spread(self, values: Sequence[Tensor], places: Sequence[int], like: Tensor) -> Tensor:
+        """Numbers of response tokens, rollout by rollout, where a batch of them has those tokens; 0 elsewhere.
+
+        Not by the batch's mask: the host would wait for the device to count it.
+        """
+        spread = torch.zeros(like.shape, dtype=like.dtype, device=values[0].device)
+        for row, place, numbers in zip(spread, places, values, strict=True):
+            row[self.columns(place)] = numbers
+        return to_device(spread, self._device)
+
+    def columns(self, place: int) -> slice:
+        """Where a batch has a rollout's response tokens as labels."""
+        start = max(0, len(self._rollouts[place].prompt_ids) - 1)
+        return slice(start, self.lengths[place] - 1)
 
 
 @torch.no_grad()
@@ -302,6 +309,6 @@ def response_log_probs(policy: nn.Module, rows: Rows, *, batch_size: int) -> lis
     log_probs: list[Tensor] = [torch.empty(0)] * len(rows.lengths)
     for some in micro_batches(range(len(rows.lengths)), rows.lengths, batch_size):
         scores = rows.scores(policy, some, entropy=False)
-        for place, values, mask in zip(some, scores["log_probs"], scores["response_mask"], strict=True):
-            log_probs[place] = values[mask]
+        for place, values in zip(some, scores["log_probs"], strict=True):
+            log_probs[place] = values[rows.columns(place)]
     return log_probs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from cs336.hardware import to_device
 from cs336.tokens.index import IndexedDocument, read_index
 from cs336.tokens.shards import open_tokens
 
@@ -104,7 +105,7 @@ class Batches:
             stretches = _read(self._tokens, starts.tolist(), self._context_length, self._device)
         else:
             places = torch.arange(self._context_length + 1, device=self._device)
-            first = _send(starts, self._device)
+            first = to_device(starts, self._device)
             stretches = self._resident[first.unsqueeze(-1) + places].to(torch.int64) & 0xFFFF
         return _inputs_and_targets(stretches)
 
@@ -231,13 +232,7 @@ def _read(
     tokens: np.ndarray | TokenArray, starts: Sequence[int], context_length: int, device: torch.device
 ) -> Int[Tensor, "batch seq_and_target"]:
     stretches = np.stack([tokens[i : i + context_length + 1] for i in starts]).astype(np.int64)
-    return _send(torch.from_numpy(stretches), device)
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":  # pinned memory lets the copy run beside the computation
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    return to_device(torch.from_numpy(stretches), device)
 
 
 def _inputs_and_targets(stretches: Tensor) -> tuple[Tensor, Tensor]:
