@@ -27,7 +27,7 @@ from cs336.filters.pipeline import FILTERS, FilterConfig
 from cs336.filters.quality import QualityConfig
 from cs336.filters.toxicity import ToxicityConfig
 from cs336.model.transformer import ModelConfig
-from cs336.posttrain.config import ReasoningConfig
+from cs336.posttrain.config import ReasoningConfig, questions_at_once
 from cs336.posttrain.dpo import DpoConfig
 from cs336.posttrain.instruction_sft import InstructionSftConfig
 from cs336.posttrain.instructions import InstructionsConfig, PreferencesConfig
@@ -131,6 +131,12 @@ class Preset:
             unknown = [value for value in values if value not in known]
             if unknown:
                 raise ValueError(f"{name}: there is no {unknown[0]!r}; there are {', '.join(filter(None, known))}")
+        there = self.problems.num_train  # 0 is what a file has, which is known when it is read
+        for name, asked in questions_at_once(self.reasoning, self.problems).items():
+            if 0 < there < asked:
+                raise ValueError(
+                    f"problems: num_train is {there}, but a batch of {name} asks {asked} different questions"
+                )
 
 
 _EASY = GeneratedConfig(levels=(1,), max_value=100)  # one step: what the smallest models can learn

@@ -159,6 +159,7 @@ def test_several_sources_and_held_out_texts_are_described_by_kind(presets):
         ('[mine]\nbase = "tiny"\ntrain = {num_steps = 0}\n', "at least one step"),
         ('[mine]\nbase = "tiny"\nmeasured_filters = ["langauge"]\n', "measured_filters: there is no 'langauge'"),
         ('[mine]\nbase = "tiny"\nvalidation = "palomar"\n', "validation: there is no 'palomar'"),
+        ('[mine]\nbase = "tiny"\nproblems = {num_train = 7}\n', "num_train is 7, but a batch of .* asks 8"),
         ('[mine]\nbase = "tiny"\nsplit = {valid_fraction = 2}\n', "valid_fraction 2.0 is not a share"),
         ('[mine]\nbase = "tiny"\nextract = {max_page_bytes = -1}\n', "max_page_bytes must be at least 1"),
         ('[mine]\nbase = "tiny"\nextract = {max_page_seconds = 0}\n', "max_page_seconds must be above 0"),

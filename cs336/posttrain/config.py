@@ -259,6 +259,12 @@ def _grpo(name: str, config: GrpoConfig) -> GrpoConfig:
     return replace(config, **GRPO_ROWS[name])
 
 
+def questions_at_once(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, int]:
+    """Different questions in one batch, by the run that asks them."""
+    rounds = {name: run.config.question_batch_size for name, run in expert_iteration_runs(config, problems).items()}
+    return rounds | {name: run.config.num_questions for name, run in grpo_runs(config, problems).items()}
+
+
 def _asked(problems: ProblemsConfig) -> dict[str, Any]:
     return {"template": problems.template, "reward": problems.reward}
 
