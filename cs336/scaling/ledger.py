@@ -12,6 +12,7 @@ from cs336.scaling.plots import short_budget
 from cs336.scaling.profiles import on_ladder
 from cs336.scaling.rates import Rates
 from cs336.scaling.runs import Run, finished_runs
+from cs336.scaling.tables import at_once
 
 PROFILES, BATCHES, RATES, SEEDS, SHAPES, START, CHECK = (
     "profiles",
@@ -145,6 +146,20 @@ def packing(runs: Sequence[Run]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def sessions_of_the_same_runs(sessions: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Calls of the runner on the same runs and device in several ways, such as packed and not: what packing is worth.
+
+    Args:
+        sessions: lines of `.sessions.jsonl`; the same runs are as many, with as many tokens and real FLOPs.
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for each in sessions:
+        groups.setdefault(tuple(each[name] for name in ("hardware", "num_runs", "tokens", "real_flops")), []).append(
+            each
+        )
+    return [some for some in groups.values() if len({(at_once(each), each["recorded"]) for each in some}) > 1]
 
 
 def _device_seconds(run: Run) -> float:

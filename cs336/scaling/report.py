@@ -238,22 +238,31 @@ def _utilisation_section(study: Study, sessions: Sequence[Mapping[str, Any]], fo
     else:
         parts.append("The peak of this device is not known, so no share of it.")
     if sessions:
-        shown = [
-            {
-                "date": str(each["date"])[:16],
-                "packed": at_once(each),
-                "recorded": each["recorded"],
-                "runs": each["num_runs"],
-                "seconds": each["elapsed_seconds"],
-                "tokens": f"{each['tokens'] / max(0.01, each['elapsed_seconds']):,.0f}",
-                "share": _share(each["utilisation"]),
-            }
-            for each in sessions
+        parts += ["Whole sessions, with start-up, recording and validation:", _sessions_table(sessions)]
+    for same in ledger.sessions_of_the_same_runs(sessions):
+        parts += [
+            f"Of these, the same {same[0]['num_runs']} runs in {len(same)} ways: what packing and recording are worth."
+            " All other lines are of different runs.",
+            _sessions_table(same),
         ]
-        names = {"date": "session", "packed": "at a time", "recorded": "CUDA graphs", "runs": "runs"}
-        names |= {"seconds": "seconds", "tokens": "tokens/s", "share": "of the peak"}
-        parts += ["Whole sessions, with start-up, recording and validation:", markdown_table(shown, names)]
     return "\n\n".join(parts)
+
+
+def _sessions_table(sessions: Sequence[Mapping[str, Any]]) -> str:
+    shown = [
+        {
+            "date": str(each["date"])[:16],
+            "packed": at_once(each),
+            "recorded": each["recorded"],
+            "runs": each["num_runs"],
+            "seconds": each["elapsed_seconds"],
+            "tokens": f"{each['tokens'] / max(0.01, each['elapsed_seconds']):,.0f}",
+            "share": _share(each["utilisation"]),
+        }
+        for each in sessions
+    ]
+    names = {"date": "session", "packed": "at a time", "recorded": "CUDA graphs", "runs": "runs"}
+    return markdown_table(shown, names | {"seconds": "seconds", "tokens": "tokens/s", "share": "of the peak"})
 
 
 def _share(value: float | None) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cs336.profiling.tables import markdown_table
 from cs336.scaling import plots, report_plots
 from cs336.scaling.accounting import num_tokens
 from cs336.scaling.exercise import LAW, exercise_runs
 from cs336.scaling.fits import LOWEST, PARABOLA, PARAMETRIC, TEXT_LIMIT, Fits, fit_all
-from cs336.scaling.isoflops import lowest_runs, parabola_minima
+from cs336.scaling.isoflops import Minima, lowest_runs, parabola_minima
 from cs336.scaling.measurements import Measurements
 from cs336.scaling.parametric import ParametricLaw
 from cs336.scaling.plots import short_budget
@@ -42,13 +44,14 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     """Profiles with their minima; laws of size, tokens and loss; the parametric law and its residuals."""
     if study.everything is None:
         return [f"## Profiles\n\nThere are none: {study.why_not}."]
-    minima = {LOWEST: lowest_runs(study.everything), PARABOLA: parabola_minima(study.everything)}
+    minima = {LOWEST: _sound(lowest_runs(study.everything)), PARABOLA: _sound(parabola_minima(study.everything))}
     plots.draw_profiles(study.everything, minima, folder / "profiles.png")
     profiles = [
         "## Profiles",
         "At each budget the best recipe that five sizes or more were trained with. A minimum at the edge of its profile"
         f" may be no minimum: it is called one-sided, and no law{' but the text limit' * study.text_limited} goes"
-        " through it.",
+        " through it. One whose loss is above a smaller budget's is none, whatever sizes lie around it: there the"
+        " recipe is at fault.",
         _minima_table(study.everything),
         "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
     ]
@@ -68,18 +71,33 @@ def law_sections(study: Study, folder: Path) -> list[str]:
         "![Best number of tokens](tokens.png)",
         "![Loss at the best size: the law with a floor](loss.png)",
     ]
+    parametric = ["## The parametric law and its residuals"]
     fit = study.fits.fits.get(PARAMETRIC)
     if fit is None or fit.law is None:
-        return ["\n\n".join(profiles), "\n\n".join(laws)]
-    report_plots.contours(study.fitted, fit.law, folder / "contours.png")
-    report_plots.residuals(study.fitted, fit.law, folder / "residuals.png")
-    parametric = [
-        "## The parametric law and its residuals",
-        _residuals_table(study.fitted, fit.law),
-        "![Measured less the law, over size](residuals.png)",
-        "![Lines of equal loss over compute and size](contours.png)",
-    ]
+        reason = study.fits.left_out.get(PARAMETRIC, "it was not asked for")
+        parametric.append(
+            f"It is not fitted to these runs: {reason}. What it looks like: the handout's exercise, below."
+        )
+    else:
+        report_plots.contours(study.fitted, fit.law, folder / "contours.png")
+        report_plots.residuals(study.fitted, fit.law, folder / "residuals.png")
+        parametric += [
+            _residuals_table(study.fitted, fit.law),
+            "![Measured less the law, over size](residuals.png)",
+            "![Lines of equal loss over compute and size](contours.png)",
+        ]
     return ["\n\n".join(section) for section in (profiles, laws, parametric)]
+
+
+def _sound(minima: Minima) -> Minima:
+    """Without those that a smaller budget beats."""
+    return replace(minima, bracketed=minima.bracketed & ~_beaten(minima))
+
+
+def _beaten(minima: Minima) -> NDArray[np.bool_]:
+    """Whether the loss is above that of a smaller budget."""
+    losses = np.where(np.isfinite(minima.losses), minima.losses, np.inf)
+    return losses > np.minimum.accumulate(losses)
 
 
 def _measured_later(study: Study) -> dict[str, float] | None:
@@ -92,6 +110,7 @@ def _measured_later(study: Study) -> dict[str, float] | None:
 
 def _minima_table(runs: Measurements) -> str:
     lowest, vertices = lowest_runs(runs), parabola_minima(runs)
+    beaten, sound = _beaten(lowest), _sound(vertices).bracketed
     rows = []
     for place, budget in enumerate(runs.budgets):
         profile = runs.where(runs.compute == budget)
@@ -100,10 +119,11 @@ def _minima_table(runs: Measurements) -> str:
             "budget": short_budget(float(budget)),
             "sizes": len(profile.parameters),
             "span": f"{count(profile.parameters.min())} to {count(profile.parameters.max())}",
-            "lowest": count(float(lowest.parameters[place])) + ("" if lowest.bracketed[place] else ", one-sided"),
+            "lowest": count(float(lowest.parameters[place]))
+            + (", a smaller budget has less" if beaten[place] else "" if lowest.bracketed[place] else ", one-sided"),
             "loss": f"{lowest.losses[place]:.4f}",
         }
-        if vertices.bracketed[place]:
+        if sound[place]:
             row |= {"vertex": count(vertex), "low": f"{vertices.losses[place]:.4f}"}
         else:
             row |= {"vertex": "none between the sizes"}
@@ -180,6 +200,10 @@ def exercise_section(folder: Path, *, num_draws: int) -> str:
     """The handout's own exercise, whose exact answer is known."""
     (folder / "exercise").mkdir(exist_ok=True)
     fits = _exercise_fits(num_draws)
+    runs, law = exercise_runs(), fits.fits[PARAMETRIC].law
+    assert law is not None
+    largest = np.abs(runs.losses - law(runs.parameters, runs.tokens)).max()
+    report_plots.contours(runs, law, folder / "exercise" / "contours.png")
     plots.draw_laws(fits, folder / "exercise", truth=LAW)
     return "\n\n".join(
         [
@@ -189,5 +213,7 @@ def exercise_section(folder: Path, *, num_draws: int) -> str:
             page(summarize(fits, TARGETS, truth=LAW)).strip(),
             "![The exercise: best size](exercise/parameters.png)",
             "![The exercise: best number of tokens](exercise/tokens.png)",
+            f"The parametric law is {largest:.1g} nats off at most, as these runs have no noise:",
+            "![The exercise: lines of equal loss over compute and size](exercise/contours.png)",
         ]
     )

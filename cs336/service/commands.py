@@ -59,7 +59,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     action.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a request (default: standard error)")
     action.add_argument(
-        "--requests-per-second", type=float, default=None, metavar="N", help="of one key, in the long run"
+        "--requests-per-second", type=float, default=None, metavar="N", help="of one key, in the long run (default 200)"
     )
     group = action.add_argument_group("jobs of the contest")
     group.add_argument(
@@ -172,10 +172,10 @@ def _serve_scaling(options: argparse.Namespace) -> int:
             "requests_per_second": options.requests_per_second,
             "burst": max(1.0, 2 * options.requests_per_second),
         }
-    surrogate = open_surrogate(options.runs)
+    contest, surrogate = contest_of(options), open_surrogate(options.runs)
     settings = Settings(database_url=database_url(options), log_file=options.log, **limits)
     listening = _listen(options.host, options.port)  # before anything runs: a second server must not touch the first's
-    app = create_app(settings, [api_2025.part(surrogate), contest_part(contest_of(options))])
+    app = create_app(settings, [api_2025.part(surrogate), contest_part(contest)])
     known = surrogate.summary()
     print(
         f"http://{options.host}:{options.port}/docs: {known['measured_runs']} measured runs, and for the rest"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -94,11 +95,16 @@ def _default(schema: Mapping[str, Any]) -> str:
 
 
 def _paragraph(described: Mapping[str, Any]) -> str:
-    return "".join(f"<p>{escape(each)}</p>" for each in described.get("description", "").split("\n\n") if each)
+    return "".join(f"<p>{_prose(each)}</p>" for each in described.get("description", "").split("\n\n") if each)
 
 
 def _text(described: Mapping[str, Any]) -> str:
-    return escape(described.get("description", ""))
+    return _prose(described.get("description", ""))
+
+
+def _prose(text: str) -> str:
+    """What stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _needed(required: bool) -> str:

@@ -58,8 +58,10 @@ def written(rows, prediction, tmp_path_factory):
     later = grid_rows("check", date=LATER)
     again = [dataclasses.replace(run, packed=1, utilisation=0.4) for run in rows[:10]]
     session = {"date": LATER, "packed": 3, "recorded": True, "num_runs": 9, "elapsed_seconds": 10.0}
-    session |= {"tokens": 1_000, "utilisation": 0.31}
-    page = write_report(folder, [*rows, *later, *again], prediction=prediction, sessions=[session], num_draws=30)
+    session |= {"hardware": "none", "real_flops": 1e9, "tokens": 1_000, "utilisation": 0.31}
+    alone, other = session | {"packed": 1, "utilisation": 0.37}, session | {"tokens": 2_000, "packed": 2}
+    sessions = [session, alone, other]
+    page = write_report(folder, [*rows, *later, *again], prediction=prediction, sessions=sessions, num_draws=30)
     return folder, page, later
 
 
@@ -72,7 +74,7 @@ def without_exercise(monkeypatch):
 def test_it_has_every_figure_and_loads_nothing(written):
     folder, page, _ = written
     names = {"costs", "rates", "batches", "shapes", "profiles", "parameters", "tokens", "loss", "residuals", "contours"}
-    names |= {"parity", "utilisation", "check", "exercise/parameters", "exercise/tokens"}
+    names |= {"parity", "utilisation", "check", "exercise/parameters", "exercise/tokens", "exercise/contours"}
     assert {name.removesuffix(".png") for name in pictures(page)} == names
     assert (folder / "report.md").read_text() == page
     html = (folder / "report.html").read_text()
@@ -162,6 +164,22 @@ def test_utilisation_is_told_for_runs_alone_and_together_and_for_sessions(writte
     section = written[1].partition("## Utilisation")[2].partition("\n## ")[0]
     assert re.search(r"\| none +\| +1 \| +10 \|.* 40.0% +\| 40.0%", section)
     assert re.search(r"\| none +\| +3 \|.* 15.0% +\| 45.0%", section) and "31.0%" in section
+    compared = section.partition("the same 9 runs in 2 ways")[2]
+    assert "31.0%" in compared and "37.0%" in compared and compared.count(LATER[:16]) == 2
+
+
+def test_a_profile_that_a_smaller_budget_beats_is_no_minimum(rows, tmp_path, without_exercise):
+    """Its lowest run lies between two sizes, which alone would make it one."""
+    budgets = sorted({run.compute_budget for run in rows})[:2]
+    worse = [
+        dataclasses.replace(run, final_loss=run.final_loss + 2 * (run.compute_budget == budgets[1]))
+        for run in rows
+        if run.compute_budget in budgets
+    ]
+    page = write_report(tmp_path, worse, num_draws=5)
+    first, second = re.findall(r"^\| (?:1e13|3e13) .*(?:k|M|less|one-sided) +\| \d\.\d+.*$", page, re.MULTILINE)[:2]
+    assert "smaller budget" not in first and "a smaller budget has less" in second
+    assert "none between the sizes" in second
 
 
 def test_the_same_rows_give_the_same_page_and_four_of_them_no_law(rows, tmp_path, without_exercise):
@@ -192,7 +210,7 @@ def test_the_command_takes_several_files_and_their_sessions(rows, prediction, tm
     append_jsonl(
         tmp_path / "more.sessions.jsonl",
         {"date": LATER, "packed": 2, "recorded": False, "num_runs": 1, "elapsed_seconds": 2.0, "tokens": 2_468}
-        | {"utilisation": None},
+        | {"hardware": "none", "real_flops": 1e9, "utilisation": None},
     )
     write_json(tmp_path / "prediction.json", prediction)
     files = [str(tmp_path / name) for name in ("runs.jsonl", "more.jsonl")]
