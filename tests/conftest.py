@@ -24,6 +24,7 @@ ON_ONE_WORKER = (
     "assets/test_data_ablation.py",
     "assets/test_hostile_crawl.py",
     "assets/test_reasoning.py",
+    "assets/test_scaling_study.py",
     "assets/test_instruct.py",
 )
 

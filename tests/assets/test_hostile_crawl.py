@@ -20,6 +20,8 @@ from cs336_assets.binding import evaluate
 from cs336_assets.flow import CHECKS
 from tests.assets.conftest import ROOT, make_project
 
+pytestmark = pytest.mark.slow  # a minute for the crawl
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
 MODULES = (
     "argparse",
