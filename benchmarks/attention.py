@@ -14,8 +14,8 @@ Contenders: `flash` is PyTorch's FlashAttention-2, `cudnn` cuDNN's attention, bo
 output and of the gradients against fp64, at 1,024 tokens of the same width: the largest, and the root of the mean
 square, since in 16 bits the largest is the last rounding's of a large value, whoever made it.
 
-With --table the latencies of all rows of the file also become attention_table.md and .tex, ours beside `plain`. It
-takes long; --table 64 measures one width alone.
+With --table the latencies of all rows of the file, and of those packed away in attention_packed.jsonl.gz, also become
+attention_table.md and .tex, ours beside `plain`. It takes long; --table 64 measures one width alone.
 
 Examples:
   python -m benchmarks attention
@@ -48,6 +48,7 @@ FLASH, CUDNN, FLEX, PLAIN = "flash", "cudnn", "flex", "plain"
 SHAPES = ("1x16x64x16384", "1x16x128x16384", "2x32x128x32768")
 TABLE_LENGTHS, TABLE_WIDTHS = [2**power for power in range(7, 17)], (16, 32, 64, 128)
 BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
+PACKED_ROWS = "attention_packed.jsonl.gz"  # hundreds of rows of 1 KB that differ by some bytes
 MAX_CPU_SCORES = 2**24  # of a dry run in Triton's interpreter
 MAX_PLAIN_SCORES = 2**32  # elements, of the table's longest; more are not tried
 TOO_LARGE = "its scores would take too much memory"
@@ -133,7 +134,8 @@ def finish(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """The handout's table, of the rows of all runs so far."""
     if options.table is None:
         return
-    page = table_page(read_jsonl(options.results / "attention.jsonl"))
+    files = (options.results / name for name in (PACKED_ROWS, "attention.jsonl"))
+    page = table_page(row for file in files if file.exists() for row in read_jsonl(file))
     for suffix, text in ((".md", page.markdown()), (".tex", page.latex() + "\n")):
         (options.results / f"attention_table{suffix}").write_text(text, encoding="utf-8")
 
@@ -146,7 +148,7 @@ def table_page(rows: Iterable[dict[str, Any]]) -> Page:
         if (shape["batch"], shape["heads"]) != (1, 1) or row["contender"] not in (OURS, PLAIN):
             continue
         key = shape["dtype"], shape["d_head"], shape["length"]
-        gpu = ", ".join(row["hardware"]["gpus"]) or row["hardware"]["cpu"]
+        gpu = ", ".join(sorted(set(row["hardware"]["gpus"]))) or row["hardware"]["cpu"]  # one of the machine's
         line = by_gpu.setdefault(gpu, {}).setdefault(key, {name: shape[name] for name in ("dtype", "d_head", "length")})
         part = next(part for part in (BOTH, BACKWARD, FORWARD) if row["case"].endswith(f"-{part}"))
         line[f"{row['contender']} {part}"] = 1e3 * row["seconds"] if "seconds" in row else _failure_in_words(row)

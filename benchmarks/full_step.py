@@ -5,10 +5,11 @@
   python -m benchmarks full_step --layers 4 --context-length 4096 --rep 2000   less of everything
   python -m benchmarks full_step --device cpu --tiny --check                   equal to the plain model?
 
-Rows are appended to results/full_step.jsonl; the table has all of this machine's, each by its name: ranked, fp32
-masters, or other. The second row nearly fills GPUs of 80 GB: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True spares it
-what fragments take. `--check` times nothing: it trains the sharded and the plain model side by side, and its row, which
-is marked as a check, has the largest differences; give it few layers and a short context.
+Rows are appended to results/full_step.jsonl; the tables have all of them, machine by machine, each by its name:
+ranked, fp32 masters, or other. The second row nearly fills GPUs of 80 GB:
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True spares it what fragments take. `--check` times nothing: it trains the
+sharded and the plain model side by side, and its row, which is marked as a check, has the largest differences; give it
+few layers and a short context.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from benchmarks.rank_studies import TINY, add_common_arguments, finish, open_rows, say
+from benchmarks.rank_studies import TINY, add_common_arguments, finish, latest_by_machine, open_rows, say
 from cs336.model.attention import KERNELS
 from cs336.model.sizes import SIZES
 from cs336.profiling import full_step, full_step_check
@@ -77,5 +78,7 @@ def instead_of_cases(options: argparse.Namespace) -> int:
     rows = open_rows("full_step", options)
     measure = full_step_check.measure_check if options.check else full_step.measure_full_step
     row = measure(config, rows, say)
-    parts = [page(rows.latest()) for page in (full_step.page, full_step_check.page)]
+    parts: list[str] = []
+    for machine, known in latest_by_machine(rows.path).items():
+        parts += [f"**{machine}**", full_step.page(known), full_step_check.page(known)]
     return finish("full_step", options, [row], "\n\n".join(part for part in parts if part), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from benchmarks.measure import at_least_one, hardware
 from cs336.model.sizes import SIZES
 from cs336.model.transformer import ModelConfig
+from cs336.profiling.cells import read_rows
 from cs336.profiling.parallel_config import ParallelConfig
 from cs336.profiling.rank_cells import Rows
 from cs336.revision import describe_commit
@@ -91,6 +93,17 @@ def open_rows(subject: str, options: argparse.Namespace) -> Rows:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return Rows(options.results / f"{subject}.jsonl", facts, again=options.again)
+
+
+def latest_by_machine(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The latest row of each cell in a file of results, also of other machines than this; by CPU and GPUs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(path):
+        gpus = Counter(row["hardware"]["gpus"])
+        name = ", ".join([*(f"{count} x {gpu}" for gpu, count in gpus.items()), row["hardware"]["cpu"]])
+        if name not in found:
+            found[name] = Rows(path, row).latest()
+    return found
 
 
 def finish(

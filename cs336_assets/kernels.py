@@ -7,6 +7,7 @@ last one. A table is made from rows wherever they lie, so that runs measured els
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cs336.profiling.attention_errors import is_exact
 from cs336.profiling.cells import FAILURE, Row, read_rows, run_cells
 from cs336.profiling.config import ProfilingConfig
 from cs336.profiling.memory_study import TIMELINES
+from cs336.profiling.pages import Table
 from cs336.profiling.precision import dtypes_as_derived
 from cs336.profiling.step_studies import SMALL_SPREAD, rows_of_study
 from cs336.profiling.studies import STUDIES
@@ -240,7 +242,20 @@ def _rows(folders: Sequence[Path]) -> list[Row]:
 
 
 def _page(step: Step, name: str, config: ProfilingConfig, rows: Sequence[Row]) -> Metadata:
+    """The page of all sizes; the title of each table names their devices, as sizes may be measured apart."""
     page = STUDIES[name].page(config, config.sizes, rows)
+    page = replace(page, tables=[replace(table, title=_with_devices(table, rows)) for table in page.tables])
     page.write(step.folder)
     devices = sorted({row["device"] for row in rows})
     return {"device": ", ".join(devices), name: {"markdown": page.markdown()}}
+
+
+def _with_devices(table: Table, rows: Sequence[Row]) -> str:
+    shown = {line["size"] for line in table.rows}
+    sizes: dict[str, list[str]] = {}
+    for device, size in dict.fromkeys((row["device"], row["settings"]["size"]) for row in rows):
+        if size in shown:
+            sizes.setdefault(device, []).append(size)
+    one = len(sizes) == 1
+    where = "; ".join(device if one else f"{device} ({', '.join(measured)})" for device, measured in sizes.items())
+    return ": ".join(each for each in (table.title, where) if each)

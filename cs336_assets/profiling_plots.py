@@ -50,6 +50,7 @@ def shares_by_kind(rows: Sequence[Row], path: Path) -> None:
         widths = [row["seconds_by_kind"].get(kind, 0.0) / row["kernel_seconds"] for row in sound]
         axes.barh(names, widths, left=left, label=kind)
         left = [before + width for before, width in zip(left, widths, strict=True)]
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the forward pass's kernel time")

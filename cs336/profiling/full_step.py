@@ -197,6 +197,7 @@ def bench(place: Rank, step: Callable[[], object], *, warmup_ms: float, rep_ms: 
 _COLUMNS = {
     "row": "row",
     "model": "model",
+    "ranks": "ranks",
     "tokens": "tokens a step",
     "dtype": "dtype",
     "segment": "layers a segment",
@@ -256,6 +257,7 @@ def described(row: dict[str, Any]) -> dict[str, Any]:
     model = ModelConfig(**cell["model"])
     return {
         "model": f"{count_parameters(model).total / 1e9:.3g} B, {model.num_layers} layers",
+        "ranks": cell["world_size"],
         "dtype": cell["dtype"],
         "segment": cell["layers_per_segment"],
         "attention": cell["attention"] + (", kept" if cell["keep_attention"] else ""),

@@ -111,6 +111,7 @@ def _gradients_apart(fsdp: FSDP, masters: dict[str, Tensor]) -> float:
 
 _COLUMNS = {
     "model": "model",
+    "ranks": "ranks",
     "context_length": "context",
     "dtype": "dtype",
     "slices": "slices",

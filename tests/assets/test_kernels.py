@@ -46,6 +46,20 @@ def test_tables_hold_every_size_and_the_picture_is_drawn(made, tmp_path):
     assert kernels.standard_deviations_are_small(_times(made))[1].keys() == {"num_cells", "large"}
 
 
+def test_tables_name_the_device_of_every_size(made, tmp_path):
+    shown = kernels.compile_times(_step(tmp_path / "one"), _times(made), TINY.profiling)
+    assert shown["compile"]["markdown"].endswith("Nothing was measured.\n"), "preset tiny compiles nothing"
+    device = read_rows(_times(made)[0] / kernels.ROWS_FILE)[0]["device"]
+    shown = kernels.baseline_times(_step(tmp_path / "one"), _times(made), TINY.profiling)
+    assert f"\n\n**{device}**\n\n| size" in shown["baseline"]["markdown"]
+    for row in read_rows(_times(made)[1] / kernels.ROWS_FILE):
+        append_jsonl(tmp_path / "other" / kernels.ROWS_FILE, row | {"device": "NVIDIA H200"})
+    first, second = TINY.profiling.sizes
+    shown = kernels.baseline_times(_step(tmp_path / "two"), [_times(made)[0], tmp_path / "other"], TINY.profiling)
+    assert f"**{device} ({first}); NVIDIA H200 ({second})**" in shown["baseline"]["markdown"]
+    assert f"{device} ({first}); NVIDIA H200" in (tmp_path / "two" / "tables.tex").read_text()
+
+
 def test_a_run_that_goes_on_measures_nothing_twice(made):
     folder = _times(made)[0]
     before = (folder / kernels.ROWS_FILE).read_bytes()

@@ -1,6 +1,7 @@
 """The benchmark of attention, dry: in Triton's interpreter beside the plain formula."""
 
 import argparse
+import gzip
 import json
 
 import pytest
@@ -51,8 +52,21 @@ def test_the_handouts_table_tells_each_pass_beside_the_formula_and_what_did_not_
             else:
                 assert float(cell.replace(",", "")) == pytest.approx(1e3 * row["seconds"], rel=6e-3)
     assert (tmp_path / "attention_table.tex").read_text().count(r"\begin{table}") == 1
+    # Rows that were packed away stay in the table.
+    with gzip.open(tmp_path / "attention_packed.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "attention.jsonl").read_bytes())
+    (tmp_path / "attention.jsonl").unlink()
+    before = (tmp_path / "attention_table.md").read_text()
+    assert main(["attention", "--table", "16", *common, "--results", str(tmp_path)]) == 0
+    assert (
+        before.count("| float32 |  32 |")
+        == (tmp_path / "attention_table.md").read_text().count("| float32 |  32 |")
+        == 2
+    )
     (row,) = [row for (case, name), row in rows.items() if case == "h1-d16-T64-float32-backward" and name == "plain"]
+    row["hardware"]["gpus"] = ["H100", "H100"]  # of which one measured it
     page = table_page([*rows.values(), row | {"failure": "OutOfMemoryError: CUDA out of memory. Tried"}])
+    assert "one head, H100**" in page.markdown()
     assert page.markdown().count("out of memory") == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.rank_studies import step_config
-from cs336.files import read_jsonl
+from cs336.files import read_jsonl, write_jsonl
 
 SMALL = ["--device", "cpu", "--warmup", "1", "--repeats", "2"]
 
@@ -55,9 +55,22 @@ def test_the_contests_step_is_compared_with_the_plain_model_in_a_row(tmp_path, c
     assert main([*common, "--check", "--dtype", "float32"]) == 0 == main([*common, "--warmup", "1", "--rep", "1"])
     rows = list(read_jsonl(tmp_path / "full_step.jsonl"))
     assert ["check" in row["cell"] for row in rows] == [True, True, False] and "ms" in rows[2]
-    first, *_, last = (tmp_path / "full_step.md").read_text().split("\n\n")
+    _, first, *_, last = (tmp_path / "full_step.md").read_text().split("\n\n")
     assert "ms a step" in first and len(first.splitlines()) == 3
     assert "largest weight" in last and len(last.strip().splitlines()) == 3
+
+
+def test_what_another_machine_measured_stays_in_the_tables(tmp_path):
+    common = ["full_step", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
+    assert main([*common, "--warmup", "1", "--rep", "1"]) == 0
+    (row,) = read_jsonl(tmp_path / "full_step.jsonl")
+    write_jsonl(tmp_path / "full_step.jsonl", [row | {"hardware": {"cpu": "Xeon", "gpus": ["H200", "H200"]}}])
+    assert main([*common, "--check"]) == 0
+    page = (tmp_path / "full_step.md").read_text()
+    assert page.startswith("**2 x H200, Xeon**\n\n") and f"\n\n**{row['hardware']['cpu']}**\n\n" in page
+    timed, checked = page.split(f"**{row['hardware']['cpu']}**")
+    assert "| ranks |" in timed and "| ranks |" in checked, "the machine may have more GPUs"
+    assert "ms a step" in timed and "ms a step" not in checked and "largest weight" in checked
 
 
 def test_fp32_masters_are_compared_with_the_plain_models(tmp_path):
@@ -94,7 +107,7 @@ def test_the_contests_step_has_a_row_for_fp32_masters_beside_the_other(tmp_path,
     assert main(common) == 0 == main([*common, "--fp32-masters"])
     rows = list(read_jsonl(tmp_path / "full_step.jsonl"))
     assert [row["cell"]["work"] for row in rows] == ["full step", "full step, fp32 masters"]
-    table = (tmp_path / "full_step.md").read_text().split("\n\n")[0].splitlines()
+    table = (tmp_path / "full_step.md").read_text().split("\n\n")[1].splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["other", "fp32 masters"]
 
 
