@@ -1,7 +1,7 @@
 """Rows of finished training runs: `python -m benchmarks.experiments ARTIFACTS [--runs FOLDER]`.
 
 ARTIFACTS is a preset's artifact folder, such as artifacts/prose, here or copied from another machine. Each model and
-each run of an experiment becomes a row of benchmarks/results/experiments.jsonl: settings, loss, its curve, hardware,
+each run of an experiment becomes a row of benchmarks/results/experiments.jsonl.gz: settings, loss, its curve, hardware,
 commit; rows of the same preset that stand there are replaced. The table of all rows is printed as Markdown.
 
 --runs copies what `cs336 adopt` needs of each run, without weights and step-by-step metrics, below a folder such as
@@ -11,17 +11,19 @@ benchmarks/results/runs.
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cs336.files import UserError, append_jsonl, read_json, read_jsonl, write_jsonl
+from cs336.files import UserError, read_json, read_jsonl, replacing, write_jsonl
 from cs336.store import MANIFEST
 from cs336.train.metrics import METRICS_FILE, read_rows
 
-RESULTS = Path(__file__).parent / "results" / "experiments.jsonl"
+RESULTS = Path(__file__).parent / "results" / "experiments.jsonl.gz"
 LEFT_BEHIND = (METRICS_FILE, "*.safetensors", "checkpoints", "tokenizer.json")
 TAKEN = ("run.json", "study.json", "scores.json", "samples.jsonl", "log.jsonl", "limit.json")  # folders with one
 CELL_PICTURE = "curve.png"  # of one run of many: the study's picture has them all
@@ -47,13 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     others = list(read_jsonl(options.results)) if options.results.exists() else []
-    write_jsonl(options.results, [row for row in others if row["preset"] != rows[0]["preset"]])
-    for row in rows:
-        append_jsonl(options.results, row)
+    _write(options.results, [*(row for row in others if row["preset"] != rows[0]["preset"]), *rows])
     if options.runs:
         copy_runs(options.artifacts, options.runs / rows[0]["preset"])
     print(table(rows))
     return 0
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON Lines, whole or not at all; gzipped, equal rows give equal bytes."""
+    if path.suffix != ".gz":
+        write_jsonl(path, rows)
+        return
+    with replacing(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        for row in rows:
+            packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def rows_of(artifacts: Path) -> Iterator[dict[str, Any]]:

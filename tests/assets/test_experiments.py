@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import experiments
+from cs336.files import read_jsonl
 from cs336.preset_lookup import find_preset
 from cs336.presets import TINY
 from cs336.store import Store
@@ -102,12 +103,12 @@ def test_no_step_of_a_speedrun_may_begin_after_its_time(seconds, kept, tmp_path)
 
 @pytest.mark.slow
 def test_runs_become_rows_and_folders_that_are_adopted(experimented, finished, tmp_path, capsys):
-    results, runs = tmp_path / "experiments.jsonl", tmp_path / "runs"
+    results, runs = tmp_path / "experiments.jsonl.gz", tmp_path / "runs"
     for _ in range(2):  # the second time the rows are replaced
         assert experiments.main([str(experimented.artifacts), "--results", str(results), "--runs", str(runs)]) == 0
     assert "| learning_rates/rate-0.01 | 0.01 | 4 |" in capsys.readouterr().out
-    rows = {row["case"]: row for row in map(json.loads, results.open())}
-    assert len(rows) == len(results.read_text().splitlines()) >= 12
+    rows = {row["case"]: row for row in read_jsonl(results)}
+    assert len(rows) == len(list(read_jsonl(results))) >= 12
     assert rows["learning_rates/rate-10000"]["diverged"] and rows["base_model"]["curve"][-1][2] > 0
     assert not list(runs.rglob("*.safetensors")) and not list(runs.rglob("metrics.jsonl"))
     other = finished.copy(tmp_path / "other")

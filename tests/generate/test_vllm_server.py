@@ -20,6 +20,10 @@ from tests.generate.toy import letters_model, save_qwen2_of_letters
 from tests.generate.vllm_checks import HAS_VLLM, PARAMS, check_against_ours
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    request_queue_size = 128  # the library's 5 refuses whoever else of 20 connects before a thread accepts
+
+
 class FakeServer:
     """Speaks as much of vLLM's protocol as the adapter does; keeps requests, and weights as they were on arrival."""
 
@@ -45,7 +49,7 @@ class FakeServer:
             def log_message(self, *args):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ManyAtOnce(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
