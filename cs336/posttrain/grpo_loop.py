@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cs336.evals.rewards import RewardAll
 from cs336.generate.backend import Backend, SamplingParams
-from cs336.hardware import device_of
+from cs336.hardware import device_of, to_device
 from cs336.posttrain.advantages import group_advantages, grouped_rewards, reward_statistics
 from cs336.posttrain.epochs import micro_batches
 from cs336.posttrain.grpo import GrpoConfig, grpo_microbatch_train_step
@@ -171,6 +171,7 @@ class _Grpo:
         num_response_tokens = 0
         for some in micro_batches(places, self._rows.lengths, config.micro_batch_size):
             scores = self._rows.scores(model, some, entropy=True)
+            rows = to_device(torch.tensor(some), self._device)  # an index of the host's would be waited for
             log_probs, mask = scores["log_probs"], scores["response_mask"]
             old = None
             if self._old is not None:
@@ -185,8 +186,8 @@ class _Grpo:
                 mask,
                 gradient_accumulation_steps=len(places) / len(some),
                 loss_type=config.loss_type,
-                raw_rewards=self._rewards[some],
-                advantages=self._advantages[some],
+                raw_rewards=self._rewards[rows],
+                advantages=self._advantages[rows],
                 old_log_probs=old,
                 cliprange=config.cliprange,
                 normalize_constant=config.normalize_constant,

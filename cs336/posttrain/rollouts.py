@@ -300,7 +300,7 @@ class Rows:
     def columns(self, place: int) -> slice:
         """Where a batch has a rollout's response tokens as labels."""
         start = max(0, len(self._rollouts[place].prompt_ids) - 1)
-        return slice(start, self.lengths[place] - 1)
+        return slice(start, max(start, self.lengths[place] - 1))
 
 
 @torch.no_grad()

@@ -156,9 +156,9 @@ def sessions_of_the_same_runs(sessions: Sequence[Mapping[str, Any]]) -> list[lis
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for each in sessions:
-        groups.setdefault(tuple(each[name] for name in ("hardware", "num_runs", "tokens", "real_flops")), []).append(
-            each
-        )
+        groups.setdefault(
+            tuple(each.get(name) for name in ("hardware", "num_runs", "tokens", "real_flops")), []
+        ).append(each)
     return [some for some in groups.values() if len({(at_once(each), each["recorded"]) for each in some}) > 1]
 
 

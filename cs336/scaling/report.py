@@ -241,8 +241,7 @@ def _utilisation_section(study: Study, sessions: Sequence[Mapping[str, Any]], fo
         parts += ["Whole sessions, with start-up, recording and validation:", _sessions_table(sessions)]
     for same in ledger.sessions_of_the_same_runs(sessions):
         parts += [
-            f"Of these, the same {same[0]['num_runs']} runs in {len(same)} ways: what packing and recording are worth."
-            " All other lines are of different runs.",
+            f"Of these, the same {same[0]['num_runs']} runs in several ways: what packing and recording are worth.",
             _sessions_table(same),
         ]
     return "\n\n".join(parts)

@@ -44,14 +44,15 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     """Profiles with their minima; laws of size, tokens and loss; the parametric law and its residuals."""
     if study.everything is None:
         return [f"## Profiles\n\nThere are none: {study.why_not}."]
-    minima = {LOWEST: _sound(lowest_runs(study.everything)), PARABOLA: _sound(parabola_minima(study.everything))}
+    lowest, vertices = lowest_runs(study.everything), parabola_minima(study.everything)
+    minima = {LOWEST: _sound(lowest, lowest), PARABOLA: _sound(vertices, lowest)}
     plots.draw_profiles(study.everything, minima, folder / "profiles.png")
     profiles = [
         "## Profiles",
         "At each budget the best recipe that five sizes or more were trained with. A minimum at the edge of its profile"
         f" may be no minimum: it is called one-sided, and no law{' but the text limit' * study.text_limited} goes"
         " through it. One whose loss is above a smaller budget's is none, whatever sizes lie around it: there the"
-        " recipe is at fault.",
+        " recipe is at fault, and no law should be fitted to that budget.",
         _minima_table(study.everything),
         "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
     ]
@@ -89,15 +90,14 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     return ["\n\n".join(section) for section in (profiles, laws, parametric)]
 
 
-def _sound(minima: Minima) -> Minima:
-    """Without those that a smaller budget beats."""
-    return replace(minima, bracketed=minima.bracketed & ~_beaten(minima))
+def _sound(minima: Minima, lowest: Minima) -> Minima:
+    """Without those of budgets that a smaller one beats."""
+    return replace(minima, bracketed=minima.bracketed & ~_beaten(lowest))
 
 
-def _beaten(minima: Minima) -> NDArray[np.bool_]:
-    """Whether the loss is above that of a smaller budget."""
-    losses = np.where(np.isfinite(minima.losses), minima.losses, np.inf)
-    return losses > np.minimum.accumulate(losses)
+def _beaten(lowest: Minima) -> NDArray[np.bool_]:
+    """Whether a budget's lowest run has a loss above that of a smaller budget's."""
+    return lowest.losses > np.minimum.accumulate(lowest.losses)
 
 
 def _measured_later(study: Study) -> dict[str, float] | None:
@@ -110,7 +110,7 @@ def _measured_later(study: Study) -> dict[str, float] | None:
 
 def _minima_table(runs: Measurements) -> str:
     lowest, vertices = lowest_runs(runs), parabola_minima(runs)
-    beaten, sound = _beaten(lowest), _sound(vertices).bracketed
+    beaten, sound = _beaten(lowest), _sound(vertices, lowest).bracketed
     rows = []
     for place, budget in enumerate(runs.budgets):
         profile = runs.where(runs.compute == budget)

@@ -9,8 +9,9 @@ import pytest
 
 from cs336.cli import main
 from cs336.files import UserError, append_jsonl, read_json, write_json
-from cs336.scaling import report, runs
+from cs336.scaling import report, report_laws, runs
 from cs336.scaling.grid import find_grid
+from cs336.scaling.isoflops import Minima
 from cs336.scaling.predict import check
 from cs336.scaling.report import write_report
 from cs336.scaling.report_laws import law_sections
@@ -164,7 +165,7 @@ def test_utilisation_is_told_for_runs_alone_and_together_and_for_sessions(writte
     section = written[1].partition("## Utilisation")[2].partition("\n## ")[0]
     assert re.search(r"\| none +\| +1 \| +10 \|.* 40.0% +\| 40.0%", section)
     assert re.search(r"\| none +\| +3 \|.* 15.0% +\| 45.0%", section) and "31.0%" in section
-    compared = section.partition("the same 9 runs in 2 ways")[2]
+    compared = section.partition("the same 9 runs in several ways")[2]
     assert "31.0%" in compared and "37.0%" in compared and compared.count(LATER[:16]) == 2
 
 
@@ -246,3 +247,13 @@ def test_measured_rows_are_the_default_with_their_prediction_and_check(
     page = (tmp_path / "out" / "report.md").read_text()
     assert "missed the loss" in page and f"{4 + len(later)} runs at" in page, "what was trained again counts once"
     assert re.search(r"\| none +\| +1 \| +2 \|.* 40.0% +\| 40.0%", page), "and tells what packing is worth"
+
+
+def test_a_vertex_beyond_its_sizes_beats_no_later_budget():
+    """Its loss is one that no run had."""
+    compute = np.array([1e15, 1e16, 1e17])
+    lowest = Minima(compute, np.array([1e6, 3e6, 9e6]), np.array([3.3, 3.0, 2.7]), np.array([False, True, True]))
+    vertices = dataclasses.replace(lowest, losses=np.array([2.0, 2.9, 2.6]))
+    assert report_laws._sound(vertices, lowest).bracketed.tolist() == [False, True, True]
+    worse = dataclasses.replace(lowest, losses=np.array([3.3, 3.4, 2.7]))
+    assert report_laws._sound(vertices, worse).bracketed.tolist() == [False, False, True]
