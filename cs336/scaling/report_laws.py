@@ -44,16 +44,16 @@ def law_sections(study: Study, folder: Path) -> list[str]:
     """Profiles with their minima; laws of size, tokens and loss; the parametric law and its residuals."""
     if study.everything is None:
         return [f"## Profiles\n\nThere are none: {study.why_not}."]
-    lowest, vertices = lowest_runs(study.everything), parabola_minima(study.everything)
-    minima = {LOWEST: _sound(lowest, lowest), PARABOLA: _sound(vertices, lowest)}
-    plots.draw_profiles(study.everything, minima, folder / "profiles.png")
+    lowest = _sound(measured := lowest_runs(study.everything), measured)
+    vertices = _sound(parabola_minima(study.everything), measured)
+    plots.draw_profiles(study.everything, {LOWEST: lowest, PARABOLA: vertices}, folder / "profiles.png")
     profiles = [
         "## Profiles",
         "At each budget the best recipe that five sizes or more were trained with. A minimum at the edge of its profile"
         f" may be no minimum: it is called one-sided, and no law{' but the text limit' * study.text_limited} goes"
         " through it. One whose loss is above a smaller budget's is none, whatever sizes lie around it: there the"
         " recipe is at fault, and no law should be fitted to that budget.",
-        _minima_table(study.everything),
+        _minima_table(study.everything, lowest, vertices),
         "![IsoFLOP profiles; squares: lowest runs, circles: vertices of parabolas](profiles.png)",
     ]
     if study.fits is None or study.fitted is None:
@@ -108,9 +108,8 @@ def _measured_later(study: Study) -> dict[str, float] | None:
     return found | {"loss": study.checked["best_loss"]}
 
 
-def _minima_table(runs: Measurements) -> str:
-    lowest, vertices = lowest_runs(runs), parabola_minima(runs)
-    beaten, sound = _beaten(lowest), _sound(vertices, lowest).bracketed
+def _minima_table(runs: Measurements, lowest: Minima, vertices: Minima) -> str:
+    beaten = _beaten(lowest)
     rows = []
     for place, budget in enumerate(runs.budgets):
         profile = runs.where(runs.compute == budget)
@@ -123,7 +122,7 @@ def _minima_table(runs: Measurements) -> str:
             + (", a smaller budget has less" if beaten[place] else "" if lowest.bracketed[place] else ", one-sided"),
             "loss": f"{lowest.losses[place]:.4f}",
         }
-        if sound[place]:
+        if vertices.bracketed[place]:
             row |= {"vertex": count(vertex), "low": f"{vertices.losses[place]:.4f}"}
         else:
             row |= {"vertex": "none between the sizes"}

@@ -46,7 +46,7 @@ def test_what_ran_on_the_gpu_is_told_from_what_started_it():
     matrix = torch.ones(2_048, 2_048, device="cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(3):
-            matrix = matrix @ matrix
+            matrix = matrix + 1  # one kernel each, whatever library is there
         torch.cuda.synchronize()
     spans = grpo_step.device_spans(profiler)
     assert len(spans) == 3 and spans == sorted(spans)
