@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -241,14 +242,12 @@ class Engine:
             or slots.max_new_tokens < max_new_tokens
         ):
             self._slots, slots, self._fitting = None, None, 0  # before the new ones are taken
-            if device.type == "cuda":
-                unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-                free = torch.cuda.mem_get_info(device)[0] + unused
-                fitting = int(_SHARE_OF_FREE_MEMORY * free) // bytes_of_slot(self.model, capacity)
-                if not fitting:
-                    raise ValueError(f"{free / 1e9:.1f} GB are free on {device}, too little for one text of {capacity}")
-                self._fitting = min(num_slots, fitting)
-                num_slots = self._fitting
+            free = _free_bytes(device)
+            room = int(min(num_slots, _SHARE_OF_FREE_MEMORY * free / bytes_of_slot(self.model, capacity)))
+            if not room:
+                raise ValueError(f"{free / 1e9:.1f} GB are free on {device}, too little for one text of {capacity}")
+            if room < num_slots:
+                num_slots = self._fitting = room
             self._slots = slots = Slots(
                 self.model,
                 num_slots=num_slots,
@@ -371,6 +370,14 @@ class _Row:
         if self._stream is not None:
             return "".join(self._pieces)
         return tokenizer.decode(self.tokens[:-1] if self.finish == "end" else self.tokens)
+
+
+def _free_bytes(device: torch.device) -> float:
+    """What a GPU has left, and what PyTorch holds of it unused; nothing is counted on a host."""
+    if device.type != "cuda":
+        return math.inf
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def _on_its_device(model: TransformerLM) -> contextlib.AbstractContextManager[object]:

@@ -243,6 +243,23 @@ def test_a_trainer_on_one_gpu_and_the_engine_on_another():
     assert torch.cuda.current_device() == 0
 
 
+@pytest.mark.parametrize("room", [5, 1_000])
+def test_a_small_batch_leaves_no_small_engine_behind(model, room, monkeypatch):
+    """A large batch after it has as many slots as one that comes first: what memory allows, or all that it fills."""
+    one_slot = slots.bytes_of_slot(model, model.config.context_length)
+    monkeypatch.setattr(continuous, "_free_bytes", lambda device: (room + 0.5) * one_slot / 0.8)
+    params, made, make = SamplingParams(max_tokens=64), [], slots.Slots.__init__
+    monkeypatch.setattr(
+        slots.Slots,
+        "__init__",
+        lambda self, *rest, **sizes: made.append(sizes["num_slots"]) or make(self, *rest, **sizes),
+    )
+    engine = Engine(model, Characters(), num_slots=16)
+    for prompts in (["a"], ["ab"] * 40, ["ab"] * 40):
+        engine.generate(prompts, params)
+    assert made == [1, min(16, room)]
+
+
 @pytest.mark.parametrize("num_slots", [0, 3, 16])
 def test_steps_have_the_same_width_whatever_was_generated_before(model, num_slots, as_on_a_gpu, monkeypatch):
     """Products of another shape round otherwise; a resumed run must not notice that it was resumed."""
