@@ -114,7 +114,7 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     policy = TransformerLM(shape, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
     config = GrpoConfig(
-        n_grpo_steps=options.repeats + 2,  # one to warm up, one under the profiler
+        n_grpo_steps=options.repeats + 3,  # one to warm up, one under the profiler, and the last, which validates
         rollout_batch_size=options.rollouts,
         train_batch_size=options.rollouts,
         group_size=options.group_size,
