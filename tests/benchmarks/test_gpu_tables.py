@@ -92,7 +92,7 @@ def test_a_task_that_says_something_is_left_counts_as_stopped_and_goes_on_next_t
     states, _ = run([task("left", stopped_code=3), tasks[2]], tmp_path)
     assert states == {"left": "done", "behind": "done"}
     runners = [each for each in all_tasks() if "cs336.scaling.runner" in each.command]
-    assert len(runners) == 4 and all(each.stopped_code == RUNS_LEFT for each in runners)
+    assert len(runners) == 5 and all(each.stopped_code == RUNS_LEFT for each in runners)
 
 
 def test_an_interrupted_call_leaves_nothing_behind(tmp_path):
