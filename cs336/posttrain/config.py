@@ -187,12 +187,16 @@ def sft_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, Sft
 
 
 def longer_sft_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, SftRun]:
-    """The second SFT arm, if there is one: the chain's traces and settings at a constant rate, without an end."""
+    """The second SFT arm, if there is one: the chain's traces and settings at a constant rate, without an end.
+
+    It is kept where most held-out answers were right, as GRPO is. By the loss it would be kept where it began: the
+    chain's SFT was trained to the end of that.
+    """
     if not config.longer_sft:
         return {}
     chain = sft_runs(config, problems)[config.sft_runs[0]]
     endless = replace(config.sft, num_epochs=100_000, schedule="constant", warmup_fraction=0.0, patience=0)
-    return {"as-long-as-grpo": replace(chain, config=endless)}
+    return {"as-long-as-grpo": replace(chain, config=replace(endless, best_by="valid_accuracy", best_is="highest"))}
 
 
 def expert_iteration_runs(config: ReasoningConfig, problems: ProblemsConfig) -> dict[str, ExpertIterationRun]:

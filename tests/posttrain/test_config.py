@@ -112,8 +112,10 @@ def test_models_beside_the_chain_are_asked_the_held_out_problems_alone_and_nothi
     assert {run.task for run in score_runs(REASONER_REASONING, gsm8k).values()} == {"reasoning"}
 
 
-def test_the_second_arm_of_sft_has_no_end_of_its_own():
+def test_the_second_arm_of_sft_has_no_end_of_its_own_and_is_kept_as_grpo_is():
     (run,) = longer_sft_runs(REASONER_REASONING, REASONER_PROBLEMS).values()
+    kept = REASONER_REASONING.grpo.updates
+    assert (run.config.best_by, run.config.best_is) == (kept.best_by, kept.best_is)
     assert run.config.patience == 0 and run.config.schedule == "constant"
     assert run.config.learning_rate_at(1, 10**6) == run.config.learning_rate
     assert longer_sft_runs(MATH_REASONING, MATH_PROBLEMS) == {}
