@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
-from cs336.processes import die_with_parent
+from cs336.processes import die_with_parent, workers_by_now
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -46,12 +46,13 @@ def map_isolated(
         batches: items that are sent to a worker together, none of them empty. They are taken when a worker is free.
         cpu_seconds: for one item.
         lost: reason -> the result of an item on which the function raised, used more time, or ended its process.
-        num_workers: processes; never changes the result. None is started before there is a batch.
+        num_workers: processes at most; never changes the result. They are started as `workers_by_now` says, none
+            before there is a batch.
 
     Raises:
         RuntimeError: a worker could not start, or was killed from outside.
     """
-    num_workers = max(1, num_workers)
+    num_workers, begun = max(1, num_workers), time.monotonic()
     source = iter(batches)
     idle: list[_Worker[A, B]] = []
     busy: dict[Connection, _Worker[A, B]] = {}
@@ -60,7 +61,8 @@ def map_isolated(
     exhausted = False
     try:
         while True:
-            while not exhausted and len(busy) < num_workers and num_sent - num_out < _BATCHES_AHEAD * num_workers:
+            workers = workers_by_now(begun, num_workers)
+            while not exhausted and len(busy) < workers and num_sent - num_out < _BATCHES_AHEAD * num_workers:
                 batch = next(source, None)
                 if batch is None:
                     exhausted = True

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,6 +22,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FIRST_WORKERS = 4
 
 
 @contextlib.contextmanager
@@ -52,6 +54,20 @@ def wanted_workers() -> int:
 def available_cores() -> int:
     """Cores that this process may use (containers and `taskset` may give fewer than there are)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_by_now(begun: float, most: int) -> int:
+    """Processes that work may have: four at first, twice as many with every second, `most` in the end.
+
+    A process costs a second or two of a core before it is of use. A shard that four have done in three seconds takes
+    longer with 64, which all want those seconds at once.
+
+    Args:
+        begun: by `time.monotonic`.
+        most: as many as there are cores for.
+    """
+    seconds = int(time.monotonic() - begun)
+    return min(most, _FIRST_WORKERS << min(seconds, 30))
 
 
 def in_batches(items: Iterable[A], num_chars: Callable[[A], int], batch_chars: int) -> Iterator[list[A]]:
@@ -92,12 +108,13 @@ def map_ordered(function: Callable[[A], B], items: Iterable[A], *, num_workers: 
     """`map(function, items)` on several processes; results come in the order of the items.
 
     The result never depends on `num_workers`: 1 runs in this process. At most four tasks a worker
-    are in flight, so memory stays bounded however long `items` is.
+    are in flight, so memory stays bounded however long `items` is. Processes start while there is work for them,
+    as `workers_by_now` says.
 
     Args:
         function: importable from its module (the workers are fresh processes, not forks: forking
             a process with threads, such as PyTorch's, can deadlock).
-        num_workers: how many processes.
+        num_workers: how many processes at most.
         per_task: items sent to a worker at once; raise it when an item takes under a millisecond.
 
     Raises:
@@ -112,10 +129,12 @@ def map_ordered(function: Callable[[A], B], items: Iterable[A], *, num_workers: 
         num_workers, mp_context=spawn, initializer=die_with_parent, initargs=(os.getpid(),)
     ) as pool:
         pending: deque[Future[list[B]]] = deque()
+        begun = time.monotonic()
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_apply, function, chunk))
-                if len(pending) >= 4 * num_workers:
+                pending.append(pool.submit(_apply, function, chunk))  # starts a process where none is idle
+                workers = workers_by_now(begun, num_workers)
+                if len(pending) >= (workers if workers < num_workers else 4 * num_workers):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

@@ -1,6 +1,7 @@
 """Parallel maps keep order and errors; children die with their parent."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cs336.processes import map_ordered, map_threads, uncollected
+from cs336 import processes
+from cs336.processes import map_ordered, map_threads, uncollected, workers_by_now
 
 
 def _square(x):
@@ -29,6 +31,27 @@ def test_results_come_in_the_order_of_the_items(num_workers):
 def test_an_error_in_a_worker_reaches_the_caller(num_workers):
     with pytest.raises(ValueError, match="13"):
         list(map_ordered(int, ["1", "x13"], num_workers=num_workers))
+
+
+def test_processes_start_as_they_may_by_now(monkeypatch):
+    monkeypatch.setattr(processes, "workers_by_now", lambda begun, most: 3)
+    results = map_ordered(abs, range(40), num_workers=16)
+    assert next(results) == 0 and len(multiprocessing.active_children()) <= 3
+    assert list(results) == list(range(1, 40))
+
+
+def test_long_work_has_twice_as_many_processes_with_every_second():
+    now = time.monotonic()
+    assert [workers_by_now(now - seconds - 0.5, 64) for seconds in (0, 1, 2, 3, 4, 9, 10**6)] == [
+        4,
+        8,
+        16,
+        32,
+        64,
+        64,
+        64,
+    ]
+    assert workers_by_now(now, 2) == 2
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
