@@ -28,11 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from cs336.processes import workers_by_now
+
 A = TypeVar("A")
 B = TypeVar("B")
 
 _START_SECONDS = 120.0  # for imports and the warm-up; a process that takes longer will not start at all
 _AT_ONCE = 32  # calls sent to a process together
+_TURN_SECONDS = 0.1  # between two looks of a process that may not start yet
 _TIMER_REUSE = 0.1  # share of the limit: starting a timer takes as long as an easy grading, so calls in a row share one
 _TIME_IS_UP = 1  # the exit status that faulthandler gives
 _STATM = Path("/proc/self/statm")  # pages of this process: all, resident
@@ -62,7 +65,8 @@ class Watchdog(Generic[A, B]):
         seconds: of the clock, for one call. A call is ended after this time, at most a tenth later.
         max_bytes: that a process may take beyond what it has once it is ready. On Linux a call that asks for more is
             lost; elsewhere nothing watches this.
-        num_workers: processes at work at the same time; never changes an outcome.
+        num_workers: processes at work at the same time, at most; never changes an outcome. They are started as
+            `workers_by_now` says.
         warm_up: an item for a call without limits, and without consequences, that each process makes first: what is
             imported or compiled by a first call is no fault of its item.
 
@@ -111,8 +115,19 @@ class Watchdog(Generic[A, B]):
         if num_lanes <= 1:
             self._work_off(items, batches, outcomes)
         else:
+            begun, emptied = time.monotonic(), threading.Event()
+
+            def in_turn(place: int) -> None:
+                while place >= workers_by_now(begun, num_lanes):
+                    if emptied.wait(_TURN_SECONDS):
+                        return
+                try:
+                    self._work_off(items, batches, outcomes)
+                finally:
+                    emptied.set()
+
             with ThreadPoolExecutor(num_lanes) as pool:
-                lanes = [pool.submit(self._work_off, items, batches, outcomes) for _ in range(num_lanes)]
+                lanes = [pool.submit(in_turn, place) for place in range(num_lanes)]
                 try:
                     for lane in lanes:
                         lane.result()

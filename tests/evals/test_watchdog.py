@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cs336.evals import watchdog as watchdog_module
 from cs336.evals.watchdog import Outcome, Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,14 @@ def test_threads_that_ask_at_once_get_their_own_outcomes_from_at_most_that_many_
     assert all(outcome.value[0] == number for number, outcomes in found.items() for outcome in outcomes)
     assert len(found) == 6
     assert len({outcome.value[1] for outcomes in found.values() for outcome in outcomes}) <= 2
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_processes_start_as_they_may_by_now(allowed, monkeypatch):
+    monkeypatch.setattr(watchdog_module, "workers_by_now", lambda begun, most: allowed)
+    item = f"__import__('time').sleep(0.01) or {PID}"
+    with Watchdog(eval, num_workers=6) as watchdog:
+        assert len({outcome.value for outcome in watchdog.map([item] * 60)}) <= allowed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much address space is used")
