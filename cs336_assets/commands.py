@@ -280,14 +280,16 @@ def _adopt(options: argparse.Namespace) -> None:
     from cs336_assets.adopt import adopt, runs_below
 
     with dg.DagsterInstance.get() as instance:
-        lines = [adopt(run, instance, replace=options.replace) for run in runs_below(options.folder)]
+        runs = runs_below(options.folder)
+        lines = [adopt(run, instance, replace=options.replace) for run in runs]
     if len(lines) == 1:
         print(lines[0])
         return
     print("\n".join(line.partition(":")[0] for line in lines))
     for agreement, count in Counter(line.partition(": adopted, ")[2] for line in lines).items():
         print(f"{count} adopted: {agreement}")
-    print("`cs336 scores` shows their scores")
+    if any((run / "scores.json").exists() for run in runs):
+        print("`cs336 scores` shows their scores")
 
 
 def use_project_home() -> None:

@@ -19,7 +19,7 @@ from cs336.profiling.attention_errors import is_exact
 from cs336.profiling.cells import FAILURE, Row, read_rows, run_cells
 from cs336.profiling.config import ProfilingConfig
 from cs336.profiling.memory_study import TIMELINES
-from cs336.profiling.pages import Table
+from cs336.profiling.pages import Page, Table
 from cs336.profiling.precision import dtypes_as_derived
 from cs336.profiling.step_studies import SMALL_SPREAD, rows_of_study
 from cs336.profiling.studies import STUDIES
@@ -214,7 +214,7 @@ def _measure(step: Step, names: Sequence[str], config: ProfilingConfig, *, needs
         cells = STUDIES[name].cells(config, config.sizes, device, step.folder)
         rows += run_cells(cells, device=device, rows=step.folder / ROWS_FILE, report=lambda case, row: _say(step, case))
     failed = [f"{row['case']}: {row[FAILURE]}" for row in rows if FAILURE in row and row.get("tried", True)]
-    pages = {name: STUDIES[name].page(config, config.sizes, rows) for name in names}
+    pages = {name: _on(rows[0]["device"], STUDIES[name].page(config, config.sizes, rows)) for name in names}
     for name, page in pages.items():
         page.write(step.folder / name if len(names) > 1 else step.folder)
     return {
@@ -224,6 +224,12 @@ def _measure(step: Step, names: Sequence[str], config: ProfilingConfig, *, needs
         **({"failed": {"markdown": "\n".join(f"- {line}" for line in failed)}} if failed else {}),
         **{name: {"markdown": page.markdown()} for name, page in pages.items()},
     }
+
+
+def _on(device: str, page: Page) -> Page:
+    """The page with the device in the title of each table."""
+    titled = [replace(each, title=": ".join(part for part in (each.title, device) if part)) for each in page.tables]
+    return replace(page, tables=titled)
 
 
 def _say(step: Step, case: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def bucket_overhead(step: Step, data_parallel_times: Path) -> Metadata:
     """What a bucketed step adds, by the model of two parameters (bandwidth and cost of a call) and as measured."""
     rows = pooled(read_jsonl(data_parallel_times / ROWS_FILE))
     pages = [f"**{size}**\n\n{ddp_times.bucket_page(rows, size)}" for size in ddp_times.sizes_of(rows)]
+    pages.insert(0, _devices(rows))
     line = ddp_times.machine_line(rows)
     _write(step, "\n\n".join(pages))
     best = {size: ddp_times.bucket_model(rows, size)[1] / 1e6 for size in ddp_times.sizes_of(rows)}
@@ -225,8 +227,21 @@ def _page(step: Step, rows: list[dict[str, Any]], page: str) -> dict[str, str]:
     failed = [row["failure"] for row in rows if "failure" in row]
     if failed:
         raise UserError(f"{step.folder / ROWS_FILE}: {len(failed)} of {len(rows)} cells failed; the first: {failed[0]}")
+    page = f"{_devices(rows)}\n\n{page}"
     _write(step, page)
     return {"markdown": page}
+
+
+def _devices(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the rows were measured; what ran on a CPU names it, whatever GPUs there were."""
+    found = []
+    for row in rows:
+        machine, gpus = row["hardware"], Counter(row["hardware"]["gpu"])
+        if "cpu" in row["cell"].values() or "gloo" in row["cell"].values() or not gpus:
+            found.append(f"{machine['cores']} cores of {machine['cpu']}")
+        else:
+            found.append(", ".join(f"{count} x {name}" for name, count in gpus.items()))
+    return f"Measured on {'; '.join(dict.fromkeys(found))}."
 
 
 def _write(step: Step, page: str) -> None:

@@ -13,7 +13,7 @@ from cs336.profiling.cells import FAILURE, Cell, Row
 from cs336.profiling.config import ProfilingConfig
 from cs336.profiling.kernel_times import MATMUL, answer_questions, kind_of, short_name
 from cs336.profiling.pages import Page, Table
-from cs336.profiling.step_times import StepConfig
+from cs336.profiling.step_times import STEP, StepConfig
 from cs336.profiling.tables import OUT_OF_MEMORY, span
 
 
@@ -116,7 +116,7 @@ def _sound(rows: Sequence[Row]) -> list[Row]:
 def _line(row: Row) -> Row:
     line: Row = {"size": row["settings"]["size"], "context": row["settings"]["context_length"]}
     if FAILURE in row:
-        return line | {"kernel_ms": row[FAILURE], "top": row[FAILURE], "others": row[FAILURE]}
+        return line | dict.fromkeys(("kernel_ms", "top", "others", "forward_matmul", "softmax_ms"), row[FAILURE])
     line |= {
         "kernel_ms": 1e3 * row["kernel_seconds"],
         "timer_ms": 1e3 * row["timer_seconds"],
@@ -142,8 +142,10 @@ def _line(row: Row) -> Row:
             "training_top_calls": row["training_top_calls"],
             "top_kernel_stays": row["top_kernel_stays"],
             "passes_matmul": f"{row['passes_matmul_share']:.1%}",
-            "training_matmul": f"{row['training_matmul_share']:.1%}",
+            "training_matmul": f"{row['training_matmul_share']:.1%}" if row["training_mode"] == STEP else OUT_OF_MEMORY,
         }
+    else:
+        line |= dict.fromkeys(("training_top", "passes_matmul", "training_matmul"), OUT_OF_MEMORY)
     return line
 
 
@@ -165,7 +167,8 @@ def _comment(rows: Sequence[Row]) -> str:
         "3. Everything that is no matrix product takes {} to {} of the forward pass: it does few FLOPs, and reads and"
         " writes whole tensors for each.".format(*_range(shares))
     )
-    drops = [row["forward_matmul_share"] - row["training_matmul_share"] for row in trained]
+    steps = [row for row in trained if row["training_mode"] == STEP]
+    drops = [row["forward_matmul_share"] - row["training_matmul_share"] for row in steps]
     if drops:
         direction = "less" if min(drops) > 0 else "more" if max(drops) < 0 else "less in some cells and more in others"
         said.append(

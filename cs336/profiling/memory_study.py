@@ -316,7 +316,8 @@ def _segment_answer(config: ProfilingConfig, blocks: Sequence[Row], lines: Seque
         f"**(b) One level of checkpoints, {config.recompute_size}, batch {config.batch_size}, context"
         f" {config.recompute_context:,}.** With segments of k layers the peak of the activations is about"
         f" ({num_layers}/k) x one residual-stream tensor + k x one block's residuals; the derived column adds weights"
-        " and gradients in fp32, an upper bound: when the last gradients come, the checkpoints are gone."
+        " and gradients in fp32. What the backward pass makes beside a block's residuals, such as the gradient of its"
+        " scores, is not in it; and when the last gradients come, the checkpoints are gone."
     ]
     for compiled in (False, True):
         block = _block_bytes(blocks, compiled=compiled)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cs336.model.accounting import count_parameters
 from cs336.model.attention import KERNELS
 from cs336.profiling.cells import FAILURE, Cell, Row
 from cs336.profiling.config import ProfilingConfig
@@ -21,6 +22,7 @@ from cs336.profiling.step_times import (
     StepConfig,
     measure_in_fresh_process,
     measure_step,
+    parse_size,
 )
 from cs336.profiling.tables import span
 
@@ -218,7 +220,7 @@ def _backward_over_forward(rows: Sequence[Row]) -> str:
 
 def comment_on_warmup(rows: Sequence[Row]) -> str:
     """Why the numbers differ without warm-up, and still do after one or two steps."""
-    lines = []
+    lines, few, unsettled = [], [], []
     for size in dict.fromkeys(row["settings"]["size"] for row in _sound(rows)):
         cells = {row["settings"]["warmup"]: row for row in _sound(rows) if row["settings"]["size"] == size}
         most = cells[max(cells)]
@@ -231,12 +233,30 @@ def comment_on_warmup(rows: Sequence[Row]) -> str:
                 f"- {size}, w = {count}: mean {ratio:.2f} times, standard deviation {row['std_seconds'] * 1e3:,.1f} ms;"
                 f" its first measured step took {first:.1f} times the mean after w = {max(cells)}."
             )
+            if count:
+                few.append(row)
+                if ratio > 1 + SMALL_SPREAD or row["std_seconds"] > SMALL_SPREAD * row["mean_seconds"]:
+                    unsettled.append(f"{size}, w = {count}")
     return (
         "The first step of a process does what no later one does: it loads kernels onto the device, starts the"
         " library of matrix products and picks its algorithms, and asks the driver for the memory that the allocator"
-        " then keeps. Measured without warm-up, all that is in the mean, and the standard deviation with it. One or"
-        " two steps do not end it: the second step still meets memory of other sizes (the first had no gradients to"
-        " free), and clocks and caches take some steps to settle.\n\n" + "\n".join(lines)
+        " then keeps. Measured without warm-up, all that is in the mean, and the standard deviation with it."
+        + _after_few(few, unsettled)
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _after_few(few: Sequence[Row], unsettled: Sequence[str]) -> str:
+    """Whether one or two steps of warm-up were enough here."""
+    if not few:
+        return ""
+    if not unsettled:
+        return " One or two steps end it here: means and deviations are those after more, to the twentieth."
+    return (
+        f" One or two steps do not always end it (here not at {'; '.join(unsettled)}): the second step still meets"
+        " memory of other sizes, as the first had no gradients to free, and clocks and caches take some steps to"
+        " settle."
     )
 
 
@@ -246,6 +266,7 @@ def comment_on_precision(rows: Sequence[Row]) -> str:
     for mode in (FORWARD_ONLY, BOTH):
         table = _side_by_side([row for row in rows if row["settings"]["mode"] == mode], "precision", PRECISIONS)
         gains = [(line["size"], line["ratio bfloat16"]) for line in table if line.get("ratio bfloat16")]
+        gains.sort(key=lambda gain: count_parameters(parse_size(gain[0])).total)
         if gains:
             said = ", ".join(f"{size} {gain:.2f}" for size, gain in gains)
             trend = f"; {_trend([gain for _, gain in gains])}" if len(gains) > 1 else ""
