@@ -236,7 +236,7 @@ def _devices(rows: Sequence[dict[str, Any]]) -> str:
     """Where the rows were measured; what ran on a CPU names it, whatever GPUs there were."""
     found = []
     for row in rows:
-        machine, gpus = row["hardware"], Counter(row["hardware"]["gpu"])
+        machine, gpus = row["hardware"], Counter(row["hardware"].get("gpu", ()))
         if "cpu" in row["cell"].values() or "gloo" in row["cell"].values() or not gpus:
             found.append(f"{machine['cores']} cores of {machine['cpu']}")
         else:
