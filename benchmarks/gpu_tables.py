@@ -112,8 +112,8 @@ def _scaling() -> Iterator[Task]:
     grid = f"{runner} --grid h100 --rows cs336/scaling/measured/runs.jsonl --packed 3 --device all"
     yield Task("scaling", "grid", grid, gpus=None, stopped_code=RUNS_LEFT)
     before: tuple[str, ...] = ()
-    for name in ("1", "1-eager", "3", "3-eager"):
-        options = f"--packed {name}".replace("-eager", " --eager")
+    ways = {"1": "--packed 1", "1-eager": "--packed 1 --eager", "3": "--packed 3", "3-eager": "--packed 3 --eager"}
+    for name, options in ways.items():
         command = f"{runner} --grid h100 --only ^1e14.*b128-lr0.001$ --rows {FOLDER}/packing-{name}.jsonl {options}"
         yield Task("scaling", f"packing-{name}", command, after=before, stopped_code=RUNS_LEFT)
         before = (f"packing-{name}",)

@@ -214,7 +214,7 @@ def _measure(step: Step, names: Sequence[str], config: ProfilingConfig, *, needs
         cells = STUDIES[name].cells(config, config.sizes, device, step.folder)
         rows += run_cells(cells, device=device, rows=step.folder / ROWS_FILE, report=lambda case, row: _say(step, case))
     failed = [f"{row['case']}: {row[FAILURE]}" for row in rows if FAILURE in row and row.get("tried", True)]
-    pages = {name: _on(rows[0]["device"], STUDIES[name].page(config, config.sizes, rows)) for name in names}
+    pages = {name: _with_devices(STUDIES[name].page(config, config.sizes, rows), rows) for name in names}
     for name, page in pages.items():
         page.write(step.folder / name if len(names) > 1 else step.folder)
     return {
@@ -224,12 +224,6 @@ def _measure(step: Step, names: Sequence[str], config: ProfilingConfig, *, needs
         **({"failed": {"markdown": "\n".join(f"- {line}" for line in failed)}} if failed else {}),
         **{name: {"markdown": page.markdown()} for name, page in pages.items()},
     }
-
-
-def _on(device: str, page: Page) -> Page:
-    """The page with the device in the title of each table."""
-    titled = [replace(each, title=": ".join(part for part in (each.title, device) if part)) for each in page.tables]
-    return replace(page, tables=titled)
 
 
 def _say(step: Step, case: str) -> None:
@@ -248,20 +242,30 @@ def _rows(folders: Sequence[Path]) -> list[Row]:
 
 
 def _page(step: Step, name: str, config: ProfilingConfig, rows: Sequence[Row]) -> Metadata:
-    """The page of all sizes; the title of each table names their devices, as sizes may be measured apart."""
-    page = STUDIES[name].page(config, config.sizes, rows)
-    page = replace(page, tables=[replace(table, title=_with_devices(table, rows)) for table in page.tables])
+    """The page of all sizes, which may have been measured apart."""
+    page = _with_devices(STUDIES[name].page(config, config.sizes, rows), rows)
     page.write(step.folder)
     devices = sorted({row["device"] for row in rows})
     return {"device": ", ".join(devices), name: {"markdown": page.markdown()}}
 
 
-def _with_devices(table: Table, rows: Sequence[Row]) -> str:
+def _with_devices(page: Page, rows: Sequence[Row]) -> Page:
+    """The page with the device in the title of each table; with several, which sizes were measured on which."""
+
+    def titled(table: Table) -> Table:
+        return replace(table, title=": ".join(each for each in (table.title, _devices_of(table, rows)) if each))
+
+    return replace(page, tables=[titled(table) for table in page.tables])
+
+
+def _devices_of(table: Table, rows: Sequence[Row]) -> str:
+    devices = {row["device"] for row in rows}
+    if len(devices) == 1:
+        return devices.pop()
     shown = {line["size"] for line in table.rows}
     sizes: dict[str, list[str]] = {}
     for device, size in dict.fromkeys((row["device"], row["settings"]["size"]) for row in rows):
         if size in shown:
             sizes.setdefault(device, []).append(size)
     one = len(sizes) == 1
-    where = "; ".join(device if one else f"{device} ({', '.join(measured)})" for device, measured in sizes.items())
-    return ": ".join(each for each in (table.title, where) if each)
+    return "; ".join(device if one else f"{device} ({', '.join(measured)})" for device, measured in sizes.items())

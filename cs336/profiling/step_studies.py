@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -220,7 +220,7 @@ def _backward_over_forward(rows: Sequence[Row]) -> str:
 
 def comment_on_warmup(rows: Sequence[Row]) -> str:
     """Why the numbers differ without warm-up, and still do after one or two steps."""
-    lines, few, unsettled = [], [], []
+    lines, settled = [], {}
     for size in dict.fromkeys(row["settings"]["size"] for row in _sound(rows)):
         cells = {row["settings"]["warmup"]: row for row in _sound(rows) if row["settings"]["size"] == size}
         most = cells[max(cells)]
@@ -233,24 +233,24 @@ def comment_on_warmup(rows: Sequence[Row]) -> str:
                 f"- {size}, w = {count}: mean {ratio:.2f} times, standard deviation {row['std_seconds'] * 1e3:,.1f} ms;"
                 f" its first measured step took {first:.1f} times the mean after w = {max(cells)}."
             )
-            if count:
-                few.append(row)
-                if ratio > 1 + SMALL_SPREAD or row["std_seconds"] > SMALL_SPREAD * row["mean_seconds"]:
-                    unsettled.append(f"{size}, w = {count}")
+            if 0 < count < max(cells):
+                is_steady = row["std_seconds"] <= SMALL_SPREAD * row["mean_seconds"]
+                settled[f"{size}, w = {count}"] = is_steady and ratio <= 1 + SMALL_SPREAD
     return (
         "The first step of a process does what no later one does: it loads kernels onto the device, starts the"
         " library of matrix products and picks its algorithms, and asks the driver for the memory that the allocator"
         " then keeps. Measured without warm-up, all that is in the mean, and the standard deviation with it."
-        + _after_few(few, unsettled)
+        + _after_few(settled)
         + "\n\n"
         + "\n".join(lines)
     )
 
 
-def _after_few(few: Sequence[Row], unsettled: Sequence[str]) -> str:
-    """Whether one or two steps of warm-up were enough here."""
-    if not few:
+def _after_few(settled: Mapping[str, bool]) -> str:
+    """Whether one or two steps of warm-up were enough, by cell."""
+    if not settled:
         return ""
+    unsettled = [cell for cell, is_settled in settled.items() if not is_settled]
     if not unsettled:
         return " One or two steps end it here: means and deviations are those after more, to the twentieth."
     return (
