@@ -16,7 +16,7 @@ from cs336.files import UserError, name_full_disk, read_jsonl
 
 MEASURED_RUNS = Path(__file__).parent / "measured" / "runs.jsonl"  # of our own grid; not there before it was trained
 MEASURED_CHECK = MEASURED_RUNS.with_name("check.jsonl")  # of the grid `check`, after the prediction
-MEASURED_PACKING = MEASURED_RUNS.with_name("packing.jsonl")  # some of the same again, packed and not, to compare
+MEASURED_PACKING = MEASURED_RUNS.with_name("packing.jsonl.gz")  # some of the same again, packed and not, to compare
 MEASURED_PREDICTION = MEASURED_RUNS.with_name("prediction.json")
 
 
@@ -142,7 +142,7 @@ def measured_runs() -> Iterator[Run]:
 
 def sessions_file(rows: Path) -> Path:
     """What each call of the runner that wrote to a file of rows came to, utilisation among it, as JSON Lines."""
-    return rows.with_suffix(".sessions.jsonl")
+    return rows.with_name(rows.name.removesuffix(".gz")).with_suffix(".sessions.jsonl")
 
 
 def finished_runs(runs: Iterable[Run]) -> list[Run]:
@@ -222,6 +222,8 @@ def _cut_torn_line(file: Any) -> None:
 
 
 def _whole_rows(path: Path) -> list[Any]:
+    if path.suffix == ".gz":  # packed once it was whole
+        return list(read_jsonl(path))
     content = path.read_bytes()
     if content.endswith(b"\n") or not content:
         return list(read_jsonl(path))

@@ -1,6 +1,7 @@
 """The report of rows whose law is known, with its prediction and check; of rows that allow no fit; and the command."""
 
 import dataclasses
+import gzip
 import re
 from collections import defaultdict
 
@@ -204,17 +205,21 @@ def test_rows_that_allow_no_fit_have_a_report_that_says_so(tmp_path, without_exe
         write_report(tmp_path, [])
 
 
-def test_the_command_takes_several_files_and_their_sessions(rows, prediction, tmp_path, capsys, without_exercise):
+@pytest.mark.parametrize("second", ["more.jsonl", "more.jsonl.gz"])
+def test_the_command_takes_several_files_and_their_sessions(
+    second, rows, prediction, tmp_path, capsys, without_exercise
+):
     for run in rows[:3]:
         append_run(tmp_path / "runs.jsonl", run)
     append_run(tmp_path / "more.jsonl", rows[3])
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress((tmp_path / "more.jsonl").read_bytes()))
     append_jsonl(
         tmp_path / "more.sessions.jsonl",
         {"date": LATER, "packed": 2, "recorded": False, "num_runs": 1, "elapsed_seconds": 2.0, "tokens": 2_468}
         | {"hardware": "none", "real_flops": 1e9, "utilisation": None},
     )
     write_json(tmp_path / "prediction.json", prediction)
-    files = [str(tmp_path / name) for name in ("runs.jsonl", "more.jsonl")]
+    files = [str(tmp_path / name) for name in ("runs.jsonl", second)]
     ask = ["scaling", "report", *files, "--prediction", str(tmp_path / "prediction.json"), "--draws", "5"]
     assert main([*ask, "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.md").read_text()
