@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ LABELS = {
     "valid_length": "tokens per response, held out",
 }
 _PANELS_IN_A_ROW = 4
+_NOISY = {"reward", "format_reward", "nats_per_token", "token_entropy", "mean_length", "grad_norm"}
+_MANY_RUNS, _SMOOTHED_STEPS = 4, 5  # lines of so many runs hide each other unless they are means of some steps
 
 
 def run_panels(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], columns: Sequence[str], path: Path, *, over: str = "step"
 ) -> None:
     """One panel for each column that any run has, one line for each run; validations with dots.
+
+    A run that is 0 throughout, as others are not, is named in the panel and not drawn, since it would flatten them.
 
     Args:
         runs: rows of `metrics.jsonl` by the run's name.
@@ -46,19 +51,47 @@ def run_panels(
     panels = list(figure.subplots(num_rows, in_a_row, squeeze=False).flat)
     for unused in panels[len(present) :]:
         unused.set_axis_off()
+    handles: dict[str, Any] = {}
     for axes, column in zip(panels, present, strict=False):
         tidy(axes)
         axes.set_title(LABELS[column], fontsize=9)
         axes.set_xlabel("step" if over == "step" else "seconds", fontsize=8)
-        for place, (name, rows) in enumerate(runs.items()):
-            points = [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
+        lines = {
+            name: [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
+            for name, rows in runs.items()
+        }
+        zero = [name for name, points in lines.items() if points and not any(value for _, value in points)]
+        if len(zero) == sum(bool(points) for points in lines.values()):
+            zero = []
+        if zero:
+            names = ", ".join(zero) if len(zero) < 3 else f"{len(zero)} runs"
+            axes.text(0.02, 0.02, f"0 throughout: {names}", fontsize=7, transform=axes.transAxes, zorder=3)
+        if len(runs) >= _MANY_RUNS and column in _NOISY and over == "step":
+            lines = {name: _smooth(points) for name, points in lines.items()}
+            axes.set_title(f"{LABELS[column]}\n(mean of {_SMOOTHED_STEPS} steps)", fontsize=9)
+        if column == "ratio_max":
+            axes.set_yscale("log")  # one update of many may be hundreds of times the others
+        for place, (name, points) in enumerate(lines.items()):
             dotted = "o-" if column.startswith("valid_") else "-"
             color = shade(place, len(runs))
-            axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color, label=name) if points else None
+            if points and name not in zero:
+                (handles[name],) = axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color)
     if len(runs) > 1:
-        lines, names = panels[0].get_legend_handles_labels()
-        figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+        drawn = [name for name in runs if name in handles]
+        figure.legend(
+            [handles[name] for name in drawn], drawn, loc="outside lower center", ncols=5, frameon=False, fontsize=7
+        )
     save(figure, path)
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """One point for each step: the mean of the last `_SMOOTHED_STEPS`, or of as many as there are."""
+    values: dict[float, list[float]] = {}
+    for place, value in points:  # a step has several where it makes several updates
+        values.setdefault(place, []).append(value)
+    means = [(place, statistics.fmean(some)) for place, some in values.items()]
+    windows = [means[max(0, end - _SMOOTHED_STEPS) : end] for end in range(1, len(means) + 1)]
+    return [(window[-1][0], statistics.fmean(value for _, value in window)) for window in windows]
 
 
 def _place(row: Mapping[str, Any], over: str) -> float:
