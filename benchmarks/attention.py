@@ -14,7 +14,7 @@ Contenders: `flash` is PyTorch's FlashAttention-2, `cudnn` cuDNN's attention, bo
 output and of the gradients against fp64, at 1,024 tokens of the same width: the largest, and the root of the mean
 square, since in 16 bits the largest is the last rounding's of a large value, whoever made it.
 
-With --table the latencies of all rows of the file, and of those packed away in attention_packed.jsonl.gz, also become
+With --table the latencies of all rows of the file, and of those packed away in attention.jsonl.gz, also become
 attention_table.md and .tex, ours beside `plain`. It takes long; --table 64 measures one width alone.
 
 Examples:
@@ -48,7 +48,7 @@ FLASH, CUDNN, FLEX, PLAIN = "flash", "cudnn", "flex", "plain"
 SHAPES = ("1x16x64x16384", "1x16x128x16384", "2x32x128x32768")
 TABLE_LENGTHS, TABLE_WIDTHS = [2**power for power in range(7, 17)], (16, 32, 64, 128)
 BACKENDS = {FLASH: SDPBackend.FLASH_ATTENTION, CUDNN: SDPBackend.CUDNN_ATTENTION}
-PACKED_ROWS = "attention_packed.jsonl.gz"  # hundreds of rows of 1 KB that differ by some bytes
+PACKED_ROWS = "attention.jsonl.gz"  # hundreds of rows of 1 KB that differ by some bytes
 MAX_CPU_SCORES = 2**24  # of a dry run in Triton's interpreter
 MAX_PLAIN_SCORES = 2**32  # elements, of the table's longest; more are not tried
 TOO_LARGE = "its scores would take too much memory"

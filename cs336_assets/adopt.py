@@ -12,6 +12,7 @@ from cs336.files import UserError, read_json, read_jsonl, write_json
 from cs336.preset_lookup import find_preset
 from cs336.store import MANIFEST, Store, describe_files, install
 from cs336_assets.asset import ELSEWHERE, data_version, part_names, version_of
+from cs336_assets.benchmarks import subject_of
 from cs336_assets.binding import to_dagster
 from cs336_assets.crawl import page_table, table
 from cs336_assets.flow import STAGES
@@ -23,7 +24,7 @@ def runs_below(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder holds no run.
     """
-    if folder.suffix == ".jsonl" or (folder / MANIFEST).exists():
+    if subject_of(folder) or (folder / MANIFEST).exists():
         return [folder]
     order = list(STAGES)
 
@@ -52,8 +53,8 @@ def adopt(source: Path, instance: dg.DagsterInstance, *, replace: bool = False) 
         UserError: no manifest, a changed file, an unknown preset, asset or partition, or an artifact made
             here that it would replace.
     """
-    if source.suffix == ".jsonl":
-        return _adopt_rows(source, instance)
+    if subject := subject_of(source):
+        return _adopt_rows(subject, source, instance)
     manifest = read_json(source / MANIFEST)
     preset_name, _, asset = str(manifest["asset"]).partition("/")
     if asset not in STAGES:
@@ -129,7 +130,7 @@ def _agreement(asset: str, preset: Any, store: Store, part: str | None, manifest
     return "made from other code, settings or inputs than those here, so the next run would make it again"
 
 
-def _adopt_rows(source: Path, instance: dg.DagsterInstance) -> str:
+def _adopt_rows(subject: str, source: Path, instance: dg.DagsterInstance) -> str:
     rows = list(read_jsonl(source))
     if not rows:
         raise UserError(f"{source}: holds no rows")
@@ -138,7 +139,7 @@ def _adopt_rows(source: Path, instance: dg.DagsterInstance) -> str:
     ]
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
-            asset_key=dg.AssetKey(["benchmarks", source.stem]),
+            asset_key=dg.AssetKey(["benchmarks", subject]),
             metadata={
                 "num_rows": len(rows),
                 ELSEWHERE: True,
@@ -148,4 +149,4 @@ def _adopt_rows(source: Path, instance: dg.DagsterInstance) -> str:
             },
         )
     )
-    return f"benchmarks/{source.stem}: {len(rows)} rows adopted"
+    return f"benchmarks/{subject}: {len(rows)} rows adopted"

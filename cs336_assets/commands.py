@@ -61,7 +61,9 @@ def register(commands: argparse._SubParsersAction) -> None:
         " or several of them below it, or is a benchmark result file of benchmarks/results/. Each is checked against"
         " its manifest, copied into the artifacts, and reported to Dagster as a materialization.",
     )
-    command.add_argument("folder", type=Path, help="run folder, folder of runs, or benchmarks/results/SUBJECT.jsonl")
+    command.add_argument(
+        "folder", type=Path, help="run folder, folder of runs, or benchmarks/results/SUBJECT.jsonl, packed or not"
+    )
     command.add_argument("--replace", action="store_true", help="also where this machine has made the artifact itself")
     command.set_defaults(run=_adopt)
 

@@ -47,6 +47,11 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p lies in (0, 1], got {self.top_p}")
 
+    @property
+    def needs_no_order(self) -> bool:
+        """Whether every token may be drawn, or the most probable one is: neither sorts them."""
+        return self.temperature == 0 or (self.top_k == 0 and self.top_p == 1)
+
 
 def next_token_probabilities(
     logits: Float[Tensor, "... vocab"], *, temperature: float, top_k: int = 0, top_p: float = 1.0

@@ -144,10 +144,11 @@ class SlotCache(KVCache):
         rows = self._places.num_rows
         lengths, filled = self._places.lengths[:rows], self._places.filled
         stored_keys, stored_values = self.keys[:rows], self.values[:rows]
+        if self._by_kernel:
+            queries = queries.to(stored_keys.dtype)
+            return decode_attention(queries, keys, values, stored_keys, stored_values, lengths)
         stored_keys[self._places.rows[:rows], :, lengths] = keys[:, :, 0].to(stored_keys.dtype)
         stored_values[self._places.rows[:rows], :, lengths] = values[:, :, 0].to(stored_values.dtype)
-        if self._by_kernel:
-            return decode_attention(queries.to(stored_keys.dtype), stored_keys, stored_values, filled)
         visible = self._places.num_visible
         return masked_decode_attention(
             queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], filled, kernel=kernel
@@ -215,6 +216,7 @@ class Slots:
         )
         shape = num_slots, config.kv_heads, capacity, config.features_per_head
         by_kernel = has_decode_kernel(device, config.features_per_head)
+        self._chooses_by_kernel = _chooses_by_kernel(device)
         # Zeros, not what lay there: hidden positions have weight zero, but zero times NaN is NaN.
         self._caches = [
             SlotCache(
@@ -335,23 +337,48 @@ class Slots:
 
     def _choose(self, rows: Int[Tensor, " rows"], logits: Float[Tensor, "rows vocab"]) -> None:
         """Draw a token for each of these slots and note it where the sequence has not ended."""
+        settings = self._settings
+        if self._chooses_by_kernel and settings.sampling.needs_no_order:
+            from cs336.kernels.next_token import take_next_token
+
+            take_next_token(
+                logits,
+                rows,
+                temperature=settings.sampling.temperature,
+                min_tokens=settings.min_tokens,
+                with_logprobs=settings.with_logprobs,
+                uniforms=self._uniforms,
+                is_end=self._is_end,
+                limits=self._limits,
+                tokens=self._tokens,
+                logprobs=self._logprobs,
+                newest=self._newest,
+                made=self._made,
+                ended=self._ended,
+                unsound=self._unsound,
+            )
+            return
         logits = logits.float()
         made, running = self._made[rows], ~self._ended[rows]
         self._unsound |= (~logits.amax(dim=-1).isfinite() & running).any()
         column = made.clamp(max=self.max_new_tokens - 1)
         allowed = logits
-        if self._settings.min_tokens:
-            too_early = (made < self._settings.min_tokens)[:, None] & self._is_end
+        if settings.min_tokens:
+            too_early = (made < settings.min_tokens)[:, None] & self._is_end
             allowed = logits.masked_fill(too_early, float("-inf"))
-        chosen = sample(allowed, self._uniforms[rows, column], self._settings.sampling)
+        chosen = sample(allowed, self._uniforms[rows, column], settings.sampling)
         self._tokens[rows, column] = torch.where(running, chosen, self._tokens[rows, column])
-        if self._settings.with_logprobs:
+        if settings.with_logprobs:
             logprobs = token_logprobs(logits, chosen)
             self._logprobs[rows, column] = torch.where(running, logprobs, self._logprobs[rows, column])
         self._newest[rows] = torch.where(running, chosen, self._newest[rows])
         made = made + running
         self._made[rows] = made
         self._ended[rows] = ~running | self._is_end[chosen] | (made >= self._limits[rows])
+
+
+def _chooses_by_kernel(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _is_static(device: torch.device) -> bool:

@@ -1,12 +1,15 @@
 """Attention of one new token in each of many cached sequences of different lengths, in Triton; for generation.
 
+The new token's key and value are put into the cache by the same kernel.
+
 Source    the forward pass of Dao 2023, arXiv:2307.08691, with the heads that share keys in place of a tile of queries.
-Layout    queries (batch, heads, d); cache (batch, kv_heads, capacity, d) of any strides but the last, which is 1.
+Layout    queries (batch, heads, d); new keys and values (batch, kv_heads, d); cache (batch, kv_heads, capacity, d) of
+          any strides but the last, which is 1.
 Numerics  bf16, fp16, fp32 in and out; softmax statistics and sums in fp32.
 Accepts   d of 16, 32, 64 or 128; else ValueError (`takes` tells before).
 Reads     the filled part of the cache alone, each key and value once. One program a sequence and key-value head, so a
           few very long sequences leave most of a GPU idle.
-Twin      model/attention.py, masked_decode_attention: a mask over the whole capacity.
+Twin      model/attention.py, masked_decode_attention: a mask over the whole capacity, which was written before.
 """
 
 from __future__ import annotations
@@ -33,14 +36,19 @@ def takes(d_head: int) -> bool:
 
 def decode_attention(
     queries: Float[Tensor, "batch heads d"],
+    new_keys: Float[Tensor, "batch kv_heads d"],
+    new_values: Float[Tensor, "batch kv_heads d"],
     keys: Float[Tensor, "batch kv_heads capacity d"],
     values: Float[Tensor, "batch kv_heads capacity d"],
     lengths: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch heads d"]:
-    """`softmax(q K^T / sqrt(d)) V` over the first `lengths` positions of each sequence; has no gradient.
+    """`softmax(q K^T / sqrt(d)) V` over the first `lengths` positions of each sequence and a new one, put behind them.
+
+    It has no gradient.
 
     Args:
-        lengths: filled positions, the new token's among them; 1 or more. Stays on the device.
+        keys, values: the cache; gets the new ones at position `lengths` of each sequence.
+        lengths: positions filled before; at most `capacity` - 1, which nobody checks. Stays on the device.
 
     Raises:
         ValueError: shapes that do not fit, or a width without a kernel.
@@ -49,13 +57,18 @@ def decode_attention(
     kv_heads = keys.shape[1]
     if keys.shape != values.shape or keys.shape[0] != batch or keys.shape[-1] != d or heads % kv_heads:
         raise ValueError(f"queries {tuple(queries.shape)} do not fit {tuple(keys.shape)}, {tuple(values.shape)}")
+    if new_keys.shape != (batch, kv_heads, d) or new_values.shape != new_keys.shape:
+        shapes = tuple(new_keys.shape), tuple(new_values.shape)
+        raise ValueError(f"new keys and values {shapes} do not fit a cache of {tuple(keys.shape)}")
     if not takes(d) or keys.stride(-1) != 1 or values.stride() != keys.stride():
         raise ValueError(f"heads of {d} features with strides {keys.stride()}; the kernel takes {_WIDTHS}, contiguous")
-    queries = queries.contiguous()
+    queries, new_keys, new_values = queries.contiguous(), new_keys.contiguous(), new_values.contiguous()
     attended = torch.empty_like(queries)
     group = heads // kv_heads
     _decode_kernel[(batch * kv_heads,)](
         queries,
+        new_keys,
+        new_values,
         keys,
         values,
         attended,
@@ -74,6 +87,8 @@ def decode_attention(
 @triton.jit
 def _decode_kernel(
     queries_base,
+    new_keys_base,
+    new_values_base,
     keys_base,
     values_base,
     attended_base,
@@ -97,14 +112,20 @@ def _decode_kernel(
     queries = tl.load(queries_base + of_group, mask=members < GROUP, other=0.0)  # (PADDED, WIDTH)
     keys_base += row * stride_row + head * stride_head
     values_base += row * stride_row + head * stride_head
-    largest = tl.full((PADDED,), float("-inf"), tl.float32)
-    total = tl.zeros((PADDED,), tl.float32)
-    attended = tl.zeros((PADDED, WIDTH), tl.float32)
+    # The new token is first, from where it came: what this kernel writes to the cache it does not read there.
+    of_new = tl.program_id(0).to(tl.int64) * WIDTH + features
+    new_key = tl.load(new_keys_base + of_new).to(keys_base.dtype.element_ty)
+    new_value = tl.load(new_values_base + of_new).to(values_base.dtype.element_ty)
+    tl.store(keys_base + length * stride_place + features, new_key)
+    tl.store(values_base + length * stride_place + features, new_value)
+    largest = tl.sum(queries.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale  # in powers of two
+    total = tl.full((PADDED,), 1.0, tl.float32)
+    attended = tl.zeros((PADDED, WIDTH), tl.float32) + new_value.to(tl.float32)[None, :]
     for start in range(0, length, KEYS):
         places = (start + tl.arange(0, KEYS)).to(tl.int64)[:, None]
         inside = places < length
         keys = tl.load(keys_base + places * stride_place + features[None, :], mask=inside, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale  # in powers of two
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where(tl.trans(inside), scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         weights = tl.exp2(scores - new_largest[:, None])

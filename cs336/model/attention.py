@@ -197,14 +197,18 @@ def has_decode_kernel(device: torch.device, head_dim: int) -> bool:
 
 def decode_attention(
     queries: Float[Tensor, "batch heads 1 d_k"],
+    new_keys: Float[Tensor, "batch kv_heads 1 d_k"],
+    new_values: Float[Tensor, "batch kv_heads 1 d_k"],
     keys: Float[Tensor, "batch kv_heads capacity d_k"],
     values: Float[Tensor, "batch kv_heads capacity d_k"],
     lengths: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch heads 1 d_k"]:
-    """Attention of each sequence's newest token to the first `lengths` positions of its own, by our Triton kernel."""
+    """Attention of each sequence's newest token to itself and the first `lengths` positions of its own, by our Triton
+    kernel, which puts its key and value behind those.
+    """
     from cs336.kernels.decode_attention import decode_attention as by_kernel
 
-    return by_kernel(queries[:, :, 0], keys, values, lengths).unsqueeze(2)
+    return by_kernel(queries[:, :, 0], new_keys[:, :, 0], new_values[:, :, 0], keys, values, lengths).unsqueeze(2)
 
 
 def masked_decode_attention(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -177,7 +178,7 @@ class _Grpo:
             if self._old is not None:
                 old = self._rows.spread([self._old[place] for place in some], some, log_probs)
             if update == 0:
-                theirs = [torch.tensor(self._rollouts[place].logprobs) for place in some]
+                theirs = [torch.from_numpy(np.array(self._rollouts[place].logprobs, np.float32)) for place in some]
                 ours = log_probs.detach() if old is None else old
                 difference = (ours - self._rows.spread(theirs, some, log_probs)).abs()
                 differences.append(torch.where(mask, difference, 0.0))

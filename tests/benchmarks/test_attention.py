@@ -53,7 +53,7 @@ def test_the_handouts_table_tells_each_pass_beside_the_formula_and_what_did_not_
                 assert float(cell.replace(",", "")) == pytest.approx(1e3 * row["seconds"], rel=6e-3)
     assert (tmp_path / "attention_table.tex").read_text().count(r"\begin{table}") == 1
     # Rows that were packed away stay in the table.
-    with gzip.open(tmp_path / "attention_packed.jsonl.gz", "wb") as file:
+    with gzip.open(tmp_path / "attention.jsonl.gz", "wb") as file:
         file.write((tmp_path / "attention.jsonl").read_bytes())
     (tmp_path / "attention.jsonl").unlink()
     before = (tmp_path / "attention_table.md").read_text()

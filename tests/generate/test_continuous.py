@@ -137,11 +137,15 @@ def test_the_way_of_a_gpu_gives_the_same(bytes_model, model, sampling, stop, as_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels do not run on CPU tensors")
-def test_our_kernels_give_the_same(monkeypatch):
-    """In Triton's interpreter: attention that reads no further than a sequence is long, rotations, norms, gates."""
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"temperature": 1.3, "min_tokens": 4}, {"top_k": 5}])
+def test_our_kernels_give_the_same(monkeypatch, sampling):
+    """In Triton's interpreter: attention that reads no further than a sequence is long, rotations, norms, gates, and
+    the choice of tokens, but for top-k.
+    """
     monkeypatch.setattr(slots, "has_decode_kernel", lambda device, head_dim: True)
+    monkeypatch.setattr(slots, "_chooses_by_kernel", lambda device: True)
     wide = letters_model(d_model=64, num_kv_heads=2)
-    params = SamplingParams(n=2, max_tokens=5, seed=3, logprobs=True)
+    params = SamplingParams(**{"n": 2, "max_tokens": 5, "seed": 3, "logprobs": True, **sampling})
     plain = Engine(copy.deepcopy(wide), Characters()).generate(PROMPTS[:2], params)
     fused = Engine(wide.fuse(), Characters(), num_slots=3).generate(PROMPTS[:2], params)
     for one, other in zip(plain, fused, strict=True):

@@ -161,27 +161,34 @@ def test_what_does_not_fit_is_an_error():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "d"), [(2, 2, 16), (6, 1, 32), (12, 2, 128), (40, 2, 64)])
 def test_decode_attention(heads, kv_heads, d, dtype):
-    """Each sequence to its own length; what lies beyond, be it NaN, is never read."""
-    lengths = torch.tensor([1, 64, 65, 130], device=DEVICE)
-    queries = random(4, heads, d, dtype=dtype).detach()
-    keys, values = (random(4, kv_heads, 150, d, dtype=dtype, seed=seed).detach() for seed in (1, 2))
+    """Each sequence to its own length and the new token; what lies beyond, be it NaN, is never read or overwritten."""
+    lengths = torch.tensor([0, 1, 64, 65, 130, 149], device=DEVICE)
+    queries, *new = (random(6, count, d, dtype=dtype, seed=count).detach() for count in (heads, kv_heads, kv_heads))
+    keys, values = (random(6, kv_heads, 150, d, dtype=dtype, seed=seed).detach() for seed in (1, 2))
     for row, length in enumerate(lengths):
         keys[row, :, length:] = values[row, :, length:] = float("nan")
-    attended = decode_attention(queries, keys, values, lengths)
+    before = keys.clone(), values.clone()
+    attended = decode_attention(queries, *new, keys, values, lengths)
     for row, length in enumerate(lengths):
-        of_heads = [each[row, :, :length].float().repeat_interleave(heads // kv_heads, 0) for each in (keys, values)]
+        for cache, was, put in zip((keys, values), before, new, strict=True):
+            was[row, :, length] = put[row]
+            assert torch.equal(cache[row].nan_to_num(7.0), was[row].nan_to_num(7.0))
+        of_heads = [each[row, :, : length + 1].float() for each in (keys, values)]
+        of_heads = [each.repeat_interleave(heads // kv_heads, 0) for each in of_heads]
         expected = scaled_dot_product_attention(queries[row, :, None].float(), *of_heads)[:, 0]
         torch.testing.assert_close(attended[row].float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 def test_decode_attention_refuses_what_it_would_read_wrongly():
-    queries, cache = random(2, 4, 16), random(2, 2, 8, 16)
+    queries, new, cache = random(2, 4, 16), random(2, 2, 16), random(2, 2, 8, 16)
     lengths = torch.ones(2, dtype=torch.int64, device=DEVICE)
     for bad in (
-        (queries, cache[:1], cache[:1]),
-        (queries[:, :3], cache, cache),
-        (queries[..., :12], cache[..., :12], cache[..., :12]),
-        (queries, cache.transpose(2, 3).contiguous().transpose(2, 3), cache),
+        (queries, new, new, cache[:1], cache[:1]),
+        (queries[:, :3], new, new, cache, cache),
+        (queries, new[:, :1], new, cache, cache),
+        (queries, new, new[:1], cache, cache),
+        (queries[..., :12], new[..., :12], new[..., :12], cache[..., :12], cache[..., :12]),
+        (queries, new, new, cache.transpose(2, 3).contiguous().transpose(2, 3), cache),
     ):
         with pytest.raises(ValueError):
             decode_attention(*bad, lengths)
