@@ -12,7 +12,7 @@ Backward  two passes without atomics, so equal inputs give equal gradients: one 
           tiles of keys for dK and dV. Both make the weights again from the saved logsumexp.
 Hopper    bf16 and fp16 on H100 and H200 take the kernels of hopper_forward.py and hopper_backward.py, which do the same
           faster.
-Checked   tests/kernels, on GPUs and in Triton's interpreter; speed and errors: benchmarks/results/attention.jsonl.
+Checked   tests/kernels, on GPUs and in Triton's interpreter; speed and errors: benchmarks/results/attention.jsonl.gz.
 """
 
 from __future__ import annotations
