@@ -125,12 +125,13 @@ def _reasoning() -> Iterator[Task]:
         yield Task("reasoning", preset, f"-m cs336 run --preset {preset} --job reasoning")
     for preset in chain:
         yield Task("reasoning", f"{preset}-instruct", f"-m cs336 run --preset {preset} --job instruct", after=(preset,))
-    variants = "-m cs336 run --preset reasoner --job reasoning_experiments"
-    config = find_preset("reasoner").reasoning
-    cells = [*config.grpo_runs[1:], *config.expert_iteration_runs[1:]]
-    for cell in cells:
-        yield Task("reasoning", f"reasoner-{cell}", f"{variants} --cells {cell}", after=("reasoner",))
-    yield Task("reasoning", "reasoner-variants", variants, after=tuple(f"reasoner-{cell}" for cell in cells))
+    for preset in chain:
+        variants = f"-m cs336 run --preset {preset} --job reasoning_experiments"
+        config = find_preset(preset).reasoning
+        cells = [*config.grpo_runs[1:], *config.expert_iteration_runs[1:]]
+        for cell in cells:
+            yield Task("reasoning", f"{preset}-{cell}", f"{variants} --cells {cell}", after=(preset,))
+        yield Task("reasoning", f"{preset}-variants", variants, after=tuple(f"{preset}-{cell}" for cell in cells))
 
 
 def _generation() -> Iterator[Task]:
@@ -138,6 +139,7 @@ def _generation() -> Iterator[Task]:
     yield Task("generation", "grpo-step-reasoner", f"{step} --shape reasoner --micro-batch-size 128")
     yield Task("generation", "rollouts", "-m benchmarks generate --device cuda --cases rollouts --repeats 3")
     yield Task("generation", "grpo-step", f"{step} --generators ours vllm --hand-over")
+    yield Task("generation", "grpo-step-fp32", f"{step} --generators ours vllm --hand-over --fp32-weights")
 
 
 def _tests() -> Iterator[Task]:

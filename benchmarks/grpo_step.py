@@ -7,17 +7,19 @@
 The handout's step: 32 questions, 8 responses each, up to 1,024 tokens; no token ends a text, so all have that many.
 Weights go from trainer to generator before every batch, and each row has the largest difference of their
 log-probabilities. Answers are graded by r1_zero's reward in a watched process. The idle share is 1 - the share of a
-step's time in which a kernel ran, by PyTorch's profiler on a step of its own.
+step's time in which a kernel ran, by PyTorch's profiler on a step of its own, which it slows a little; rows have it of
+each part of the step, too, and the kernels' seconds and number.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import gc
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch-size", type=int, default=8, help="responses at once (default %(default)s)")
     parser.add_argument("--memory-share", type=float, default=0.4, help="of the GPU, for vLLM (default %(default)s)")
     parser.add_argument("--hand-over", action="store_true", help="the generator sleeps while the policy trains")
+    parser.add_argument(
+        "--fp32-weights", action="store_true", help="as in the preset qwen_math: bf16 under autocast only"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="for the run's files, some GB (default: a temporary one)")
 
@@ -74,7 +79,10 @@ def instead_of_cases(options: argparse.Namespace) -> int:
         row |= {
             "settings": {
                 name: getattr(options, name)
-                for name in ("rollouts", "group_size", "tokens", "prompt_tokens", "micro_batch_size", "hand_over")
+                for name in (
+                    *("rollouts", "group_size", "tokens", "prompt_tokens", "micro_batch_size"),
+                    *("hand_over", "fp32_weights"),
+                )
             },
             "hardware": hardware(),
             "commit": describe_commit(),
@@ -112,7 +120,8 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     shape = _SHAPES[options.shape]
     torch.manual_seed(0)
     on_gpu = device.type == "cuda"
-    policy = TransformerLM(shape, device=device, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    in_bf16 = on_gpu and not options.fp32_weights
+    policy = TransformerLM(shape, device=device, dtype=torch.bfloat16 if in_bf16 else torch.float32)
     config = GrpoConfig(
         n_grpo_steps=options.repeats + 3,  # one to warm up, one under the profiler, and the last, which validates
         rollout_batch_size=options.rollouts,
@@ -121,6 +130,7 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         gradient_accumulation_steps=options.rollouts // options.micro_batch_size,
         sampling_max_tokens=options.tokens,
         sampling_min_tokens=options.tokens,
+        precision="bfloat16" if on_gpu and options.fp32_weights else "float32",
         valid_interval=10**6,
         keep="last",
     )
@@ -175,7 +185,10 @@ def _generator(kind: str, policy: TransformerLM, options: argparse.Namespace) ->
     if kind == "vllm":
         longest = options.prompt_tokens + options.tokens
         return start_vllm(
-            policy, memory_share=options.memory_share, max_model_len=longest, sleep_mode=options.hand_over
+            copy.deepcopy(policy).bfloat16(),
+            memory_share=options.memory_share,
+            max_model_len=longest,
+            sleep_mode=options.hand_over,
         )
     return generator_for(policy, _Ids())
 
@@ -197,8 +210,16 @@ class _ProfiledStep:
             self._profiler.start()
         elif row["step"] == self._after + 1:
             self._profiler.stop()
-            busy = busy_nanoseconds(device_spans(self._profiler)) / 1e9
-            self.figures = {"idle_share": 1 - busy / row["step_seconds"], "profiled_seconds": row["step_seconds"]}
+            spans = device_spans(self._profiler)
+            results = self._profiler.profiler.kineto_results  # type: ignore[union-attr]
+            busy = busy_nanoseconds(spans) / 1e9
+            self.figures = {
+                "idle_share": 1 - busy / row["step_seconds"],
+                **idle_shares(spans, results.trace_start_ns(), row),
+                "profiled_seconds": row["step_seconds"],
+                "kernel_seconds": busy,
+                "num_kernels": len(spans),
+            }
 
 
 def device_spans(profiler: torch.profiler.profile) -> list[tuple[int, int]]:
@@ -211,6 +232,19 @@ def device_spans(profiler: torch.profiler.profile) -> list[tuple[int, int]]:
     on_gpu = torch.profiler.DeviceType.CUDA
     kernels = (each for each in results.events() if each.device_type() == on_gpu and not each.is_user_annotation())
     return sorted((each.start_ns(), each.end_ns()) for each in kernels)
+
+
+def idle_shares(spans: Sequence[tuple[int, int]], start: int, row: Mapping[str, float]) -> dict[str, float]:
+    """Idle share of each part of a step that begins at `start`, in nanoseconds; training is what the others leave."""
+    seconds = {part: row[f"{part}_seconds"] for part in _PARTS}
+    seconds["train"] = row["step_seconds"] - sum(seconds.values())
+    shares = {}
+    for part, length in seconds.items():
+        end = start + round(length * 1e9)
+        within = [(max(first, start), min(last, end)) for first, last in spans if first < end and last > start]
+        shares[f"{part}_idle_share"] = 1 - busy_nanoseconds(within) / max(1, end - start)
+        start = end
+    return shares
 
 
 def busy_nanoseconds(spans: Sequence[tuple[int, int]]) -> int:

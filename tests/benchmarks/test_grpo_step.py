@@ -40,6 +40,13 @@ def test_time_that_kernels_share_counts_once(spans, busy):
     assert busy_nanoseconds(spans) == busy
 
 
+def test_idle_time_is_told_part_by_part():
+    row = {"sync_seconds": 1, "generate_seconds": 4, "grade_seconds": 1, "step_seconds": 8}
+    spans = [(second * 10**9, end * 10**9) for second, end in ((9, 10), (11, 13), (12, 14), (17, 99))]  # from 10 to 18
+    shares = grpo_step.idle_shares(spans, 10 * 10**9, row)
+    assert shares == {"sync_idle_share": 1, "generate_idle_share": 0.25, "grade_idle_share": 1, "train_idle_share": 0.5}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_what_ran_on_the_gpu_is_told_from_what_started_it():
