@@ -1,4 +1,6 @@
-"""The chain in miniature, from an imported checkpoint: SFT, Expert Iteration, GRPO, by our engine and by vLLM."""
+"""The chain in miniature, from an imported checkpoint: SFT, Expert Iteration, GRPO, by our engine and by vLLM; and a
+run that is interrupted.
+"""
 
 import pytest
 
@@ -13,12 +15,22 @@ from cs336.posttrain.rollouts import Problem, RolloutValidation, Sampler
 from cs336.posttrain.sft import SftConfig, train_sft
 from tests.generate.toy import save_qwen2_of_letters
 from tests.generate.vllm_checks import HAS_VLLM
-from tests.posttrain.models import curve
+from tests.posttrain.models import assert_same_weights, curve
 
 ON_A_CPU = {"dtype": "float32", "sleep_mode": False, "max_model_len": 128, "enforce_eager": True, "memory_share": 0.2}
 STOP = "Z"
 VOWELS, CONSONANTS = "aeiou", "bcdfg"
 PROBLEMS = [Problem(f"say{letters}", letters) for letters in (VOWELS, CONSONANTS, "hjklm", "npqrs")]
+
+by_each_generator = pytest.mark.parametrize(
+    "kind",
+    [
+        "ours",
+        pytest.param(
+            "vllm", marks=[pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")]
+        ),
+    ],
+)
 
 
 def said(response, letters):
@@ -35,15 +47,7 @@ def policy_and_tokenizer(tmp_path_factory):
     return load_huggingface(folder), tokenizer
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "ours",
-        pytest.param(
-            "vllm", marks=[pytest.mark.vllm, pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")]
-        ),
-    ],
-)
+@by_each_generator
 def test_each_stage_improves_on_the_one_before(kind, policy_and_tokenizer, tmp_path):
     policy, tokenizer = policy_and_tokenizer
     backend = generator_for(policy, tokenizer, kind, **(ON_A_CPU if kind == "vllm" else {}))
@@ -95,3 +99,52 @@ def test_each_stage_improves_on_the_one_before(kind, policy_and_tokenizer, tmp_p
     rewarded = curve(tmp_path / "grpo")
     assert rewarded[-1]["valid_accuracy"] > max(0.9, rows[1]["valid_accuracy"])
     assert max(row.get("max_logprob_difference", 0) for row in rewarded) < 1e-3
+
+
+class Ended(BaseException):
+    """As an interrupt."""
+
+
+@by_each_generator
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
+    """Weights, moments, random numbers, and what the generator samples from."""
+    tokenizer = save_qwen2_of_letters(tmp_path / "qwen2")
+    first = load_huggingface(tmp_path / "qwen2")
+    backend = generator_for(first, tokenizer, kind, **(ON_A_CPU if kind == "vllm" else {}))
+    config = GrpoConfig(
+        n_grpo_steps=6,
+        learning_rate=1e-3,
+        rollout_batch_size=16,
+        group_size=4,
+        train_batch_size=16,
+        gradient_accumulation_steps=1,
+        sampling_min_tokens=1,
+        sampling_max_tokens=6,
+        valid_interval=2,
+        keep="last",
+    )
+
+    def has_some(response, letters):
+        right = float(bool(set(response) & set(letters)))
+        return {"format_reward": 1.0, "answer_reward": right, "reward": right}
+
+    def run(folder, report):
+        policy = load_huggingface(tmp_path / "qwen2")
+        generator = generator_for(policy, tokenizer) if kind == "ours" else backend
+        options = {"reward": reward_each(has_some), "seed": 0, "stop": (STOP,), "report": report}
+        train_grpo(policy, tokenizer, generator, PROBLEMS, PROBLEMS, config, folder=tmp_path / folder, **options)
+        return {name: weight.clone() for name, weight in policy.state_dict().items()}
+
+    def interrupt(row):
+        if row["step"] == 5:
+            raise Ended
+
+    seen = []
+    with pytest.raises(Ended):
+        run("ended", interrupt)
+    resumed = run("ended", lambda row: seen.append(row["step"]))
+    whole = run("whole", lambda row: None)
+    assert seen == [5, 6]
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+    assert any(row.get("grad_norm", 0) > 0 for row in curve(tmp_path / "whole"))
+    assert_same_weights(resumed, whole)
