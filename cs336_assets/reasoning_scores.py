@@ -179,6 +179,16 @@ def chain_accuracies(rows: Sequence[ScoreRow]) -> dict[str, dict[str, Any]]:
     return pooled
 
 
+def accuracies_over_seeds(scores: Path, preset: str) -> dict[str, dict[str, Any]]:
+    """`chain_accuracies` of all models of a preset and of its seeds that are on this machine, made here or adopted.
+
+    Args:
+        scores: a partition of this preset's `reasoning_scores`.
+    """
+    stem = without_seed(preset)
+    return chain_accuracies([row for row in collect_scores(scores.parents[2]) if without_seed(row["preset"]) == stem])
+
+
 @asset(
     group="reasoning",
     kinds={"matplotlib"},
@@ -193,10 +203,8 @@ def reasoning_study(step: Step, reasoning_scores: Path) -> Metadata:
     weights and generated problems of its own; the text, its worked problems included, is the same for all. Beside the
     interval of the questions stands the spread over seeds.
     """
-    root, stem = reasoning_scores.parents[2], without_seed(step.preset)
-    of_seeds = [row for row in collect_scores(root) if without_seed(row["preset"]) == stem]
-    models = {name: each for name, each in chain_accuracies(of_seeds).items() if name in _MODELS}
-    models = {name: models[name] for name in _MODELS if name in models}
+    pooled = accuracies_over_seeds(reasoning_scores, step.preset)
+    models = {name: pooled[name] for name in _MODELS if name in pooled}
     write_json(step.folder / STUDY_FILE, models)
     shares = {name: (each["accuracy"], each["low"], each["high"]) for name, each in models.items()}
     reasoning_plots.shares_with_intervals(shares, step.folder / "stages.png", label="accuracy on held-out problems")

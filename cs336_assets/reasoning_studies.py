@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cs336.files import read_json, replacing, write_json
-from cs336.leaderboard import SCORES_FILE
+from cs336.leaderboard import SCORES_FILE, scores_version
 from cs336.posttrain.config import ReasoningConfig
 from cs336.posttrain.rollouts import rollouts_path
 from cs336.posttrain.runs import COUNTS_FILE, read_records, training_seconds
@@ -18,10 +18,12 @@ from cs336_assets.asset import Metadata, Step, asset, check
 from cs336_assets.crawl import table
 from cs336_assets.extract import preview
 from cs336_assets.reasoning import of_chain
+from cs336_assets.reasoning_scores import accuracies_over_seeds
 
 STUDY_FILE = "study.json"
 _LOGGED = 8  # responses of a validation on the page
 _study = asset(group="reasoning", kinds={"matplotlib"}, owner="team:posttrain")
+_comparison = asset(group="reasoning", kinds={"matplotlib"}, owner="team:posttrain", watches=scores_version)
 
 
 # ---- the log of rollouts
@@ -68,7 +70,7 @@ def _read_aloud(row: Mapping[str, Any]) -> str:
 # ---- runs side by side
 
 
-@_study
+@_comparison
 def sft_study(step: Step, sft_model: list[Path], reasoning_scores: list[Path]) -> Metadata:
     """SFT by number of traces, and on the right ones alone: validation curves and final scores.
 
@@ -81,18 +83,18 @@ def sft_study(step: Step, sft_model: list[Path], reasoning_scores: list[Path]) -
     return shown | {"traces": table(["run", "traces"], kept)}
 
 
-@_study
+@_comparison
 def expert_iteration_study(step: Step, expert_iteration_model: list[Path], reasoning_scores: list[Path]) -> Metadata:
     """Expert Iteration by questions a round, samples and epochs: accuracy, entropy and length over the rounds."""
     columns = ("valid_accuracy", "reward", "token_entropy", "mean_length")
     return _compare(step, expert_iteration_model, reasoning_scores, columns)
 
 
-@_study
+@_comparison
 def grpo_study(step: Step, grpo_model: list[Path], reasoning_scores: list[Path]) -> Metadata:
     """GRPO's variants from the same start: baseline, length normalisation, group deviation, learning rate, off-policy
     with and without clipping, prompt. One table and one figure: accuracy, entropy, length and gradient norm by step,
-    and accuracy by the clock.
+    and accuracy by the clock. Scores of other seeds of this preset that are on this machine are pooled beside its own.
     """
     shared = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm")
     columns = (*shared, "clip_fraction", "would_clip_fraction", "ratio_max")
@@ -108,16 +110,17 @@ def a_baseline_helps(grpo_study: Path) -> tuple[bool, Metadata]:
 
 
 def _compare(step: Step, runs: Sequence[Path], scores: Sequence[Path], columns: Sequence[str]) -> Metadata:
-    """Curves side by side, and a row for each run: its validations, its score, its means, its time."""
+    """Curves side by side, and a row for each run: its validations, its score, that over seeds, its means, its time."""
     if not runs:
         write_json(step.folder / STUDY_FILE, {})
         return {"state": "this preset has no such runs"}
     curves = {folder.name: list(read_rows(folder / METRICS_FILE)) for folder in runs}
     accuracies = accuracies_of(scores)
-    findings = {
-        folder.name: _finding(curves[folder.name], accuracies.get(model_of(folder, runs, accuracies), {}))
-        for folder in runs
-    }
+    pooled = accuracies_over_seeds(scores[0], step.preset) if scores else {}
+    findings = {}
+    for folder in runs:
+        model = model_of(folder, runs, accuracies)
+        findings[folder.name] = _finding(curves[folder.name], accuracies.get(model, {}), pooled.get(model, {}))
     write_json(step.folder / STUDY_FILE, findings)
     reasoning_plots.run_panels(curves, columns, step.folder / "curves.png")
     reasoning_plots.run_panels(curves, ("valid_accuracy",), step.folder / "by_time.png", over="seconds")
@@ -130,7 +133,7 @@ def _compare(step: Step, runs: Sequence[Path], scores: Sequence[Path], columns: 
     }
 
 
-def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> dict[str, Any]:
+def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any], pooled: Mapping[str, Any]) -> dict[str, Any]:
     valid = [row["valid_accuracy"] for row in rows if "valid_accuracy" in row]
     means = {}
     for name in ("token_entropy", "mean_length", "grad_norm", "clip_fraction"):
@@ -141,6 +144,8 @@ def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any]) -> dic
         "best_valid_accuracy": max(valid),
         "last_valid_accuracy": valid[-1],
         **{f"test_{name}": score.get(name) for name in ("value", "low", "high")},
+        "num_seeds": len(pooled.get("by_preset", {})),
+        **{f"seeds_{name}": pooled.get(name) for name in ("accuracy", "low", "high", "spread")},
         **means,
         "steps": rows[-1]["step"],
         "seconds": rows[-1]["seconds"],

@@ -301,6 +301,28 @@ def test_variants_stand_side_by_side(made):
     assert study["off-policy-1x2"]["clip_fraction"] is not None and study["grpo"]["clip_fraction"] is None
     assert study["off-policy-1x2"]["steps"] == 2 * study["grpo"]["steps"] == 6
     assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()
+    assert study["grpo"]["num_seeds"] == 1 and study["grpo"]["seeds_spread"] is None
+
+
+def test_variants_scores_are_pooled_with_those_of_other_seeds(made):
+    name = "grpo_model-off-policy-1x2-x-reasoning"
+    folder = made.store.path("reasoning_scores", name)
+    (score,) = read_json(folder / "scores.json")
+    other = made.store.folder.parent / f"{PRESET}_seed_1"
+    try:
+        shutil.copytree(folder, other / "reasoning_scores" / name)
+        changed = {"preset": other.name, "value": 1.0, "num_examples": 3 * score["num_examples"]}
+        write_json(other / "reasoning_scores" / name / "scores.json", [score | changed])
+        made.make("grpo_study")
+        study = read_json(made.store.path("grpo_study") / "study.json")
+    finally:
+        shutil.rmtree(other)
+    pooled = study["off-policy-1x2"]
+    assert pooled["test_value"] == score["value"] < 1
+    assert pooled["seeds_accuracy"] == pytest.approx((score["value"] + 3) / 4) and pooled["num_seeds"] == 2
+    assert pooled["seeds_low"] < pooled["seeds_accuracy"] <= pooled["seeds_high"] and pooled["seeds_spread"] > 0
+    assert study["grpo"]["num_seeds"] == 1
+    made.make("grpo_study")
 
 
 # ---- what checks find
