@@ -38,7 +38,7 @@ from cs336.scaling.cell import Cell
 from cs336.scaling.grid import Grid, find_grid, problems
 from cs336.scaling.plan import Rate, plan_lines, shapes
 from cs336.scaling.recipe import config_hash, real_flops, tail_steps
-from cs336.scaling.runs import FINISHED, Run, append_run, read_runs, sessions_file, thinned_curve
+from cs336.scaling.runs import FINISHED, Run, append_run, read_runs, require_not_packed, sessions_file, thinned_curve
 from cs336.scaling.tables import run_line, session_line, table_lines
 from cs336.scaling.trainer import Outcome, OutOfTime, Trainer
 from cs336.scaling.windows import Text, WindowOrder
@@ -111,7 +111,7 @@ def train_cells(
         say: takes a line of progress.
 
     Raises:
-        UserError: text that is missing, too short, or of another vocabulary; a process that died.
+        UserError: text that is missing, too short, or of another vocabulary; packed rows; a process that died.
     """
     text = Text.open(folders)
     waiting = unfinished(cells, settings.rows, text.checksum)
@@ -120,6 +120,7 @@ def train_cells(
     say(f"{len(waiting)} runs to train on {len(text.train):,} tokens, {at_once} at a time")
     if not waiting:
         return []
+    require_not_packed(settings.rows)
     before, start = len(_rows(settings.rows)), time.perf_counter()
     tasks = sorted(shapes(waiting).values(), key=lambda each: -sum(map(Rate().seconds, each)))
     if at_once == 1:

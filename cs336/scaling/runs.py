@@ -85,14 +85,21 @@ class Run:
 FINISHED = "finished"
 
 
+def require_not_packed(path: Path) -> None:
+    """Raises a UserError where rows cannot be added: a line after gzip's end would be cut off, and more with it."""
+    if path.suffix == ".gz":
+        raise UserError(f"{path}: packed rows are read and not added to; `gunzip {path}` first, or name another file")
+
+
 def append_run(path: Path, run: Run) -> None:
     """Add a row so that it is on disk, whole, when this returns; several processes may do so at once.
 
     What a writer that was killed left of a row is cut off first.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the file is packed.
     """
+    require_not_packed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     row = json.dumps(_plain(run), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     line = f"{row}\n".encode()

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 import math
 import multiprocessing
@@ -66,6 +67,16 @@ def test_a_torn_last_row_is_not_read_and_the_next_one_takes_its_place(tmp_path, 
     assert read_runs(path) == [made_run()]
     append_run(path, made_run(seed=1))
     assert read_runs(path) == [made_run(), made_run(seed=1)]
+
+
+def test_packed_rows_are_read_and_never_added_to(tmp_path):
+    append_run(tmp_path / "runs.jsonl", made_run())
+    packed = tmp_path / "runs.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "runs.jsonl").read_bytes()))
+    before = packed.read_bytes()
+    with pytest.raises(UserError, match="gunzip"):
+        append_run(packed, made_run(seed=1))
+    assert packed.read_bytes() == before and read_runs(packed) == [made_run()]
 
 
 def test_a_row_that_is_no_run_is_named(tmp_path):
