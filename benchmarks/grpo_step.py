@@ -185,7 +185,7 @@ def _generator(kind: str, policy: TransformerLM, options: argparse.Namespace) ->
     if kind == "vllm":
         longest = options.prompt_tokens + options.tokens
         return start_vllm(
-            copy.deepcopy(policy).bfloat16(),
+            copy.deepcopy(policy).bfloat16() if options.fp32_weights else policy,
             memory_share=options.memory_share,
             max_model_len=longest,
             sleep_mode=options.hand_over,

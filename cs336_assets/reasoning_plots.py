@@ -56,32 +56,39 @@ def run_panels(
         tidy(axes)
         axes.set_title(LABELS[column], fontsize=9)
         axes.set_xlabel("step" if over == "step" else "seconds", fontsize=8)
-        lines = {
-            name: [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
-            for name, rows in runs.items()
-        }
-        zero = [name for name, points in lines.items() if points and not any(value for _, value in points)]
-        if len(zero) == sum(bool(points) for points in lines.values()):
-            zero = []
-        if zero:
-            names = ", ".join(zero) if len(zero) < 3 else f"{len(zero)} runs"
-            axes.text(0.02, 0.02, f"0 throughout: {names}", fontsize=7, transform=axes.transAxes, zorder=3)
-        if len(runs) >= _MANY_RUNS and column in _NOISY and over == "step":
-            lines = {name: _smooth(points) for name, points in lines.items()}
-            axes.set_title(f"{LABELS[column]}\n(mean of {_SMOOTHED_STEPS} steps)", fontsize=9)
-        if column == "ratio_max":
-            axes.set_yscale("log")  # one update of many may be hundreds of times the others
-        for place, (name, points) in enumerate(lines.items()):
-            dotted = "o-" if column.startswith("valid_") else "-"
-            color = shade(place, len(runs))
-            if points and name not in zero:
-                (handles[name],) = axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color)
+        handles |= _draw_lines(axes, runs, column, over)
     if len(runs) > 1:
         drawn = [name for name in runs if name in handles]
         figure.legend(
             [handles[name] for name in drawn], drawn, loc="outside lower center", ncols=5, frameon=False, fontsize=7
         )
     save(figure, path)
+
+
+def _draw_lines(axes: Any, runs: Mapping[str, Sequence[Mapping[str, Any]]], column: str, over: str) -> dict[str, Any]:
+    """A panel's lines, by the names of those that are drawn."""
+    lines = {
+        name: [(_place(row, over), row[column]) for row in rows if row.get(column) is not None]
+        for name, rows in runs.items()
+    }
+    zero = [name for name, points in lines.items() if points and not any(value for _, value in points)]
+    if len(zero) == sum(bool(points) for points in lines.values()):
+        zero = []
+    if zero:
+        names = ", ".join(zero) if len(zero) < 3 else f"{len(zero)} runs"
+        axes.text(0.02, 0.02, f"0 throughout: {names}", fontsize=7, transform=axes.transAxes, zorder=3)
+    if len(runs) >= _MANY_RUNS and column in _NOISY and over == "step":
+        lines = {name: _smooth(points) for name, points in lines.items()}
+        axes.set_title(f"{LABELS[column]}\n(mean of {_SMOOTHED_STEPS} steps)", fontsize=9)
+    if column == "ratio_max":
+        axes.set_yscale("log")  # one update of many may be hundreds of times the others
+    dotted = "o-" if column.startswith("valid_") else "-"
+    drawn = {}
+    for place, (name, points) in enumerate(lines.items()):
+        if points and name not in zero:
+            color = shade(place, len(runs))
+            (drawn[name],) = axes.plot(*zip(*points, strict=True), dotted, ms=3, lw=1.1, color=color)
+    return drawn
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -113,11 +113,10 @@ class Look:
 
 @dataclass
 class _Places:
-    """Where all layers write and how far they read, in the step that runs."""
+    """Where all layers write, behind what they read, in the step that runs."""
 
     lengths: Tensor  # cached positions of each slot
     rows: Tensor  # 0, 1, 2, ...
-    filled: Tensor  # in the step that runs: its new token counted in
     num_rows: int = 0
     num_visible: int = 0
 
@@ -142,7 +141,7 @@ class SlotCache(KVCache):
         """Each slot's newest token to all of that slot; the mask is made here."""
         assert self.keys is not None and self.values is not None and mask is None
         rows = self._places.num_rows
-        lengths, filled = self._places.lengths[:rows], self._places.filled
+        lengths = self._places.lengths[:rows]
         stored_keys, stored_values = self.keys[:rows], self.values[:rows]
         if self._by_kernel:
             queries = queries.to(stored_keys.dtype)
@@ -151,7 +150,7 @@ class SlotCache(KVCache):
         stored_values[self._places.rows[:rows], :, lengths] = values[:, :, 0].to(stored_values.dtype)
         visible = self._places.num_visible
         return masked_decode_attention(
-            queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], filled, kernel=kernel
+            queries, stored_keys[:, :, :visible], stored_values[:, :, :visible], lengths + 1, kernel=kernel
         )
 
 
@@ -212,7 +211,6 @@ class Slots:
         self._places = _Places(
             lengths=torch.zeros(num_slots, dtype=torch.int64, device=device),
             rows=torch.arange(num_slots, device=device),
-            filled=torch.zeros(0, dtype=torch.int64, device=device),
         )
         shape = num_slots, config.kv_heads, capacity, config.features_per_head
         by_kernel = has_decode_kernel(device, config.features_per_head)
@@ -326,7 +324,6 @@ class Slots:
     def _step(self, num_rows: int, num_visible: int) -> None:
         self._places.num_rows, self._places.num_visible = num_rows, num_visible
         lengths = self._places.lengths[:num_rows]
-        self._places.filled = lengths + 1
         logits = self._model(
             self._newest[:num_rows, None],
             token_positions=lengths[:, None],

@@ -2,6 +2,8 @@
 run that is interrupted.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from cs336.evals.rewards import reward_each
@@ -22,6 +24,18 @@ STOP = "Z"
 VOWELS, CONSONANTS = "aeiou", "bcdfg"
 PROBLEMS = [Problem(f"say{letters}", letters) for letters in (VOWELS, CONSONANTS, "hjklm", "npqrs")]
 
+GRPO = GrpoConfig(
+    n_grpo_steps=6,
+    learning_rate=1e-3,
+    rollout_batch_size=16,
+    group_size=4,
+    train_batch_size=16,
+    gradient_accumulation_steps=1,
+    sampling_min_tokens=1,
+    sampling_max_tokens=6,
+    valid_interval=2,
+    keep="last",
+)
 by_each_generator = pytest.mark.parametrize(
     "kind",
     [
@@ -83,18 +97,7 @@ def test_each_stage_improves_on_the_one_before(kind, policy_and_tokenizer, tmp_p
     )
     assert rows[1]["valid_accuracy"] > rows[0]["valid_accuracy"] == tuned[-1]["valid_accuracy"]
 
-    grpo = GrpoConfig(
-        n_grpo_steps=12,
-        learning_rate=1e-3,
-        rollout_batch_size=64,
-        group_size=16,
-        train_batch_size=64,
-        gradient_accumulation_steps=1,
-        sampling_min_tokens=1,
-        sampling_max_tokens=6,
-        valid_interval=12,
-        keep="last",
-    )
+    grpo = replace(GRPO, n_grpo_steps=12, rollout_batch_size=64, train_batch_size=64, group_size=16, valid_interval=12)
     train_grpo(policy, tokenizer, backend, PROBLEMS, many, grpo, folder=tmp_path / "grpo", **run)
     rewarded = curve(tmp_path / "grpo")
     assert rewarded[-1]["valid_accuracy"] > max(0.9, rows[1]["valid_accuracy"])
@@ -111,18 +114,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
     tokenizer = save_qwen2_of_letters(tmp_path / "qwen2")
     first = load_huggingface(tmp_path / "qwen2")
     backend = generator_for(first, tokenizer, kind, **(ON_A_CPU if kind == "vllm" else {}))
-    config = GrpoConfig(
-        n_grpo_steps=6,
-        learning_rate=1e-3,
-        rollout_batch_size=16,
-        group_size=4,
-        train_batch_size=16,
-        gradient_accumulation_steps=1,
-        sampling_min_tokens=1,
-        sampling_max_tokens=6,
-        valid_interval=2,
-        keep="last",
-    )
 
     def has_some(response, letters):
         right = float(bool(set(response) & set(letters)))
@@ -132,7 +123,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
         policy = load_huggingface(tmp_path / "qwen2")
         generator = generator_for(policy, tokenizer) if kind == "ours" else backend
         options = {"reward": reward_each(has_some), "seed": 0, "stop": (STOP,), "report": report}
-        train_grpo(policy, tokenizer, generator, PROBLEMS, PROBLEMS, config, folder=tmp_path / folder, **options)
+        train_grpo(policy, tokenizer, generator, PROBLEMS, PROBLEMS, GRPO, folder=tmp_path / folder, **options)
         return {name: weight.clone() for name, weight in policy.state_dict().items()}
 
     def interrupt(row):
