@@ -16,7 +16,7 @@ from cs336.generate.backend import Generation, Sample
 from cs336.model.transformer import ModelConfig, TransformerLM
 from cs336.posttrain.policy import save_policy
 from tests.evals.test_answerer import BYTES
-from tests.posttrain.models import params_of
+from tests.posttrain.models import calls_of
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_seeds_are_pooled_and_reasoning_is_rewarded(folder, tmp_path, capsys):
 
 
 def test_answers_that_think_are_sampled_and_the_supplements_are_greedy(folder, monkeypatch, capsys):
-    asked = params_of(monkeypatch)
+    asked, _ = calls_of(monkeypatch)
     short = ["--model", str(folder), "--examples", "2", "--max-new-tokens", "8"]
     for more in (
         ["gsm8k", "generated"],

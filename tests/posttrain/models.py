@@ -44,16 +44,18 @@ def their_model(seed=0, *, context_length=CONTEXT, dropout=0.0):
 MODELS = {"ours": our_model, "transformers": their_model}
 
 
-def params_of(monkeypatch):
-    """How our engine is asked from now on: the parameters of every call."""
-    asked, generate = [], Engine.generate
+def calls_of(monkeypatch):
+    """Our engine's calls from now on: the parameters of each, and its samples."""
+    asked, answered, generate = [], [], Engine.generate
 
     def noted(self, prompts, params, **options):
         asked.append(params)
-        return generate(self, prompts, params, **options)
+        generations = generate(self, prompts, params, **options)
+        answered.append([sample for generation in generations for sample in generation.samples])
+        return generations
 
     monkeypatch.setattr(Engine, "generate", noted)
-    return asked
+    return asked, answered
 
 
 def curve(folder):

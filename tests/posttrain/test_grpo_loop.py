@@ -19,7 +19,7 @@ from cs336.model.transformer import load_model
 from cs336.posttrain.grpo import LOSS_TYPES, OFF_POLICY_LOSS_TYPES, GrpoConfig
 from cs336.posttrain.grpo_loop import train_grpo
 from cs336.posttrain.rollouts import Problem, problems_of_step, rollouts_path
-from tests.posttrain.models import Saved, assert_same_weights, curve, our_model, weights
+from tests.posttrain.models import Saved, assert_same_weights, calls_of, curve, our_model, weights
 
 PROBLEMS = [Problem(f"say {letters}: ", letters) for letters in ("abcdefgh", "ijklmnop", "qrstuvwx", "ABCDEFGH")]
 CONFIG = GrpoConfig(
@@ -125,30 +125,23 @@ def test_responses_are_left_to_be_read_at_every_validation(tmp_path):
     assert (tmp_path / "letters.txt").exists()
 
 
-def test_an_update_is_the_policy_gradient_by_hand(tmp_path):
+def test_an_update_is_the_policy_gradient_by_hand(tmp_path, monkeypatch):
     """On policy, without normalisation: the gradient of the mean over responses of -A times their mean log-prob."""
     config = replace(CONFIG, n_grpo_steps=1, use_std_normalization=False, max_grad_norm=1e9)
-    taken = []
-
-    def reward(responses, truths):
-        taken.append(list(responses))
-        return [said(*pair) for pair in zip(responses, truths, strict=True)]
-
-    _run(tmp_path, our_model(), config, PROBLEMS[:4], reward=reward)
-    responses = taken[1]  # the first are a validation's
+    _, answered = calls_of(monkeypatch)
+    _run(tmp_path, our_model(), config, PROBLEMS[:4])
+    samples = answered[1]  # the first are a validation's
     model, rows = our_model(), curve(tmp_path)
     asked = [problem for problem in problems_of_step(PROBLEMS, 4, 0, seed=0) for _ in range(4)]
-    graded = zip(responses, asked, strict=True)
-    rewards = torch.tensor([said(response, problem.ground_truth)["reward"] for response, problem in graded])
+    graded = zip(samples, asked, strict=True)
+    rewards = torch.tensor([said(sample.text, problem.ground_truth)["reward"] for sample, problem in graded])
     advantages = (rewards.view(4, 4) - rewards.view(4, 4).mean(dim=1, keepdim=True)).flatten()
     loss = torch.zeros(())
-    for problem, response, advantage in zip(asked, responses, advantages, strict=True):
-        given, made = Saved().encode(problem.prompt), Saved().encode(response)
-        if len(made) < 5:
-            made = [*made, Saved.end_of_text_id]
-        ids = torch.tensor([given + made])
+    for problem, sample, advantage in zip(asked, samples, advantages, strict=True):
+        made = list(sample.token_ids)
+        ids = torch.tensor([Saved().encode(problem.prompt) + made])
         log_probs = token_logprobs(model(ids[:, :-1])[0, -len(made) :], ids[0, -len(made) :])
-        loss = loss - advantage * log_probs.mean() / len(responses)
+        loss = loss - advantage * log_probs.mean() / len(samples)
     loss.backward()
     norm = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in model.parameters()))
     assert rows[1]["train_loss"] == pytest.approx(loss.item(), abs=1e-6)

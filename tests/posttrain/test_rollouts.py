@@ -21,7 +21,7 @@ from cs336.posttrain.rollouts import (
     response_log_probs,
     rollouts_path,
 )
-from tests.posttrain.models import MODELS, Saved, our_model, params_of, their_model
+from tests.posttrain.models import MODELS, Saved, calls_of, our_model, their_model
 from tests.posttrain.test_grpo_loop import PROBLEMS, said
 from tests.posttrain.tokenizers import BOS, Letters, TheirLetters
 
@@ -119,7 +119,7 @@ def test_a_validation_draws_the_same_numbers_every_time_and_disturbs_nothing(tmp
 
 
 def test_a_least_length_is_asked_of_rollouts_and_of_no_validation(monkeypatch):
-    asked = params_of(monkeypatch)
+    asked, _ = calls_of(monkeypatch)
     model = our_model().eval()
     params = SamplingParams(max_tokens=6, min_tokens=4)
     drawn = Sampler(Engine(model, Saved()), Saved(), reward_each(said), params, seed=0)

@@ -16,7 +16,7 @@ from cs336.posttrain.problems import ProblemsConfig, make_problems
 from cs336.posttrain.runs import COUNTS_FILE, Site, read_problems, read_records, run_sft, score_policy, write_problems
 from cs336.posttrain.sft import SftConfig
 from cs336.posttrain.start import PolicyConfig
-from tests.posttrain.models import params_of
+from tests.posttrain.models import calls_of
 from tests.posttrain.test_start import TOKENIZER
 
 PROBLEMS = ProblemsConfig(
@@ -75,7 +75,7 @@ def test_the_clock_ends_a_run_and_too_long_traces_are_counted(site):
 
 
 def test_scores_of_several_samplings_are_their_mean(site, monkeypatch):
-    asked = params_of(monkeypatch)
+    asked, _ = calls_of(monkeypatch)
     run = ScoreRun(
         model="start_policy",
         asset="start_policy",
