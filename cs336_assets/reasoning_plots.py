@@ -123,6 +123,32 @@ def shares_with_intervals(shares: Mapping[str, tuple[float, float, float]], path
     save(figure, path)
 
 
+def scores_over_seeds(
+    scores: Mapping[str, tuple[float, float, float]], seeds: Mapping[str, Sequence[float]], path: Path
+) -> None:
+    """A point with its interval for each run (value, low and high), and small ones for its seeds; the best at the top.
+
+    The axis begins where values do, but for those that are 0, which are told as such.
+    """
+    shown = dict(sorted(scores.items(), key=lambda item: item[1][0]))
+    figure = new_figure(6.4, 0.27 * len(shown) + 0.9)
+    axes = figure.add_subplot()
+    tidy(axes)
+    axes.set_xlabel("accuracy on held-out problems: of all seeds with its 95 % interval, rings by seed", fontsize=8)
+    left = min((low for value, low, _ in shown.values() if value), default=0.0)
+    left = min([left, *(value for some in seeds.values() for value in some if value)])
+    for place, (name, (value, low, high)) in enumerate(shown.items()):
+        if value == 0:
+            axes.text(left, place, "0 %", va="center", fontsize=7)
+            continue
+        axes.plot(seeds.get(name, ()), [place] * len(seeds.get(name, ())), "o", ms=4, mfc="none", color="grey")
+        spread = [[value - low], [high - value]]
+        axes.errorbar(value, place, xerr=spread, fmt="o", ms=5, color=shade(0, 2), ecolor="black", capsize=3)
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    save(figure, path)
+
+
 def accuracy_over_time(curves: Mapping[str, Sequence[tuple[float, float]]], limit_seconds: float, path: Path) -> None:
     """Held-out accuracy over the seconds of training since the start policy; a line where the time is over."""
     figure = new_figure(7.0, 3.6)

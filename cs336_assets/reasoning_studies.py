@@ -110,7 +110,7 @@ def a_baseline_helps(grpo_study: Path) -> tuple[bool, Metadata]:
 
 
 def _compare(step: Step, runs: Sequence[Path], scores: Sequence[Path], columns: Sequence[str]) -> Metadata:
-    """Curves side by side, and a row for each run: its validations, its score, that over seeds, its means, its time."""
+    """Curves and scores side by side, and a row for each run: validations, score, that of all seeds, means, time."""
     if not runs:
         write_json(step.folder / STUDY_FILE, {})
         return {"state": "this preset has no such runs"}
@@ -124,13 +124,25 @@ def _compare(step: Step, runs: Sequence[Path], scores: Sequence[Path], columns: 
     write_json(step.folder / STUDY_FILE, findings)
     reasoning_plots.run_panels(curves, columns, step.folder / "curves.png")
     reasoning_plots.run_panels(curves, ("valid_accuracy",), step.folder / "by_time.png", over="seconds")
+    _draw_scores(findings, step.folder / "scores.png")
     header = list(next(iter(findings.values())))
     rows = [[name, *(_number(each[column]) for column in header)] for name, each in findings.items()]
     return {
         "summary": table(["run", *header], rows),
         "curves": {"image": "curves.png"},
         "by_time": {"image": "by_time.png"},
+        "scores": {"image": "scores.png"},
     }
+
+
+def _draw_scores(findings: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Each run's score over all seeds, and by seed."""
+    scored = {name: each for name, each in findings.items() if each["num_seeds"]}
+    scores = {
+        name: tuple(each[f"seeds_{part}"] for part in ("accuracy", "low", "high")) for name, each in scored.items()
+    }
+    by_seed = {name: list(each["by_preset"].values()) for name, each in scored.items()}
+    reasoning_plots.scores_over_seeds(scores, by_seed, path)
 
 
 def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any], pooled: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +158,7 @@ def _finding(rows: Sequence[Mapping[str, Any]], score: Mapping[str, Any], pooled
         **{f"test_{name}": score.get(name) for name in ("value", "low", "high")},
         "num_seeds": len(pooled.get("by_preset", {})),
         **{f"seeds_{name}": pooled.get(name) for name in ("accuracy", "low", "high", "spread")},
+        "by_preset": pooled.get("by_preset", {}),
         **means,
         "steps": rows[-1]["step"],
         "seconds": rows[-1]["seconds"],
@@ -222,4 +235,6 @@ def reasoning_leaderboard(
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{each:.4g}" for each in value.values()) or "-"
     return "-" if value is None else round(value, 4) if isinstance(value, float) else value

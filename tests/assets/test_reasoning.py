@@ -302,6 +302,8 @@ def test_variants_stand_side_by_side(made):
     assert study["off-policy-1x2"]["steps"] == 2 * study["grpo"]["steps"] == 6
     assert study["grpo"]["test_value"] is not None and (made.store.path("grpo_study") / "curves.png").exists()
     assert study["grpo"]["num_seeds"] == 1 and study["grpo"]["seeds_spread"] is None
+    assert study["grpo"]["by_preset"] == {PRESET: study["grpo"]["test_value"]}
+    assert (made.store.path("grpo_study") / "scores.png").exists()
 
 
 def test_variants_scores_are_pooled_with_those_of_other_seeds(made):
@@ -320,6 +322,7 @@ def test_variants_scores_are_pooled_with_those_of_other_seeds(made):
     pooled = study["off-policy-1x2"]
     assert pooled["test_value"] == score["value"] < 1
     assert pooled["seeds_accuracy"] == pytest.approx((score["value"] + 3) / 4) and pooled["num_seeds"] == 2
+    assert pooled["by_preset"] == {PRESET: score["value"], other.name: 1.0}
     assert pooled["seeds_low"] < pooled["seeds_accuracy"] <= pooled["seeds_high"] and pooled["seeds_spread"] > 0
     assert study["grpo"]["num_seeds"] == 1
     made.make("grpo_study")
