@@ -93,8 +93,8 @@ def expert_iteration_study(step: Step, expert_iteration_model: list[Path], reaso
 @_comparison
 def grpo_study(step: Step, grpo_model: list[Path], reasoning_scores: list[Path]) -> Metadata:
     """GRPO's variants from the same start: baseline, length normalisation, group deviation, learning rate, off-policy
-    with and without clipping, prompt. One table and one figure: accuracy, entropy, length and gradient norm by step,
-    and accuracy by the clock. Scores of other seeds of this preset that are on this machine are pooled beside its own.
+    with and without clipping, prompt. One table; accuracy, entropy, length and gradient norm by step, and accuracy by
+    the clock. Scores of other seeds of this preset that are on this machine are pooled beside its own, and drawn.
     """
     shared = ("valid_accuracy", "reward", "token_entropy", "mean_length", "grad_norm")
     columns = (*shared, "clip_fraction", "would_clip_fraction", "ratio_max")
@@ -236,5 +236,5 @@ def reasoning_leaderboard(
 
 def _number(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return ", ".join(f"{each:.4g}" for each in value.values()) or "-"
+        return ", ".join(f"{name}: {each:.4g}" for name, each in value.items()) or "-"
     return "-" if value is None else round(value, 4) if isinstance(value, float) else value

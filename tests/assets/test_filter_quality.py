@@ -71,6 +71,7 @@ def test_the_toxicity_model_trained_here_meets_the_handouts_examples(tmp_path: P
     assert [verdict and verdict[0] for verdict in verdicts] == ["toxic", "non-toxic"]
 
 
+@pytest.mark.slow
 def test_forums_and_log_ins_of_a_site_never_seen_are_crawl_and_an_encyclopaedia_is_reference(
     tmp_path: Path, real_data: Path
 ):

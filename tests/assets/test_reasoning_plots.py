@@ -42,3 +42,15 @@ def test_rewards_of_many_runs_are_means_of_five_steps(panels):
     assert list(axes["accuracy, held out"].lines[0].get_ydata()) == [0.5]
     few, _ = panels(dict.fromkeys("abc", rows), ("reward",))
     assert list(few["mean reward of rollouts"].lines[0].get_ydata()) == [0, 1, 1, 1, 1, 1, 0, 1]
+
+
+def test_scores_of_seeds_stand_best_on_top_and_0_is_told(monkeypatch):
+    figures = []
+    monkeypatch.setattr(reasoning_plots, "save", lambda figure, path: figures.append(figure))
+    scores = {"worse": (0.5, 0.4, 0.6), "nothing": (0.0, 0.0, 0.1), "best": (0.8, 0.7, 0.9)}
+    reasoning_plots.scores_over_seeds(scores, {"worse": [0.3, 0.7], "best": [0.8], "nothing": [0.0, 0.0]}, None)
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "worse", "best"]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert ([0.3, 0.7], [1, 1]) in drawn and ([0.8], [2]) in drawn and ([0.5], [1]) in drawn
+    assert [text.get_text() for text in axes.texts] == ["0 %"] and axes.get_xlim()[0] > 0.2

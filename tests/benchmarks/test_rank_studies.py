@@ -42,6 +42,7 @@ def test_the_optimizers_memory_is_told_by_kind(tmp_path, capsys):
     assert "Beside ZeRO's first stage" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_contests_step_is_compared_with_the_plain_model_in_a_row(tmp_path, capsys):
     common = ["full_step", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
     assert main([*common, "--check", "--dtype", "float32"]) == 0

@@ -24,6 +24,7 @@ def rows_of(tmp_path, *options):
     return status, {row["case"]: row for row in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_each_case_has_its_latencies_and_what_a_request_costs(small, tmp_path):
     status, rows = rows_of(tmp_path, "--per-second", "100", "--seconds", "2")
     assert status == 0 and list(rows) == ["exact", "surrogate", "sustained"]

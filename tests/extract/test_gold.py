@@ -85,6 +85,7 @@ def test_gold_without_its_page_is_an_error_and_so_is_a_missing_file(tmp_path):
         list(read_gold(gold, tmp_path / "none.tar.xz"))
 
 
+@pytest.mark.slow
 def test_on_real_pages_the_default_loses_little_and_main_content_is_cleaner(shared_data):
     pages = read_gold(shared_data / "web/gold/dev.jsonl.gz", shared_data / "web/pages/dev.tar.xz")
     scores = score_extractors(pages, ["default", "main content"], num_workers=1)

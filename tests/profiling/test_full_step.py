@@ -75,6 +75,7 @@ def test_output_loss_and_weights_are_the_plain_models():
         assert found["scale"] > 0.5
 
 
+@pytest.mark.slow
 def test_fp32_masters_follow_those_of_the_plain_model():
     for dtype, found in run_ranks(compared_masters, 2, timeout_seconds=200, start_method="forkserver")[0].items():
         unit = torch.finfo(getattr(torch, dtype)).eps / 2  # by how much of itself a number is rounded at most

@@ -42,6 +42,7 @@ def test_an_interval_by_hand():
         interval([1.0], 95)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """Forty sets of noisy losses: 90 % intervals of the size at 1e23 by parabola and by approach 3."""
     truth = LAW.frontier().parameters(1e23)
