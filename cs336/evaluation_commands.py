@@ -53,9 +53,9 @@ examples:
   cs336 evaluate alpaca_eval safety --model llama-3.1-8b --engine vllm --judge llama-3.3-70b-instruct
 
 Each task leaves OUT/TASK/seed-N/ with rows.jsonl (prompt, output, mark) and metrics.json; OUT/scores.json has the
-scores of the last call. Where a set is not on this machine, the project's own sample is asked, and named so; `cs336
-data list` shows what is here. The judge "offline" goes by rules: it tells format from gibberish, and is no model's
-opinion.
+scores of the last call. Where mmlu, gsm8k, alpaca_eval or safety is not on this machine, the project's own sample is
+asked, and named so; `cs336 data list` shows what is here. The judge "offline" goes by rules: it tells format from
+gibberish, and is no model's opinion.
 """
 
 

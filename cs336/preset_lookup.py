@@ -41,9 +41,9 @@ def find_preset(name: str) -> Preset:
     Raises:
         UserError: there is none, or the file that describes it has a mistake.
     """
+    described = _user_presets()  # of which none may have the name of a built-in one, also where that is asked for
     if name in PRESETS:
         return PRESETS[name]
-    described = _user_presets()
     if name not in described and (seeded := _SEEDED.fullmatch(name)):
         return replace(find_preset(seeded[1]), name=name, seed=int(seeded[2]))
     if name not in described:

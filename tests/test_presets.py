@@ -184,3 +184,9 @@ def test_mistakes_are_one_line_that_names_them(presets, text, message):
     with pytest.raises(UserError, match=message) as caught:
         find_preset("mine")
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_with_a_built_in_ones_name_is_refused_also_where_that_is_asked_for(presets):
+    presets('[tiny]\nbase = "course"\nseed = 7\n')
+    with pytest.raises(UserError, match=r"\[tiny\] is built in"):
+        find_preset("tiny")

@@ -147,4 +147,12 @@ class WatchedReward:
 
 
 def _reward(reward_fn: RewardFn, item: tuple[str, Any]) -> Mapping[str, float]:
-    return reward_fn(*item)
+    """One grading; an error names the function, as the traceback's last line is what a user sees first."""
+    name = getattr(reward_fn, "__name__", reward_fn)
+    try:
+        rewards = reward_fn(*item)
+    except Exception as error:
+        raise RuntimeError(f"reward function {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(rewards, Mapping) or not rewards.keys() >= _rewards(formatted=False).keys():
+        raise TypeError(f"reward function {name} returned {rewards!r}; give format_reward, answer_reward and reward")
+    return rewards

@@ -152,11 +152,13 @@ def _transformers_tokenizer(folder: Path) -> Any:
         from transformers import AutoTokenizer
     except ImportError:
         raise UserError(
-            f"{folder}: its tokenizer is read by transformers, which is not installed; pip install 'cs336[gpu]' or"
-            " pip install transformers"
+            f"{folder}: its tokenizer is read by transformers, which is not installed; pip install transformers"
         ) from None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder}: transformers finds no tokenizer there ({reason})") from None
+    if not tokenizer.encode("a", add_special_tokens=False):  # what it makes where there are no files, without a word
+        raise UserError(f"{folder}: its tokenizer reads no letter; copy tokenizer.json of the same checkpoint there")
+    return tokenizer

@@ -104,7 +104,9 @@ class Engine:
         if rows:
             try:
                 with torch.inference_mode(), in_usual_forms(), _on_its_device(self.model), _evaluating(self.model):
-                    self._run(rows, params, iter(progress(range(len(rows)), unit="samples", label="generate")))
+                    ticks = iter(progress(range(len(rows)), unit="samples", label="generate"))
+                    next(ticks)  # a bar is there before the first sample is done
+                    self._run(rows, params, ticks)
             except BaseException:
                 self._slots = None  # after damaged weights they hold NaN, which no mask hides
                 raise
@@ -142,7 +144,7 @@ class Engine:
                 earlier, reading = reading, earlier
             if reading is not None:
                 for _ in range(self._read(*reading, params)):
-                    next(ticks)
+                    next(ticks, None)
         for _ in ticks:
             pass
 

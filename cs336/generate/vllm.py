@@ -1,6 +1,6 @@
 """vLLM behind the interface of `backend.py`: in this process, or in a child of it. As a server: `vllm_server.py`.
 
-Needs the package's extra, `pip install 'cs336[gpu]'`; nothing here imports it before it is used. Written for vLLM 0.26
+Needs the package's extra, `pip install -e '.[gpu]'`; nothing here imports it before it is used. Written for vLLM 0.26
 and 0.32; `make test-vllm` runs its tests with the CPU build.
 """
 
@@ -33,7 +33,7 @@ def require_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "vLLM is not installed; pip install 'cs336[gpu]', or take what needs nothing: our engine, the offline judge"
+            "vLLM is not installed; pip install -e '.[gpu]', or take what needs nothing: our engine, the offline judge"
         )
 
 

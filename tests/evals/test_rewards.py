@@ -1,6 +1,7 @@
 """Format and answer rewards of whole responses, and gradings that never end."""
 
 import functools
+import re
 
 import pytest
 
@@ -97,3 +98,29 @@ def test_watched_rewards_are_those_of_the_function_itself():
         assert watched.score(responses, golds) == list(map(reward_fn, responses, golds))
         with pytest.raises(ValueError, match="zip"):
             watched.score(responses, golds[:2])
+
+
+def _misspelt(response, ground_truth):
+    return {"format_reward": float(len(respons))}  # noqa: F821
+
+
+def _a_number(response, ground_truth):
+    return 1.0
+
+
+def _incomplete(response, ground_truth):
+    return {"format_reward": 1.0, "reward": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("reward_fn", "last_line"),
+    [
+        (_misspelt, "reward function _misspelt: NameError: name 'respons' is not defined"),
+        (_a_number, "reward function _a_number returned 1.0; give format_reward, answer_reward and reward"),
+        (_incomplete, "reward function _incomplete returned .*; give format_reward, answer_reward and reward"),
+    ],
+)
+def test_an_error_names_the_reward(reward_fn, last_line):
+    with WatchedReward(reward_fn) as watched, pytest.raises(RuntimeError) as caught:
+        watched.score(["x"], ["y"])
+    assert re.search(last_line, str(caught.value).strip().splitlines()[-1])

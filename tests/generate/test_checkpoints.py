@@ -57,6 +57,16 @@ def test_a_hugging_face_checkpoint_keeps_its_own_tokenizer_and_as_much_context_a
     assert read.codec.end_of_text_id == BYTES.end_of_text_id and read.codec.decode(BYTES.encode(TEXT)) == TEXT
 
 
+def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path):
+    """transformers makes an empty one, to which every text is nothing."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=300, num_key_value_heads=2, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_tuned_checkpoint_is_ours_with_their_tokenizer(model, tmp_path):
     save_huggingface(model, tmp_path / "theirs", tokenizer=BYTES)
     start = load_checkpoint(tmp_path / "theirs")

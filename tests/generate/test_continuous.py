@@ -247,6 +247,30 @@ def test_a_trainer_on_one_gpu_and_the_engine_on_another():
     assert torch.cuda.current_device() == 0
 
 
+def test_progress_begins_before_the_first_sample_is_done_and_ends_with_the_last(model):
+    seen = []
+
+    def watched(items, *, total=None, unit="", label=""):
+        seen.append("begins")
+        for item in items:
+            yield item
+            seen.append(item)
+
+    engine = Engine(model, Characters(), num_slots=2)
+    engine.generate(PROMPTS, SamplingParams(n=2, max_tokens=3), progress=watched)
+    assert seen == ["begins", *range(2 * len(PROMPTS))]
+    seen.clear()
+
+    def stops(items, *, total=None, unit="", label=""):
+        seen.append("begins")
+        yield from items
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(continuous.Engine, "_run", lambda *_: 1 / 0)
+        engine.generate(PROMPTS, SamplingParams(max_tokens=3), progress=stops)
+    assert seen == ["begins"]
+
+
 @pytest.mark.parametrize("room", [5, 1_000])
 def test_a_small_batch_leaves_no_small_engine_behind(model, room, monkeypatch):
     """A large batch after it has as many slots as one that comes first: what memory allows, or all that it fills."""

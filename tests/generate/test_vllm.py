@@ -213,7 +213,7 @@ def test_vllm_starts_and_generates_in_usual_forms_beside_a_run_that_is_equal_to_
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_without_vllm_one_line_names_the_extra():
-    with pytest.raises(UserError, match=r"pip install 'cs336\[gpu\]'") as error:
+    with pytest.raises(UserError, match=r"pip install -e '\.\[gpu\]'") as error:
         VllmEngine.start("model")
     assert "\n" not in str(error.value)
 

@@ -164,7 +164,7 @@ def test_no_server_is_an_error():
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def test_without_vllm_one_line_names_the_extra():
-    with pytest.raises(UserError, match=r"pip install 'cs336\[gpu\]'") as error, serving("model"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[gpu\]'") as error, serving("model"):
         pass
     assert "\n" not in str(error.value)
 
