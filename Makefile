@@ -18,7 +18,7 @@ ui: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cs336 ui
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # what a file shares is made once
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow

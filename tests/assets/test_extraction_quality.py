@@ -16,6 +16,7 @@ def test_without_gold_it_is_off_and_the_check_passes(tmp_path, monkeypatch):
     assert extraction_keeps_the_main_text(tmp_path) == (True, {"state": "off, no data", "recall": {}})
 
 
+@pytest.mark.slow
 def test_with_gold_both_modes_are_scored_and_the_default_keeps_the_text(tmp_path, shared_data, monkeypatch):
     monkeypatch.setenv("CS336_DATA", str(shared_data))
     metadata = extraction_quality(Step(folder=tmp_path, num_workers=1))

@@ -49,6 +49,7 @@ def test_the_personal_data_of_the_labelled_sentences_is_found_and_nothing_else(t
     assert "4f8a:c99e:dc86:faf9:5988:5f63:375e:8a2a" in shown["out_of_scope"]["markdown"]  # IPv6 is not asked for
 
 
+@pytest.mark.slow
 def test_language_figures_tell_the_detectors_and_lengths_apart(tmp_path: Path, real_data: Path):
     shown = language_accuracy(Step(folder=tmp_path), filters=FilterConfig())
     rows = [line.split(" | ") for line in shown["summary"]["markdown"].splitlines()[2:]]

@@ -64,6 +64,7 @@ def test_the_environment_says_how_a_run_is_shared(monkeypatch):
     assert (chosen.num_processes, chosen.parallel, chosen.recompute) == (4, "fsdp2", 2)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(tmp_path, inputs):
     one = train_in_child(step_in(tmp_path / "one"), MODEL, CONFIG, **inputs)
     two = train_in_child(

@@ -39,6 +39,7 @@ def test_one_process_adds_up_the_parts_of_the_presets_batch(tmp_path, capsys):
     assert "4 sequences of 64 a step, 256 tokens: 1 processes with 4 parts of 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(tmp_path):
     arguments = [*TINY, "--only", "ours", "--only", "plain", "--results", str(tmp_path)]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.course_step"]

@@ -44,6 +44,7 @@ def test_extraction_runs_beside_resiliparse_with_the_same_bytes(tmp_path: Path):
         assert ours["megabytes_per_second"] > 0 and ours["cpu_seconds"] > 0 and ours["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_filters_run_and_say_how_much_was_extraction(tmp_path: Path):
     rows = run_subject(tmp_path, "filters", "--pages", "16", "--cores", "1")
     ours = {row["case"]: row for row in rows if row["contender"] == "ours"}

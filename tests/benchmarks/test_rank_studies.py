@@ -35,6 +35,7 @@ def test_every_study_has_a_dry_run(tmp_path):
         assert config.setting().model.d_model == 32 and max(config.all_reduce_bytes) <= 10_000_000
 
 
+@pytest.mark.slow
 def test_the_optimizers_memory_is_told_by_kind(tmp_path, capsys):
     assert main(["optimizer_shard", *SMALL, "--tiny", "--results", str(tmp_path)]) == 0
     rows = list(read_jsonl(tmp_path / "optimizer_shard.jsonl"))
@@ -61,6 +62,7 @@ def test_the_contests_step_is_compared_with_the_plain_model_in_a_row(tmp_path, c
     assert "largest weight" in last and len(last.strip().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_what_another_machine_measured_stays_in_the_tables(tmp_path):
     common = ["full_step", "--device", "cpu", "--tiny", "--results", str(tmp_path)]
     assert main([*common, "--warmup", "1", "--rep", "1"]) == 0

@@ -133,6 +133,7 @@ def test_the_compiled_count_is_the_plain_one_on_text_of_any_kind():
     assert hits > 1_000
 
 
+@pytest.mark.slow
 def test_the_compiled_count_is_the_plain_one_on_sentences_of_many_languages(shared_data: Path):
     rows = list(read_jsonl(shared_data / "labelled" / "langid" / "dev" / "lingua_sentences.jsonl.gz"))
     texts = [row["text"] for row in rows]
