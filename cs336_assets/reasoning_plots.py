@@ -135,8 +135,8 @@ def scores_over_seeds(
     axes = figure.add_subplot()
     tidy(axes)
     axes.set_xlabel("accuracy on held-out problems: of all seeds with its 95 % interval, rings by seed", fontsize=8)
-    left = min((low for value, low, _ in shown.values() if value), default=0.0)
-    left = min([left, *(value for some in seeds.values() for value in some if value)])
+    lows = [low for value, low, _ in shown.values() if value]
+    left = min([*lows, *(value for some in seeds.values() for value in some if value)], default=0.0)
     for place, (name, (value, low, high)) in enumerate(shown.items()):
         if value == 0:
             axes.text(left, place, "0 %", va="center", fontsize=7)

@@ -122,10 +122,10 @@ SAMPLINGS = [
 @pytest.mark.parametrize("num_slots", [1, 4, 0])
 def test_samples_equal_one_sequence_at_a_time(model, sampling, num_slots):
     engine = Engine(model, Characters(), num_slots=num_slots)
-    params = SamplingParams(**{"n": 2, "max_tokens": 12, "seed": 5, "logprobs": True, **sampling})
+    params = SamplingParams(**{"n": 8, "max_tokens": 12, "seed": 5, "logprobs": True, **sampling})
     generations = assert_equals_one_by_one(engine, PROMPTS, params)
     lengths = {len(sample.token_ids) for generation in generations for sample in generation.samples}
-    assert len(lengths) > 1  # so that slots became free at different times
+    assert len(lengths) > 2  # so that slots became free at different times
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
